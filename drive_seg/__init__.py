@@ -1,0 +1,3 @@
+"""Retinal vessel segmentation in colour fundus photographs."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,192 @@
+"""Weights and training states on disk.
+
+``model.pt`` is a plain state dict of CPU tensors, the best so far; ``last.pt`` is all that a training needs to go
+on. Both are written whole or not at all and read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from drive_seg.errors import DriveSegError
+from drive_seg.files import replacing
+
+__all__ = ["BestModelSaver", "TrainingState", "WeightsLoader", "load_weights", "save_checkpoint"]
+
+
+def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write ``content`` with ``torch.save``; tensors go to the CPU.
+
+    Raises:
+        DriveSegError: if the file cannot be written; an earlier one stays as it was.
+    """
+    with replacing(path) as temporary:
+        try:
+            torch.save(_on_cpu(content), temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(f"{error}") from error
+
+
+def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Read what ``save_checkpoint`` wrote.
+
+    Raises:
+        DriveSegError: if there is no such file or it is not a checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DriveSegError(f"{path}: there is no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the damaged bytes lead to
+        raise DriveSegError(f"{path}: is not a checkpoint of tensors and plain values ({_first_line(error)})") from error
+    if not isinstance(content, Mapping):
+        raise DriveSegError(f"{path}: expected a dictionary, got {type(content).__name__}")
+    return dict(content)
+
+
+def load_weights(network: nn.Module, path: str | os.PathLike) -> nn.Module:
+    """Load a state dict into ``network`` and return it; a training state's network is taken, too.
+
+    Raises:
+        DriveSegError: if the file is missing or its weights are not those of such a network.
+    """
+    content = load_checkpoint(path)
+    weights = content.get("network", content)
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise DriveSegError(
+            f"{path}: the weights do not fit the network, are base_channels, depth and num_classes those of the "
+            f"training? ({_first_line(error)})"
+        ) from error
+    return network
+
+
+class WeightsLoader:
+    """Loads weights when an engine starts.
+
+    Args:
+        network: what to load into.
+        path: state dict, see ``load_weights``.
+    """
+
+    def __init__(self, network: nn.Module, path: str) -> None:
+        self.network = network
+        self.path = path
+
+    def attach(self, engine: Engine) -> None:
+        """Run at the start of ``engine``."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load."""
+        load_weights(self.network, self.path)
+
+
+class BestModelSaver:
+    """Writes the network's state dict whenever validation found the best key metric so far.
+
+    Args:
+        network: whose weights to save.
+        path: where, such as ``models/model.pt``.
+    """
+
+    def __init__(self, network: nn.Module, path: str) -> None:
+        self.network = network
+        self.path = path
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator that computes the key metric."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save if this epoch is the best one."""
+        if engine.state.best_metric_epoch == engine.state.epoch:
+            save_checkpoint(self.network.state_dict(), self.path)
+
+
+class TrainingState:
+    """Saves after every epoch what a training needs to go on, and goes on from it on request.
+
+    What is random in an epoch depends on the seed and the epoch alone (``EpochSeed``), so there is no random state to keep.
+
+    Args:
+        path: file to save to and to resume from, such as ``models/last.pt``.
+        parts: what has a ``state_dict``: network, optimizer, schedule, … by name.
+        evaluator: whose best metric is kept, too.
+        resume: go on from ``path`` when the trainer starts.
+        interval: save every so many epochs, and after the last.
+    """
+
+    def __init__(
+        self, path: str, parts: Mapping[str, Any], evaluator: Engine, resume: bool = False, interval: int = 1
+    ) -> None:
+        self.path = path
+        self.parts = dict(parts)
+        self.evaluator = evaluator
+        self.resume = resume
+        self.interval = interval
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, after the handlers whose state is to be saved."""
+        engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        """Write the state after an epoch."""
+        state = engine.state
+        if state.epoch % self.interval and state.epoch != state.max_epochs:
+            return
+        content = {name: part.state_dict() for name, part in self.parts.items()}
+        content["progress"] = {
+            "epoch": state.epoch,
+            "iteration": state.iteration,
+            "best_metric": float(self.evaluator.state.best_metric),
+            "best_metric_epoch": int(self.evaluator.state.best_metric_epoch),
+        }
+        save_checkpoint(content, self.path)
+
+    def load(self, engine: Engine) -> None:
+        """Put the state back if this run resumes.
+
+        Raises:
+            DriveSegError: if there is nothing to resume from, or if it is of another network or optimizer.
+        """
+        if not self.resume:
+            return
+        content = load_checkpoint(self.path)
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(content[name])
+            progress = content["progress"]
+            engine.state.epoch = progress["epoch"]
+            engine.state.iteration = progress["iteration"]
+            self.evaluator.state.best_metric = progress["best_metric"]
+            self.evaluator.state.best_metric_epoch = progress["best_metric_epoch"]
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise DriveSegError(
+                f"{self.path}: cannot be resumed from, it is not the state of a training with these settings "
+                f"({_first_line(error)})"
+            ) from error
+
+
+def _on_cpu(content: Any) -> Any:
+    if isinstance(content, torch.Tensor):
+        return content.detach().cpu()
+    if isinstance(content, Mapping):
+        return {key: _on_cpu(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(_on_cpu(value) for value in content)
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,184 @@
+"""The ``drive-seg`` command: flags to overrides of the bundle's configs, and nothing of the recipe.
+
+torch and MONAI are imported inside the commands, so that ``drive-seg --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from drive_seg import __version__
+from drive_seg.configs import bundle_root as shipped_bundle
+from drive_seg.configs import parse_overrides, split_overrides
+from drive_seg.errors import user_error
+
+app = typer.Typer(
+    help="Segment the vessels in colour fundus photographs.",
+    epilog="train, evaluate and predict take any key of the bundle's configs as --KEY VALUE, "
+    "spelt as for python -m monai.bundle: --max_epochs 100 --optimizer#momentum 0.95",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_OVERRIDABLE = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+BundleRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle-root", "--bundle_root", help="Bundle to take the configs from.", show_default="the one shipped"
+    ),
+]
+DatasetDir = Annotated[
+    Path,
+    typer.Option(
+        "--dataset-dir",
+        "--dataset_dir",
+        help="Folder in the DRIVE layout, training|test/{images,1st_manual,mask}, with or without dataset.json.",
+    ),
+]
+OutputDir = Annotated[Path, typer.Option("--output-dir", "--output_dir", help="Folder to write into.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Weights to use, a model.pt.", show_default="models/model.pt of the bundle")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command(context_settings=_OVERRIDABLE)
+def train(
+    context: typer.Context,
+    dataset_dir: DatasetDir,
+    output_dir: OutputDir = Path("drive-seg-training"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt in the output folder.")] = False,
+    bundle_root: BundleRoot = None,
+) -> None:
+    """Train the U-Net; the best weights on the validation cases become OUTPUT_DIR/model.pt.
+
+    Example: drive-seg train --dataset-dir data/CHASE_DB1 --output-dir runs/chase --max_epochs 100
+    """
+    overrides = {
+        "dataset_dir": str(dataset_dir),
+        "output_dir": str(output_dir),
+        "ckpt_dir": str(output_dir),
+        "resume": resume,
+        **parse_overrides(context.args),
+    }
+    from drive_seg.workflows import quiet, run_workflow
+
+    quiet()
+    run_workflow(bundle_root or shipped_bundle(), ["train"], "training", overrides)
+    typer.echo(f"best weights: {output_dir / 'model.pt'}\nhistory: {output_dir / 'history.csv'}")
+
+
+@app.command(context_settings=_OVERRIDABLE)
+def evaluate(
+    context: typer.Context,
+    dataset_dir: DatasetDir,
+    checkpoint: Checkpoint = None,
+    output_dir: OutputDir = Path("drive-seg-evaluation"),
+    bundle_root: BundleRoot = None,
+) -> None:
+    """Score weights on the test cases, inside the field of view; writes OUTPUT_DIR/metrics.csv.
+
+    Where the test cases have no annotations, as in DRIVE today, the held-out validation cases are scored and
+    a warning says so.
+
+    Example: drive-seg evaluate --dataset-dir data/CHASE_DB1 --checkpoint runs/chase/model.pt
+    """
+    overrides = {
+        "dataset_dir": str(dataset_dir),
+        "output_dir": str(output_dir),
+        **_checkpoint(checkpoint),
+        **parse_overrides(context.args),
+    }
+    from drive_seg.workflows import quiet, run_workflow
+
+    quiet()
+    workflow = run_workflow(bundle_root or shipped_bundle(), ["train", "evaluate"], "evaluating", overrides)
+    _print_scores(workflow.parser.get_parsed_content("scores").rows)
+    typer.echo(f"all figures: {output_dir / 'metrics.csv'}")
+
+
+@app.command(context_settings=_OVERRIDABLE)
+def predict(
+    paths: Annotated[list[str], typer.Argument(help="Photographs, or folders of photographs.", show_default=False)],
+    output_dir: OutputDir = Path("drive-seg-predictions"),
+    checkpoint: Checkpoint = None,
+    bundle_root: BundleRoot = None,
+) -> None:
+    """Segment photographs; writes a mask, a probability map and an overlay for each, at its own size.
+
+    A photograph that cannot be segmented is reported and listed in OUTPUT_DIR/failed.csv, and the others are finished.
+
+    Example: drive-seg predict clinic/ eye.jpg --checkpoint runs/chase/model.pt --output-dir masks
+    """
+    files, extra = split_overrides(paths)
+    overrides = {**_checkpoint(checkpoint), **parse_overrides(extra)}
+    from drive_seg.workflows import quiet, segment_photographs
+
+    quiet()
+    failed = segment_photographs(bundle_root or shipped_bundle(), files, output_dir, overrides)
+    typer.echo(f"results: {output_dir}")
+    if failed:
+        typer.echo(f"{len(failed)} could not be segmented: {output_dir / 'failed.csv'}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(output_dir: OutputDir = Path("drive-seg-demo"), bundle_root: BundleRoot = None) -> None:
+    """See everything at work in under three minutes, without any data of your own.
+
+    Draws phantom photographs, trains on them briefly, scores the result, and segments a real photograph.
+    """
+    from drive_seg.demo import run_demo
+    from drive_seg.workflows import quiet
+
+    quiet()
+    run_demo(bundle_root or shipped_bundle(), output_dir, typer.echo)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; an error that the user can mend is one sentence on stderr and exit code 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        app(args=[argument for argument in arguments if argument != "--debug"] if arguments != ["--debug"] else [])
+    except KeyboardInterrupt:
+        sys.exit("drive-seg: stopped")
+    except Exception as error:
+        mendable = user_error(error)
+        if debug or mendable is None:
+            raise
+        sys.exit(f"drive-seg: {mendable}")
+
+
+def _checkpoint(path: Path | None) -> dict[str, str]:
+    return {} if path is None else {"checkpoint": str(path)}
+
+
+def _print_scores(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Inside the field of view")
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "case_id" else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:.4f}" for value in row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The bundle's configs: where they are, and what of them may be overridden.
+
+MONAI accepts an override of a key that does not exist, so that a misspelt one is silently without effect. Here it is
+an error that suggests the nearest.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from drive_seg.errors import DriveSegError
+
+__all__ = ["bundle_root", "check_overrides", "config_files", "parse_overrides", "split_overrides"]
+
+
+def bundle_root() -> Path:
+    """The bundle: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "bundle", package.parent / "bundle"):
+        if (candidate / "configs" / "train.json").is_file():
+            return candidate
+    raise DriveSegError(f"there is no bundle in {package} or beside it, is the installation complete?")
+
+
+def config_files(root: Path, *names: str) -> list[str]:
+    """Paths of configs by name, the base first.
+
+    Raises:
+        DriveSegError: if one is missing.
+    """
+    files = [root / "configs" / f"{name}.json" for name in names]
+    for file in files:
+        if not file.is_file():
+            raise DriveSegError(f"{file}: there is no such config, expected a bundle in {root}")
+    return [str(file) for file in files]
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """Overrides from the command line, ``--key value`` or ``--key=value``, as ``python -m monai.bundle`` takes them.
+
+    Values are read as JSON or as a Python literal, and are strings otherwise. ``#`` and ``::`` both separate levels.
+
+    >>> parse_overrides(["--max_epochs", "3", "--train#dataset#num_workers=0", "--precision", "float32"])
+    {'max_epochs': 3, 'train::dataset::num_workers': 0, 'precision': 'float32'}
+
+    Raises:
+        DriveSegError: if an argument is no ``--key`` or has no value.
+    """
+    overrides: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--") or len(argument) == 2:
+            raise DriveSegError(f"{argument!r}: expected --KEY VALUE, where KEY is a key of the config")
+        key, equals, value = argument[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise DriveSegError(f"--{key}: expected a value after it")
+            value = rest.pop(0)
+        overrides[key.replace("#", "::")] = _parse_value(value)
+    return overrides
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part paths from overrides where a command takes both.
+
+    >>> split_overrides(["a.jpg", "--threshold", "0.4", "b.jpg"])
+    (['a.jpg', 'b.jpg'], ['--threshold', '0.4'])
+    """
+    paths: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--"):
+            paths.append(argument)
+            continue
+        overrides.append(argument)
+        if "=" not in argument and rest:
+            overrides.append(rest.pop(0))
+    return paths, overrides
+
+
+def check_overrides(files: Sequence[str], overrides: Mapping[str, Any]) -> None:
+    """See that every override is of a key that the configs have.
+
+    Raises:
+        DriveSegError: naming the first that is not, and the key it may be meant to be.
+    """
+    known: set[str] = set()
+    for file in files:
+        known.update(_keys(json.loads(Path(file).read_text(encoding="utf-8"))))
+    for key in overrides:
+        normal = key.replace("#", "::")
+        if normal in known:
+            continue
+        nearest = difflib.get_close_matches(normal, sorted(known), n=1, cutoff=0.5)
+        hint = f", did you mean {nearest[0]}?" if nearest else ""
+        raise DriveSegError(f"{key}: the config has no such key{hint}")
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    items: Iterator[tuple[str, Any]] | enumerate[Any]
+    if isinstance(config, dict):
+        items = iter(config.items())
+    elif isinstance(config, list):
+        items = enumerate(config)  # type: ignore[assignment]
+    else:
+        return
+    for key, value in items:
+        if key == "_desc_":
+            continue
+        # An overlay spells a nested key in one; a leading + means that its value is merged.
+        name = f"{prefix}{str(key).lstrip('+').replace('#', '::')}"
+        yield name
+        yield from _keys(value, f"{name}::")
+
+
+def _parse_value(text: str) -> Any:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text

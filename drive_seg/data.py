@@ -1,0 +1,308 @@
+"""Datalists: which files make a case, and which cases are trained on, validated on and tested on.
+
+Two sources are understood:
+
+* the DRIVE layout, ``training|test/{images,1st_manual,2nd_manual,mask}``, where a file belongs to a case by
+  its name: ``21_training.tif``, ``21_manual1.gif`` and ``21_training_mask.gif`` are all of case ``21``;
+* a ``dataset.json`` beside those folders (MONAI decathlon style, paths relative to it), which then is
+  all that counts.
+
+Only names are looked at here; what the files hold is checked when they are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from drive_seg.errors import DriveSegError
+from drive_seg.files import write_text
+
+SECTIONS = ("training", "validation", "test")
+IMAGE_SUFFIXES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".pbm"})
+FIRST_OBSERVER = "1st_manual"
+SECOND_OBSERVER = "2nd_manual"
+DATASET_JSON = "dataset.json"
+
+_NAME_ENDING = re.compile(r"(_(training|test))?(_mask|_manual\d*|_av)?$", re.IGNORECASE)
+_logger = logging.getLogger(__name__)
+
+Case = dict[str, str]
+
+
+def case_id(path: str | os.PathLike) -> str:
+    """The case a file belongs to: its name without suffixes and without DRIVE's endings.
+
+    >>> case_id("training/mask/21_training_mask.gif"), case_id("1st_manual/Image_01L_manual1.png")
+    ('21', 'Image_01L')
+    """
+    stem = Path(path).name.split(".")[0]
+    return _NAME_ENDING.sub("", stem) or stem
+
+
+def load_datalist(
+    dataset_dir: str | os.PathLike,
+    section: str,
+    annotations: Mapping[str, str] | None = None,
+    validation_every: int = 5,
+) -> list[Case]:
+    """The cases of one section, sorted by case id.
+
+    Args:
+        dataset_dir: folder in the DRIVE layout, with or without a ``dataset.json``.
+        section: ``training``, ``validation`` or ``test``.
+        annotations: which annotation goes under which key, ``{"label": "1st_manual"}`` by default. Every
+            training and validation case must have the one named ``label``; any other may be absent.
+        validation_every: where the dataset names no validation cases, every n-th training case in order of
+            case id is held out for validation (5: cases 25, 30, 35 and 40 of DRIVE, which leaves 16).
+
+    Returns:
+        Dictionaries with ``case_id``, ``image``, and where the files exist ``fov`` and the keys of
+        ``annotations``; all values are strings, paths are absolute.
+
+    Raises:
+        DriveSegError: if the folder, a partner of an image or an annotation is missing, if two files
+            claim to be the same, or if an image is in two sections.
+    """
+    if section not in SECTIONS:
+        raise DriveSegError(f"section: expected one of {', '.join(SECTIONS)}, got {section!r}")
+    annotations = {"label": FIRST_OBSERVER} if annotations is None else dict(annotations)
+    cases = _read_sections(Path(dataset_dir), validation_every)[section]
+    return [_with_annotations(case, section, annotations) for case in cases]
+
+
+def annotated_test_cases(
+    dataset_dir: str | os.PathLike,
+    annotations: Mapping[str, str] | None = None,
+    validation_every: int = 5,
+) -> list[Case]:
+    """The cases to score a finished model on: the test cases, if there are annotations for them.
+
+    DRIVE's site hands out its test images without annotations today. Then the held-out validation cases are
+    returned instead, and a warning says so: these chose the model, so the figures are optimistic.
+    """
+    cases = load_datalist(dataset_dir, "test", annotations, validation_every)
+    annotated = [case for case in cases if "label" in case]
+    if annotated:
+        if len(annotated) < len(cases):
+            _logger.warning("%s: %d of %d test cases have no annotation and are not scored",
+                            dataset_dir, len(cases) - len(annotated), len(cases))  # fmt: skip
+        return annotated
+    held_out = load_datalist(dataset_dir, "validation", annotations, validation_every)
+    _logger.warning(
+        "%s has no annotated test cases: scoring the %d held-out validation cases instead "
+        "(they chose the checkpoint, so the figures are optimistic)",
+        dataset_dir, len(held_out),
+    )  # fmt: skip
+    return held_out
+
+
+def photographs(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Case]:
+    """Cases of photographs without annotation: files, and folders of which every image file is taken.
+
+    Args:
+        paths: one file or folder, or several.
+
+    Returns:
+        Dictionaries with ``case_id`` and ``image``, in the order given, each file once. The case id is the file's name
+        without suffix; where several would have the same, suffix and folder are added.
+
+    Raises:
+        DriveSegError: if a path does not exist or there is no photograph at all.
+    """
+    files: dict[Path, None] = {}
+    for path in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
+        if path.is_dir():
+            found = list_images(path)
+            if not found:
+                raise DriveSegError(
+                    f"{path}: holds no photograph, expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
+                )
+            files.update(dict.fromkeys(file.resolve() for file in found))
+        elif path.is_file():
+            files[path.resolve()] = None
+        else:
+            raise DriveSegError(f"{path}: there is no such file or folder")
+    if not files:
+        raise DriveSegError("expected at least one photograph, got none")
+    names = _unique_names(list(files))
+    return [{"case_id": name, "image": str(file)} for name, file in zip(names, files, strict=True)]
+
+
+def _unique_names(files: Sequence[Path]) -> list[str]:
+    spellings = (
+        lambda file: file.stem,
+        lambda file: file.name.replace(".", "_"),
+        lambda file: "_".join((*file.parent.parts[1:], file.name.replace(".", "_"))),
+    )
+    names = [file.stem for file in files]
+    for spelling in spellings:
+        counts = Counter(names)
+        names = [spelling(file) if counts[name] > 1 else name for file, name in zip(files, names, strict=True)]
+    return names
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+    """Image files directly in ``folder``, in order of name; hidden files and other kinds are left out."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+
+
+def read_drive_layout(dataset_dir: str | os.PathLike) -> dict[str, list[Case]]:
+    """All cases of a DRIVE-layout folder by its two folders, ``{"training": [...], "test": [...]}``.
+
+    A case holds ``case_id``, ``image``, ``fov`` (from ``mask``) and one key for every other folder beside
+    ``images``, such as ``1st_manual`` and ``2nd_manual``. A folder that is absent or empty is a normal thing;
+    one that has files for some images and not for others is not.
+    """
+    root = Path(dataset_dir)
+    return {section: _read_drive_section(root / section) for section in ("training", "test")}
+
+
+def write_dataset_json(
+    dataset_dir: str | os.PathLike,
+    sections: Mapping[str, Sequence[Mapping[str, str]]],
+    labels: Mapping[str, str],
+    **about: Any,
+) -> Path:
+    """Write ``dataset.json`` into ``dataset_dir`` and return its path.
+
+    Args:
+        dataset_dir: the folder the paths are relative to.
+        sections: cases by section (``training``, ``validation``, ``test``) as ``load_datalist`` returns them, with
+            annotations under the name of their folder (``1st_manual``, ``2nd_manual``, ``av``).
+        labels: meaning of the label values, such as ``{"0": "background", "1": "vessel"}``.
+        about: what to know of the dataset, such as ``name``, ``description``, ``licence`` and ``reference``.
+    """
+    root = Path(dataset_dir).resolve()
+
+    def relative(key: str, value: str) -> str:
+        return value if key == "case_id" else Path(os.path.relpath(Path(value).resolve(), root)).as_posix()
+
+    content = {
+        **about,
+        "tensorImageSize": "2D",
+        "modality": {"0": "red", "1": "green", "2": "blue"},
+        "labels": dict(labels),
+        **{f"num{section.capitalize()}": len(sections.get(section, ())) for section in SECTIONS},
+        **{
+            section: [{key: relative(key, value) for key, value in case.items()} for case in sections.get(section, ())]
+            for section in SECTIONS
+        },
+    }
+    path = root / DATASET_JSON
+    write_text(path, json.dumps(content, indent=2) + "\n")
+    return path
+
+
+def _read_sections(root: Path, validation_every: int) -> dict[str, list[Case]]:
+    if not root.is_dir():
+        raise DriveSegError(f"dataset_dir: {root} is not a folder")
+    if (root / DATASET_JSON).is_file():
+        sections = _read_dataset_json(root / DATASET_JSON)
+    else:
+        sections = read_drive_layout(root)
+        if not any(sections.values()):
+            raise DriveSegError(
+                f"dataset_dir: {root} holds no case, expected images in training/images or test/images "
+                f"(the DRIVE layout) or a {DATASET_JSON}"
+            )
+    if not sections.get("validation"):
+        training = sections["training"]
+        sections["validation"] = training[validation_every - 1 :: validation_every]
+        sections["training"] = [case for case in training if case not in sections["validation"]]
+    _check_no_overlap(root, sections)
+    return sections
+
+
+def _read_drive_section(folder: Path) -> list[Case]:
+    images = _by_case(list_images(folder / "images"))
+    cases: dict[str, Case] = {key: {"case_id": key, "image": str(path.resolve())} for key, path in images.items()}
+    if not folder.is_dir():
+        return []
+    for partner_dir in sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "images"):
+        partners = _by_case(list_images(partner_dir))
+        if not partners:
+            continue
+        for key in images.keys() - partners.keys():
+            raise DriveSegError(f"{images[key]} has no partner in {partner_dir}, expected a file named {key}_… there")
+        for key in partners.keys() - images.keys():
+            raise DriveSegError(
+                f"{partners[key]} has no image in {folder / 'images'}, expected a file named {key}_… there"
+            )
+        for key, path in partners.items():
+            cases[key]["fov" if partner_dir.name == "mask" else partner_dir.name] = str(path.resolve())
+    return [cases[key] for key in sorted(cases)]
+
+
+def _by_case(paths: Sequence[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in paths:
+        key = case_id(path)
+        if key in found:
+            raise DriveSegError(f"{found[key]} and {path} are both of case {key}, expected one file a case")
+        found[key] = path
+    return found
+
+
+def _read_dataset_json(path: Path) -> dict[str, list[Case]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DriveSegError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict) or not any(section in content for section in SECTIONS):
+        raise DriveSegError(f"{path}: expected an object with the keys {', '.join(SECTIONS)}")
+    return {section: _read_json_section(path, section, content.get(section, [])) for section in SECTIONS}
+
+
+def _read_json_section(path: Path, section: str, items: Any) -> list[Case]:
+    if not isinstance(items, list):
+        raise DriveSegError(f"{path}: {section}: expected a list of cases, got {type(items).__name__}")
+    cases: dict[str, Case] = {}
+    for number, item in enumerate(items):
+        where = f"{path}: {section}[{number}]"
+        if isinstance(item, str):  # decathlon lists its test images as bare paths
+            item = {"image": item}
+        if not isinstance(item, dict) or not all(isinstance(value, str) for value in item.values()):
+            raise DriveSegError(f"{where}: expected a path or an object of paths, got {item!r}")
+        if "image" not in item:
+            raise DriveSegError(f"{where}: expected the key image, got {', '.join(item) or 'nothing'}")
+        case: Case = {"case_id": item.get("case_id", case_id(item["image"]))}
+        for key, value in item.items():
+            if key == "case_id":
+                continue
+            file = (path.parent / value).resolve()
+            if not file.is_file():
+                raise DriveSegError(f"{where}: {key}: there is no file {file}")
+            case[FIRST_OBSERVER if key == "label" else key] = str(file)
+        if case["case_id"] in cases:
+            raise DriveSegError(f"{where}: case {case['case_id']} is listed twice")
+        cases[case["case_id"]] = case
+    return [cases[key] for key in sorted(cases)]
+
+
+def _check_no_overlap(root: Path, sections: Mapping[str, Sequence[Case]]) -> None:
+    owner: dict[str, str] = {}
+    for section, cases in sections.items():
+        for case in cases:
+            other = owner.setdefault(case["image"], section)
+            if other != section:
+                raise DriveSegError(f"{root}: {case['image']} is in {other} and in {section}, expected it in one of them")
+
+
+def _with_annotations(case: Case, section: str, annotations: Mapping[str, str]) -> Case:
+    chosen: Case = {key: case[key] for key in ("case_id", "image", "fov") if key in case}
+    for key, folder in annotations.items():
+        if folder in case:
+            chosen[key] = case[folder]
+        elif key == "label" and section != "test":
+            raise DriveSegError(f"{case['image']} has no annotation {folder!r}, expected one for every {section} case")
+    return chosen

@@ -1,0 +1,125 @@
+"""Mixed precision on any device, and the training step.
+
+MONAI's engines switch on mixed precision for CUDA only. Here the precision belongs to the inferer, so that
+trainer, evaluator and any other program that takes the inferer from the bundle run the network alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import torch
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys
+
+from drive_seg.errors import DriveSegError
+
+__all__ = ["TrainingStep", "autocast", "best_device", "fast_dtype"]
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def best_device(local_rank: int = 0) -> torch.device:
+    """The accelerator of this process if there is one (CUDA, MPS, XPU, …), the CPU otherwise."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return torch.device("cpu")
+    return torch.device(accelerator.type, local_rank if accelerator.type != "mps" else 0)
+
+
+def fast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """The number type to run the network's convolutions in.
+
+    Args:
+        device: where it runs.
+        precision: ``float32``, ``bfloat16`` or ``float16``; ``auto`` takes bfloat16 where the hardware computes in it
+            (CPUs with AMX or AVX-512 BF16, CUDA from compute capability 8.0), float16 on CUDA from 7.0, else float32.
+
+    Raises:
+        DriveSegError: if the precision is not one of these.
+    """
+    if precision in PRECISIONS:
+        return PRECISIONS[precision]
+    if precision != "auto":
+        raise DriveSegError(f"precision: expected auto, {', '.join(PRECISIONS)}, got {precision!r}")
+    if device.type == "cuda":
+        major, _ = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if major >= 8 else torch.float16 if major >= 7 else torch.float32
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"):
+            return torch.bfloat16
+    return torch.float32
+
+
+def autocast(device: torch.device, precision: str = "auto") -> contextlib.AbstractContextManager[Any]:
+    """A context in which the network runs in ``fast_dtype``; its weights stay float32."""
+    dtype = fast_dtype(device, precision)
+    if dtype is torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+class TrainingStep:
+    """One training iteration, to be given to ``SupervisedTrainer`` as its ``iteration_update``.
+
+    It does what MONAI's own does, with these differences: the precision is the inferer's, on any device; the loss
+    is computed in float32 outside of autocast; gradients are clipped once they are unscaled and summed up; and a
+    loss that is not finite ends the run before it can reach the weights.
+
+    Args:
+        max_gradient_norm: the gradient's norm is clipped to this; None: not at all.
+    """
+
+    def __init__(self, max_gradient_norm: float | None = None) -> None:
+        self.max_gradient_norm = max_gradient_norm
+        # float16 alone needs its gradients scaled up; the scaler is made when the first loss of that kind is seen.
+        self.scaler: torch.amp.GradScaler | None = None
+
+    def __call__(self, engine: SupervisedTrainer, batchdata: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Images, labels, logits and loss of the batch, as MONAI's engines put them into ``engine.state.output``."""
+        images, labels = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
+        output: dict[str, Any] = {CommonKeys.IMAGE: images, CommonKeys.LABEL: labels}
+        engine.state.output = output
+        engine.network.train()
+
+        accumulate = engine.accumulation_steps
+        position = (engine.state.iteration - 1) % engine.state.epoch_length
+        group_start = position - position % accumulate
+        group_length = min(accumulate, engine.state.epoch_length - group_start)
+        if position == group_start:
+            engine.optimizer.zero_grad(set_to_none=True)
+
+        logits = engine.inferer(images, engine.network)
+        output[CommonKeys.PRED] = logits
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        loss = engine.loss_function(logits, labels).mean()
+        output[CommonKeys.LOSS] = loss
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        if not math.isfinite(loss.item()):
+            raise DriveSegError(
+                f"the loss became {loss.item()} in epoch {engine.state.epoch}, iteration {engine.state.iteration}: "
+                "expected a finite number; the checkpoints written so far are whole, try a lower learning rate"
+            )
+
+        scaler = self._scaler_for(engine)
+        scaler.scale(loss / group_length).backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if position == group_start + group_length - 1:
+            if self.max_gradient_norm is not None:
+                scaler.unscale_(engine.optimizer)
+                torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_gradient_norm)
+            scaler.step(engine.optimizer)
+            scaler.update()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output
+
+    def _scaler_for(self, engine: SupervisedTrainer) -> torch.amp.GradScaler:
+        if self.scaler is None:
+            device = engine.state.device
+            dtype = fast_dtype(device, getattr(engine.inferer, "precision", "float32"))
+            self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+        return self.scaler

@@ -1,0 +1,25 @@
+"""The one exception that is meant for people rather than for programmers."""
+
+from __future__ import annotations
+
+
+class DriveSegError(Exception):
+    """Something the user can mend: a file, a config key or an argument that is not what was expected.
+
+    The message is one sentence that names the file or key, what was expected and what was found. The
+    command line prints it without a traceback; everything else that is raised is a bug and keeps its own.
+    """
+
+
+def user_error(error: BaseException) -> DriveSegError | None:
+    """The ``DriveSegError`` at the root of ``error``, if there is one.
+
+    MONAI wraps what a transform raises into a ``RuntimeError``, several layers deep, and keeps the
+    original as its cause.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, DriveSegError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None

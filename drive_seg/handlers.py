@@ -1,0 +1,229 @@
+"""Event handlers: randomness that can be repeated, progress to watch, and the history of a training."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.transforms import Randomizable
+from tqdm import tqdm
+
+from drive_seg.files import write_text
+from drive_seg.metrics import Confusion, confusion, mean_scores, roc_auc
+
+__all__ = ["CaseScores", "EpochSeed", "History", "TrainingProgress"]
+
+_logger = logging.getLogger(__name__)
+
+
+class EpochSeed:
+    """Seeds all random numbers anew at the start of every epoch, from the seed and the epoch's number.
+
+    So an epoch is the same whether the training came to it in one go or was resumed.
+
+    Args:
+        seed: any whole number.
+        transform: the training transforms; they have random states of their own.
+    """
+
+    def __init__(self, seed: int, transform: Randomizable) -> None:
+        self.seed = seed
+        self.transform = transform
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed."""
+        seed = int(np.random.SeedSequence([self.seed, engine.state.epoch]).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        self.transform.set_random_state(seed)
+
+
+class TrainingProgress:
+    """A progress bar with loss, learning rate, best Dice and time left; nothing where there is no terminal.
+
+    Args:
+        optimizer: whose learning rate to show.
+        evaluator: whose key metric to show.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, evaluator: Engine) -> None:
+        self.optimizer = optimizer
+        self.evaluator = evaluator
+        self.bar: tqdm | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+        engine.add_event_handler(Events.COMPLETED, self.close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._close_and_raise)
+
+    def start(self, engine: Engine) -> None:
+        """Open the bar at the iteration the training starts from."""
+        total = engine.state.max_epochs * engine.state.epoch_length
+        self.bar = tqdm(total=total, initial=engine.state.iteration, desc="training", unit="step", disable=None)
+
+    def update(self, engine: Engine) -> None:
+        """One step further."""
+        if self.bar is None or self.bar.disable:
+            return
+        shown = {"epoch": engine.state.epoch, "loss": f"{_loss(engine):.4f}", "lr": f"{_learning_rate(self.optimizer):.2g}"}
+        if self.evaluator.state.best_metric_epoch > 0:
+            shown["best"] = f"{self.evaluator.state.best_metric:.4f}"
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
+
+    def close(self, engine: Engine) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _close_and_raise(self, engine: Engine, error: BaseException) -> None:
+        self.close(engine)
+        raise error
+
+
+class History:
+    """One row an epoch: mean loss, learning rate, validation metric, time; logged, and kept in a CSV file.
+
+    Its rows are part of the training's state, so a resumed training continues them.
+
+    Args:
+        path: CSV file, written anew after every epoch.
+        optimizer: whose learning rate to record.
+        evaluator: whose key metric to record, in the epochs that were validated.
+        metric_name: column of that metric.
+    """
+
+    def __init__(self, path: str, optimizer: torch.optim.Optimizer, evaluator: Engine, metric_name: str) -> None:
+        self.path = path
+        self.optimizer = optimizer
+        self.evaluator = evaluator
+        self.metric_name = metric_name
+        self.rows: list[dict[str, Any]] = []
+        self._losses: list[float] = []
+        self._started = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, after the handler that validates."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.record)
+
+    def start(self, engine: Engine) -> None:
+        """An epoch begins."""
+        self._losses = []
+        self._started = time.perf_counter()
+
+    def collect(self, engine: Engine) -> None:
+        """Keep the loss of an iteration."""
+        self._losses.append(_loss(engine))
+
+    def record(self, engine: Engine) -> None:
+        """Write the row of an epoch."""
+        validated = self.evaluator.state.epoch == engine.state.epoch and self.evaluator.state.metrics
+        metric = self.evaluator.state.metrics.get(self.metric_name) if validated else None
+        row = {
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "loss": sum(self._losses) / max(1, len(self._losses)),
+            "learning_rate": _learning_rate(self.optimizer),
+            self.metric_name: "" if metric is None else float(metric),
+            "seconds": round(time.perf_counter() - self._started, 3),
+        }
+        self.rows.append(row)
+        write_csv(self.path, self.rows)
+        shown = "" if metric is None else f", {self.metric_name} {float(metric):.4f}"
+        _logger.info("epoch %d/%d: loss %.4f%s", row["epoch"], engine.state.max_epochs, row["loss"], shown)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put the rows of an earlier run back."""
+        self.rows = [dict(row) for row in state["rows"]]
+
+
+class CaseScores:
+    """Scores every case of an evaluation inside the field of view and writes ``metrics.csv``.
+
+    One row a case, then the per-image mean and the pooled figures (counts of all cases summed first). All figures are
+    shares from 0 to 1; of several vessel classes the figures are of vessel against background.
+
+    Args:
+        path: CSV file.
+        ignore_index: label value of the pixels that do not count.
+    """
+
+    def __init__(self, path: str, ignore_index: int = 255) -> None:
+        self.path = path
+        self.ignore_index = ignore_index
+        self.rows: list[dict[str, Any]] = []
+        self._cases: list[dict[str, float]] = []
+        self._pooled = Confusion(0, 0, 0, 0)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator."""
+        engine.add_event_handler(Events.STARTED, self.reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def reset(self, engine: Engine) -> None:
+        """Forget an earlier run."""
+        self.rows, self._cases, self._pooled = [], [], Confusion(0, 0, 0, 0)
+
+    def collect(self, engine: Engine) -> None:
+        """Score the cases of an iteration."""
+        for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
+            case = {**batch, **output}
+            label = np.asarray(case["label"].cpu())[0]
+            pred = np.asarray(case["pred"].cpu())[0]
+            vessel = 1 - np.asarray(case["probability"].cpu())[0]
+            counted = label != self.ignore_index
+            counts = confusion(pred, label, counted)
+            scores = {**counts.scores(), "roc_auc": roc_auc(vessel, label, counted)}
+            self._pooled += counts
+            self._cases.append(scores)
+            self.rows.append({"case_id": case["case_id"], **scores})
+
+    def write(self, engine: Engine) -> None:
+        """Write the table and log its summary."""
+        mean = mean_scores(self._cases)
+        self.rows.append({"case_id": "per-image mean", **mean})
+        self.rows.append({"case_id": "pooled", **self._pooled.scores(), "roc_auc": ""})
+        write_csv(self.path, self.rows)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in mean.items())
+        _logger.info("%d cases, inside the field of view, per-image mean: %s", len(self._cases), shown)
+
+
+def write_csv(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of the same keys as a CSV file, whole or not at all."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())
+
+
+def _loss(engine: Engine) -> float:
+    output = engine.state.output
+    first = output[0] if isinstance(output, list) else output
+    return float(first["loss"].detach())
+
+
+def _learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    return float(optimizer.param_groups[0]["lr"])

@@ -1,0 +1,224 @@
+"""The padded U-Net, from small blocks to the whole.
+
+Source: O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
+MICCAI 2015, doi:10.1007/978-3-319-24574-4_28. As in MONAI's networks the convolutions are padded and followed
+by batch normalisation, so that an image of any size comes out at its own size; ``padded=False`` gives the design
+of the paper.
+"""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.layers.factories import Conv, Norm, Pool
+from torch import nn
+
+__all__ = ["ConvBlock", "DecoderStage", "EncoderStage", "OutputLayer", "UNet"]
+
+
+class ConvBlock(nn.Sequential):
+    """Two 3×3 convolutions, each followed by normalisation and ReLU.
+
+    Args:
+        spatial_dims: 2 for (B, C, H, W), 3 for (B, C, D, H, W).
+        in_channels: channels in.
+        out_channels: channels out of both convolutions.
+        norm: ``"batch"``, or None for none; only without normalisation do the convolutions have a bias, which
+            batch normalisation would cancel.
+        padded: pad by 1, so that the size stays; otherwise every spatial side loses 4.
+    """
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, norm: str | None = "batch", padded: bool = True
+    ) -> None:
+        if norm not in ("batch", None):
+            raise ValueError(f"norm: expected 'batch' or None, got {norm!r}")
+        layers: list[nn.Module] = []
+        for channels in (in_channels, out_channels):
+            layers.append(
+                Conv[Conv.CONV, spatial_dims](
+                    channels, out_channels, kernel_size=3, padding=1 if padded else 0, bias=norm is None
+                )
+            )
+            if norm == "batch":
+                layers.append(Norm[Norm.BATCH, spatial_dims](out_channels))
+            layers.append(nn.ReLU(inplace=True))
+        super().__init__(*layers)
+
+
+class EncoderStage(nn.Module):
+    """2×2 max pooling, then a ``ConvBlock``: half the size, other channels. Arguments as there."""
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, norm: str | None = "batch", padded: bool = True
+    ) -> None:
+        super().__init__()
+        self.pool = Pool[Pool.MAX, spatial_dims](kernel_size=2)
+        self.convs = ConvBlock(spatial_dims, in_channels, out_channels, norm, padded)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H // 2, W // 2) when padded."""
+        return self.convs(self.pool(x))
+
+
+class DecoderStage(nn.Module):
+    """2×2 transposed convolution, concatenation with the encoder's features, then a ``ConvBlock``.
+
+    Args:
+        in_channels: channels from below; the transposed convolution halves them.
+        skip_channels: channels from the encoder.
+        out_channels: channels out.
+        spatial_dims, norm, padded: as in ``ConvBlock``. Padded, the upsampled features are padded to the size of the
+            encoder's (one pixel more where that is odd); otherwise the encoder's are cropped at the centre.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        skip_channels: int,
+        out_channels: int,
+        norm: str | None = "batch",
+        padded: bool = True,
+    ) -> None:
+        super().__init__()
+        self.padded = padded
+        self.up = Conv[Conv.CONVTRANS, spatial_dims](in_channels, in_channels // 2, kernel_size=2, stride=2)
+        self.convs = ConvBlock(spatial_dims, in_channels // 2 + skip_channels, out_channels, norm, padded)
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """Features from below and from the encoder → (B, out_channels, size of ``skip`` when padded)."""
+        x = self.up(x)
+        if self.padded:
+            x = _pad_to(x, skip)
+        else:
+            skip = _crop_to(skip, x)
+        return self.convs(torch.cat([skip, x], dim=1))
+
+
+class OutputLayer(nn.Module):
+    """1×1 convolution from features to one logit a class."""
+
+    def __init__(self, spatial_dims: int, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv = Conv[Conv.CONV, spatial_dims](in_channels, num_classes, kernel_size=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, H, W) → (B, num_classes, H, W)."""
+        return self.conv(x)
+
+
+class UNet(nn.Module):
+    """U-Net whose output has the size of its input.
+
+    At the defaults it has 23 convolution layers and 31,037,698 parameters, which come in the order encoder →
+    decoder → output.
+
+    Args:
+        in_channels: channels of the image, 3 for a colour photograph.
+        num_classes: classes including the background, hence logits a pixel.
+        base_channels: channels of the first stage; each of the ``depth`` stages below has twice as many as the last.
+        depth: how often the size is halved; images must have at least ``2**depth`` pixels a side.
+        spatial_dims: 2 or 3.
+        norm: ``"batch"`` or None.
+        padded: False gives the original design, valid convolutions and cropped skip connections, in which
+            572×572 comes out as 388×388.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 2,
+        base_channels: int = 64,
+        depth: int = 4,
+        spatial_dims: int = 2,
+        norm: str | None = "batch",
+        padded: bool = True,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims: expected 2 or 3, got {spatial_dims!r}")
+        counts = {"in_channels": in_channels, "num_classes": num_classes, "base_channels": base_channels, "depth": depth}
+        for name, value in counts.items():
+            if int(value) != value or value < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.spatial_dims = spatial_dims
+        self.depth = depth
+        self.padded = padded
+        self.smallest_size = 2**depth if padded else _smallest_unpadded_size(depth)
+
+        channels = [base_channels * 2**level for level in range(depth + 1)]
+        self.first = ConvBlock(spatial_dims, in_channels, channels[0], norm, padded)
+        self.encoder = nn.ModuleList(
+            EncoderStage(spatial_dims, above, here, norm, padded)
+            for above, here in zip(channels, channels[1:], strict=False)
+        )
+        self.decoder = nn.ModuleList(
+            DecoderStage(spatial_dims, below, here, here, norm, padded)
+            for below, here in zip(channels[:0:-1], channels[-2::-1], strict=True)
+        )
+        self.output = OutputLayer(spatial_dims, channels[0], num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Image (B, in_channels, H, W), float → logits (B, num_classes, H, W), float.
+
+        Raises:
+            ValueError: if the rank, the number of channels or the size does not fit the network.
+        """
+        self._check(x)
+        x = self.first(x)
+        skips = [x]
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        skips.pop()
+        for stage in self.decoder:
+            x = stage(x, skips.pop())
+        logits = self.output(x)
+        return logits
+
+    def _check(self, x: torch.Tensor) -> None:
+        if x.dim() != self.spatial_dims + 2:
+            raise ValueError(
+                f"UNet: expected {self.spatial_dims + 2} dimensions (batch, channel, {self.spatial_dims} spatial), "
+                f"got {x.dim()}"
+            )
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f"UNet: expected {self.in_channels} channels, got {x.shape[1]}")
+        for size in x.shape[2:]:
+            if size < self.smallest_size:
+                raise ValueError(
+                    f"UNet: expected every side to have at least {self.smallest_size} pixels (depth {self.depth}), "
+                    f"got {size}"
+                )
+
+
+def _pad_to(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    # No branch on the sizes: a padding of zero is free, and exported graphs keep odd and even sizes alike.
+    if x.dim() == 5:
+        pads = [
+            0, skip.shape[4] - x.shape[4], 0, skip.shape[3] - x.shape[3], 0, skip.shape[2] - x.shape[2],
+        ]  # fmt: skip
+    else:
+        pads = [0, skip.shape[3] - x.shape[3], 0, skip.shape[2] - x.shape[2]]
+    return nn.functional.pad(x, pads, mode="replicate")
+
+
+def _crop_to(skip: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    for dim in range(2, x.dim()):
+        skip = skip.narrow(dim, (skip.shape[dim] - x.shape[dim]) // 2, x.shape[dim])
+    return skip
+
+
+def _smallest_unpadded_size(depth: int) -> int:
+    # Each decoder stage turns n pixels into 2n - 4, so the bottom must end in 3 (one stage) or 4 pixels for one to
+    # be left at the top; on the way down the two valid convolutions of each stage take 4.
+    size = (3 if depth == 1 else 4) + 4
+    for _ in range(depth):
+        size = size * 2 + 4
+    return size

@@ -1,0 +1,132 @@
+"""Pictures to look at, and the masks and probability maps that are handed on, written as PNG files.
+
+Arrays are rows first, (H, W) or (H, W, 3). The colours stay apart for colour-blind readers (Okabe & Ito, 2008).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Transform
+from PIL import Image
+from scipy import ndimage
+
+from drive_seg.errors import DriveSegError
+from drive_seg.files import replacing
+
+__all__ = ["SaveVesselsd", "agreement", "overlay", "save_png"]
+
+ONE_CLASS = (0, 255, 200)
+"""Outline of vessels: a colour that no retina has."""
+
+CLASS_COLOURS = ((240, 228, 66), (0, 114, 178), (204, 121, 167), (86, 180, 233), (255, 255, 255))
+"""Outlines of several classes: artery yellow, vein blue, …"""
+
+TRUE_POSITIVE = (255, 255, 255)
+FALSE_POSITIVE = (230, 159, 0)
+FALSE_NEGATIVE = (86, 180, 233)
+
+
+def save_png(array: np.ndarray, path: str | os.PathLike) -> None:
+    """Write an (H, W) uint8 or uint16 or (H, W, 3) uint8 array as PNG, whole or not at all."""
+    with replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, format="PNG", compress_level=1)
+
+
+def overlay(photograph: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The photograph with the outlines of the vessels drawn over it.
+
+    Args:
+        photograph: (H, W, 3), uint8.
+        mask: (H, W), class values, 0 for background. One vessel class is drawn in turquoise, several in yellow,
+            blue, ….
+
+    Returns:
+        (H, W, 3), uint8.
+    """
+    drawn = photograph.copy()
+    classes = int(mask.max(initial=0))
+    for value in range(1, classes + 1):
+        inside = mask == value
+        outline = inside & ~ndimage.binary_erosion(inside)
+        drawn[outline] = ONE_CLASS if classes == 1 else CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)]
+    return drawn
+
+
+def agreement(pred: np.ndarray, label: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Where prediction and annotation agree, as a picture: white both, orange predicted alone, blue annotated alone.
+
+    Args:
+        pred: (H, W), non-zero where a vessel is predicted.
+        label: (H, W), non-zero where one is annotated.
+        counted: (H, W), True where a pixel counts; the rest is dark grey.
+
+    Returns:
+        (H, W, 3), uint8.
+    """
+    predicted, annotated = (pred != 0) & counted, (label != 0) & counted
+    picture = np.where(counted[..., None], np.uint8(0), np.uint8(48)).repeat(3, axis=2)
+    picture[predicted & annotated] = TRUE_POSITIVE
+    picture[predicted & ~annotated] = FALSE_POSITIVE
+    picture[~predicted & annotated] = FALSE_NEGATIVE
+    return picture
+
+
+class SaveVesselsd(Transform):
+    """Writes the result for one photograph, in the photograph's own size and orientation.
+
+    ``<name>_vessels.png`` is the mask, 0 and 255 (several classes: the class values); ``<name>_probability.png`` the
+    probability of vessel in 16 bits, 0 to 65535; ``<name>_overlay.png`` the photograph with the vessels outlined.
+
+    Args:
+        output_dir: folder to write into.
+        pred_key: mask, (1, H, W), class values.
+        probability_key: probability maps, (num_classes, H, W), background first.
+        photograph_key: photograph, (3, H, W), uint8, of which the metadata tell the file name.
+        output_key: where the paths of the written files go.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        pred_key: str = "pred",
+        probability_key: str = "probability",
+        photograph_key: str = "photograph",
+        output_key: str = "saved",
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.pred_key = pred_key
+        self.probability_key = probability_key
+        self.photograph_key = photograph_key
+        self.output_key = output_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        case = dict(data)
+        photograph = case[self.photograph_key]
+        source = Path(str(photograph.meta["filename_or_obj"]))
+        mask = _array(case[self.pred_key])[0].astype(np.uint8)
+        probability = _array(case[self.probability_key])
+        pixels = np.ascontiguousarray(_array(photograph).transpose(1, 2, 0))
+        if mask.shape != pixels.shape[:2]:
+            raise DriveSegError(f"{source}: the mask has the size {mask.shape}, expected {pixels.shape[:2]}")
+        name = str(case.get("case_id", source.stem))
+        binary = probability.shape[0] == 2
+        pictures = {
+            "vessels": mask * np.uint8(255) if binary else mask,
+            "probability": np.rint(probability[1:].sum(axis=0).clip(0, 1) * 65535).astype(np.uint16),
+            "overlay": overlay(pixels, mask),
+        }
+        saved = {kind: self.output_dir / f"{name}_{kind}.png" for kind in pictures}
+        for kind, picture in pictures.items():
+            save_png(picture, saved[kind])
+        case[self.output_key] = {kind: str(path) for kind, path in saved.items()}
+        return case
+
+
+def _array(image: torch.Tensor | np.ndarray) -> np.ndarray:
+    return np.asarray(image.detach().cpu()) if isinstance(image, torch.Tensor) else np.asarray(image)

@@ -1,0 +1,333 @@
+"""What MONAI's transforms do not have: the field of view, and vessel masks with their pictures.
+
+Each idea is a function on arrays first and a thin dictionary transform after it. Arrays are channel first,
+(C, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import InvertibleTransform, MapTransform, Transform
+from monai.utils import ImageMetaKey, TraceKeys, ensure_tuple
+
+from drive_seg.errors import DriveSegError
+from drive_seg.fov import estimate_fov, fov_box
+
+__all__ = [
+    "EnsureFOVd",
+    "EnsureLabeld",
+    "IgnoreOutsideFOVd",
+    "NormalizeInFOVd",
+    "ScaleToFOVd",
+    "VesselMaskd",
+    "normalize_in_fov",
+    "resize",
+    "vessel_mask",
+]
+
+
+class EnsureFOVd(Transform):
+    """Give every case a FOV mask of its image's size with the values 0 and 1, estimating it where it has none.
+
+    Args:
+        image_key: photograph, (3, H, W), uint8.
+        fov_key: FOV mask, (1, H, W); any value above 0 is inside. Comes out as uint8.
+
+    Raises:
+        DriveSegError: if the mask's size is not the image's, if it is empty, or if no field of view is found.
+    """
+
+    def __init__(self, image_key: str = "image", fov_key: str = "fov") -> None:
+        self.image_key = image_key
+        self.fov_key = fov_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        case = dict(data)
+        image = case[self.image_key]
+        if self.fov_key in case:
+            fov = case[self.fov_key]
+            _check_size(fov, self.fov_key, image)
+            inside = fov[:1] > 0
+            if not inside.any():
+                raise DriveSegError(f"{_file_of(fov)}: {self.fov_key}: expected a field of view, got an empty mask")
+        else:
+            pixels = image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
+            try:
+                inside = torch.from_numpy(estimate_fov(pixels.numpy().transpose(1, 2, 0)))[None]
+            except ValueError as error:
+                raise DriveSegError(f"{_file_of(image)}: {self.image_key}: {error}") from error
+        inside = inside.as_tensor() if isinstance(inside, MetaTensor) else inside
+        case[self.fov_key] = MetaTensor(inside.to(torch.uint8), meta=dict(getattr(image, "meta", {})))
+        return case
+
+
+class EnsureLabeld(MapTransform):
+    """Check annotations and turn their pixels into class values.
+
+    Args:
+        keys: annotations, (1, H, W), uint8.
+        num_classes: 2: pixels have two values, 0 for the background and any other for vessel, which becomes 1.
+            More: pixels are class values below ``num_classes``.
+        image_key: the image whose size they must have.
+        allow_missing_keys: let a case without an annotation pass.
+
+    Raises:
+        DriveSegError: naming both files if the sizes differ, and the annotation if its values do not fit.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, num_classes: int, image_key: str = "image", allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.num_classes = num_classes
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        case = dict(data)
+        for key in self.key_iterator(case):
+            label = case[key]
+            _check_size(label, key, case[self.image_key])
+            values = torch.bincount(label.as_tensor().flatten().int(), minlength=256).nonzero().flatten().tolist()
+            if self.num_classes == 2:
+                if len(values) > 2 or values[0] != 0:
+                    raise DriveSegError(
+                        f"{_file_of(label)}: {key}: expected a binary annotation, 0 and one other value, "
+                        f"got {_some(values)}"
+                    )
+                case[key] = (label > 0).to(torch.uint8)
+            elif values[-1] >= self.num_classes:
+                raise DriveSegError(
+                    f"{_file_of(label)}: {key}: expected class values 0 to {self.num_classes - 1}, got {_some(values)}"
+                )
+        return case
+
+
+def resize(image: torch.Tensor, size: Sequence[int], nearest: bool = False) -> torch.Tensor:
+    """Resample a picture to another size.
+
+    Args:
+        image: (C, H, W), uint8 or float.
+        size: height and width wanted, pixels.
+        nearest: take the nearest pixel, for class values; otherwise bilinear, averaging where it gets smaller.
+
+    Returns:
+        (C, *size), of the type of ``image``.
+    """
+    if tuple(image.shape[1:]) == tuple(size):
+        return image
+    if nearest:
+        return torch.nn.functional.interpolate(image[None], size=tuple(size), mode="nearest-exact")[0]
+    return torch.nn.functional.interpolate(image[None], size=tuple(size), mode="bilinear", antialias=True)[0]
+
+
+class ScaleToFOVd(MapTransform, InvertibleTransform):
+    """Crop to the field of view and scale so that it has a given diameter.
+
+    Cameras differ in resolution tenfold; the network sees every retina at about one scale. MONAI's crop and
+    resize would do it in two steps, ten times as slowly, and scale up again in blocks.
+
+    Args:
+        keys: what to crop and scale, (C, H, W).
+        diameter: of the field of view afterwards, pixels; None: it is only cropped.
+        fov_key: FOV mask at the photograph's own size, (1, H, W), non-zero inside.
+        margin: pixels around the field of view, after scaling, that stay black or are added.
+        nearest: for each key, whether to take the nearest pixel (class values) rather than to interpolate.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        diameter: int | None,
+        fov_key: str = "fov",
+        margin: int = 2,
+        nearest: Sequence[bool] | bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        if diameter is not None and diameter < 1:
+            raise DriveSegError(f"diameter: expected a positive number of pixels or null, got {diameter}")
+        self.diameter = diameter
+        self.fov_key = fov_key
+        self.margin = margin
+        self.nearest = (nearest,) * len(self.keys) if isinstance(nearest, bool) else tuple(nearest)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        case = dict(data)
+        rows, columns = fov_box(_plain(case[self.fov_key])[0].numpy() > 0)
+        box = (rows.start, rows.stop, columns.start, columns.stop)
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        scale = 1.0 if self.diameter is None else self.diameter / max(height, width)
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        for key, nearest in self.key_iterator(case, self.nearest):
+            image = case[key]
+            pixels = _plain(image)
+            cropped = resize(pixels[:, rows, columns], size, nearest)
+            scaled = MetaTensor(torch.nn.functional.pad(cropped, [self.margin] * 4))
+            if isinstance(image, MetaTensor):
+                scaled.copy_meta_from(image)
+            self.push_transform(scaled, orig_size=tuple(pixels.shape[1:]), extra_info={"box": box, "nearest": nearest})
+            case[key] = scaled
+        return case
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Back to the photograph's own size; what was cropped away is 0."""
+        case = dict(data)
+        for key in self.key_iterator(case):
+            image = case[key]
+            trace = self.pop_transform(image)
+            top, bottom, left, right = trace[TraceKeys.EXTRA_INFO]["box"]
+            height, width = trace[TraceKeys.ORIG_SIZE]
+            inner = _plain(image)[:, self.margin : -self.margin or None, self.margin : -self.margin or None]
+            box = resize(inner, (bottom - top, right - left), trace[TraceKeys.EXTRA_INFO]["nearest"])
+            whole = torch.nn.functional.pad(box, [left, width - right, top, height - bottom])
+            case[key] = MetaTensor(whole, meta=image.meta, applied_operations=image.applied_operations)
+        return case
+
+
+def normalize_in_fov(image: torch.Tensor, fov: torch.Tensor) -> torch.Tensor:
+    """Each channel to mean 0 and standard deviation 1 over the field of view, and 0 outside it.
+
+    Args:
+        image: (C, H, W), any number type.
+        fov: (1, H, W), non-zero inside.
+
+    Returns:
+        (C, H, W), float32. A channel that is constant inside becomes 0.
+    """
+    inside = fov[0] > 0
+    pixels = image[:, inside].float()
+    mean = pixels.mean(dim=1)
+    deviation = pixels.std(dim=1, correction=0)
+    scale = torch.where(deviation > 0, 1 / deviation, torch.zeros_like(deviation))
+    normalized = image.float().sub_(mean[:, None, None]).mul_(scale[:, None, None])
+    return normalized.mul_(inside)
+
+
+class NormalizeInFOVd(MapTransform):
+    """``normalize_in_fov`` for a case: light and colour differ between cameras and eyes, the black frame does not count.
+
+    Args:
+        keys: images, (C, H, W).
+        fov_key: FOV mask, (1, H, W).
+    """
+
+    def __init__(self, keys: KeysCollection, fov_key: str = "fov") -> None:
+        super().__init__(keys)
+        self.fov_key = fov_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        case = dict(data)
+        for key in self.key_iterator(case):
+            image = case[key]
+            normalized = normalize_in_fov(_plain(image), _plain(case[self.fov_key]))
+            if isinstance(image, MetaTensor):
+                normalized = MetaTensor(normalized, meta=image.meta, applied_operations=image.applied_operations)
+            case[key] = normalized
+        return case
+
+
+class IgnoreOutsideFOVd(MapTransform):
+    """Set labels outside the field of view to a value that neither loss nor metric counts.
+
+    Args:
+        keys: labels, (1, H, W).
+        fov_key: FOV mask, (1, H, W), non-zero inside.
+        ignore_index: the value, 255 by the project's convention.
+        allow_missing_keys: let a case without an annotation pass.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        fov_key: str = "fov",
+        ignore_index: int = 255,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.fov_key = fov_key
+        self.ignore_index = ignore_index
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        case = dict(data)
+        for key in self.key_iterator(case):
+            case[key] = case[key].masked_fill(_plain(case[self.fov_key]) == 0, self.ignore_index)
+        return case
+
+
+def vessel_mask(probabilities: torch.Tensor, threshold: float, fov: torch.Tensor | None = None) -> torch.Tensor:
+    """Class values from a probability map.
+
+    A pixel is vessel where the probability of all vessel classes together reaches the threshold, and then of the
+    likeliest of them. With two classes and 0.5 that is the likelier class.
+
+    Args:
+        probabilities: (num_classes, H, W), float, sum 1 over the classes, background first.
+        threshold: 0 to 1.
+        fov: (1, H, W), non-zero inside; outside there is no vessel. None: the whole image counts.
+
+    Returns:
+        (1, H, W), uint8, class values.
+    """
+    vessel = probabilities[1:].sum(dim=0, keepdim=True) >= threshold
+    if fov is not None:
+        vessel = vessel & (fov > 0)
+    return (vessel * (probabilities[1:].argmax(dim=0, keepdim=True) + 1)).to(torch.uint8)
+
+
+class VesselMaskd(MapTransform):
+    """``vessel_mask`` for a case; the probability maps move to another key.
+
+    Args:
+        keys: probability maps, (num_classes, H, W); replaced by masks, (1, H, W), uint8.
+        threshold: as there.
+        probability_keys: where the probability maps go, one a key.
+        fov_key: FOV mask outside which there is no vessel; None: the whole image counts.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        threshold: float = 0.5,
+        probability_keys: KeysCollection = "probability",
+        fov_key: str | None = None,
+    ) -> None:
+        super().__init__(keys)
+        if not 0 <= threshold <= 1:
+            raise DriveSegError(f"threshold: expected a probability from 0 to 1, got {threshold}")
+        self.threshold = threshold
+        self.probability_keys = ensure_tuple(probability_keys)
+        self.fov_key = fov_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        case = dict(data)
+        fov = None if self.fov_key is None else _plain(case[self.fov_key])
+        for key, probability_key in self.key_iterator(case, self.probability_keys):
+            case[probability_key] = case[key]
+            case[key] = vessel_mask(_plain(case[key]), self.threshold, fov)
+        return case
+
+
+def _plain(image: torch.Tensor | np.ndarray) -> torch.Tensor:
+    return image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
+
+
+def _check_size(partner: torch.Tensor, key: str, image: torch.Tensor) -> None:
+    if partner.shape[1:] != image.shape[1:]:
+        raise DriveSegError(
+            f"{_file_of(partner)}: {key}: expected the size of {_file_of(image)}, "
+            f"{image.shape[2]}×{image.shape[1]}, got {partner.shape[2]}×{partner.shape[1]}"
+        )
+
+
+def _file_of(image: Any) -> str:
+    return str(getattr(image, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, "the array that was given"))
+
+
+def _some(values: Sequence[int]) -> str:
+    shown = ", ".join(map(str, values[:6]))
+    return f"{shown}, … ({len(values)} values)" if len(values) > 6 else shown

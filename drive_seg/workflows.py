@@ -1,0 +1,88 @@
+"""Run the bundle's configs from Python: what the command line and the demo are thin layers over."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+from tqdm import tqdm
+
+from drive_seg.configs import check_overrides, config_files
+from drive_seg.data import photographs
+from drive_seg.errors import DriveSegError
+from drive_seg.files import write_text
+from drive_seg.segmenter import Segmenter
+
+__all__ = ["quiet", "run_workflow", "segment_photographs"]
+
+
+def quiet() -> None:
+    """Messages for people on stderr: this project's, and from others what is wrong."""
+    warnings.filterwarnings("ignore", module="(monai|ignite|torch)")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in ("SupervisedTrainer", "SupervisedEvaluator"):  # they log what they raise
+        logging.getLogger(f"ignite.engine.engine.{name}").setLevel(logging.CRITICAL)
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns that no logging file is used
+    logging.getLogger("drive_seg").setLevel(logging.INFO)
+
+
+def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mapping[str, Any]) -> ConfigWorkflow:
+    """Run one id of the bundle's configs.
+
+    Args:
+        root: the bundle.
+        names: configs, the base first, such as ``["train", "evaluate"]``.
+        run_id: such as ``training``.
+        overrides: config keys and their values.
+
+    Returns:
+        The workflow after its run; its ``parser`` gives every part that took part.
+
+    Raises:
+        DriveSegError: if an override is of a key that the configs do not have.
+    """
+    files = config_files(root, *names)
+    values = {"bundle_root": str(root), **overrides}
+    check_overrides(files, values)
+    workflow = ConfigWorkflow(config_file=files, workflow_type="train", run_id=run_id, logging_file=False, **values)
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    return workflow
+
+
+def segment_photographs(
+    root: Path, paths: Sequence[str | os.PathLike], output_dir: Path, overrides: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Segment files and folders with ``inference.json``; one that fails is reported and the others are finished.
+
+    Returns:
+        Photograph and reason of those that failed, which ``failed.csv`` in ``output_dir`` lists, too.
+
+    Raises:
+        DriveSegError: if there is no photograph, or an override or the weights do not fit.
+    """
+    cases = photographs(paths)
+    values = {"bundle_root": str(root), "output_dir": str(output_dir), **overrides}
+    segmenter = Segmenter.from_config(config_files(root, "inference"), values)
+    failed: list[tuple[str, str]] = []
+    for case, result in tqdm(segmenter.each(cases), total=len(cases), unit="photograph", disable=None):
+        if isinstance(result, DriveSegError):
+            failed.append((case["image"], str(result)))
+            tqdm.write(f"drive-seg: {result}", file=sys.stderr)
+    listing = output_dir / "failed.csv"
+    if failed:
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows([("photograph", "reason"), *failed])
+        write_text(listing, table.getvalue())
+    else:
+        listing.unlink(missing_ok=True)
+    return failed
