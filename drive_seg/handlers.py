@@ -19,7 +19,7 @@ from tqdm import tqdm
 from drive_seg.files import write_text
 from drive_seg.metrics import Confusion, confusion, mean_scores, roc_auc
 
-__all__ = ["CaseScores", "EpochSeed", "History", "TrainingProgress"]
+__all__ = ["CaseScores", "EpochSeed", "History", "TrainingProgress", "loss_of"]
 
 _logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class TrainingProgress:
         """One step further."""
         if self.bar is None or self.bar.disable:
             return
-        shown = {"epoch": engine.state.epoch, "loss": f"{_loss(engine):.4f}", "lr": f"{_learning_rate(self.optimizer):.2g}"}
+        shown = {"epoch": engine.state.epoch, "loss": f"{loss_of(engine.state.output):.4f}", "lr": f"{_learning_rate(self.optimizer):.2g}"}
         if self.evaluator.state.best_metric_epoch > 0:
             shown["best"] = f"{self.evaluator.state.best_metric:.4f}"
         self.bar.set_postfix(shown, refresh=False)
@@ -97,7 +97,7 @@ class TrainingProgress:
 
 
 class History:
-    """One row an epoch: mean loss, learning rate, validation metric, time; logged, and kept in a CSV file.
+    """One row an epoch in a CSV file: mean loss, learning rate, validation metric, time; validated epochs are logged.
 
     Its rows are part of the training's state, so a resumed training continues them.
 
@@ -130,7 +130,7 @@ class History:
 
     def collect(self, engine: Engine) -> None:
         """Keep the loss of an iteration."""
-        self._losses.append(_loss(engine))
+        self._losses.append(loss_of(engine.state.output))
 
     def record(self, engine: Engine) -> None:
         """Write the row of an epoch."""
@@ -146,8 +146,11 @@ class History:
         }
         self.rows.append(row)
         write_csv(self.path, self.rows)
-        shown = "" if metric is None else f", {self.metric_name} {float(metric):.4f}"
-        _logger.info("epoch %d/%d: loss %.4f%s", row["epoch"], engine.state.max_epochs, row["loss"], shown)
+        if metric is not None:
+            _logger.info(
+                "epoch %d of %d: loss %.4f, %s %.4f",
+                row["epoch"], engine.state.max_epochs, row["loss"], self.metric_name, float(metric),
+            )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""
@@ -219,10 +222,9 @@ def write_csv(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, table.getvalue())
 
 
-def _loss(engine: Engine) -> float:
-    output = engine.state.output
-    first = output[0] if isinstance(output, list) else output
-    return float(first["loss"].detach())
+def loss_of(output: Mapping[str, Any]) -> float:
+    """The loss in what the trainer puts out for an iteration."""
+    return float(output["loss"].detach())
 
 
 def _learning_rate(optimizer: torch.optim.Optimizer) -> float:

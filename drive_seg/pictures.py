@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from monai.transforms import Transform
 from PIL import Image
-from scipy import ndimage
 
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
@@ -22,10 +21,13 @@ from drive_seg.files import replacing
 __all__ = ["SaveVesselsd", "agreement", "overlay", "save_png"]
 
 ONE_CLASS = (0, 255, 200)
-"""Outline of vessels: a colour that no retina has."""
+"""Vessels, in a colour that no retina has."""
 
 CLASS_COLOURS = ((240, 228, 66), (0, 114, 178), (204, 121, 167), (86, 180, 233), (255, 255, 255))
-"""Outlines of several classes: artery yellow, vein blue, …"""
+"""Several classes: artery yellow, vein blue, …"""
+
+OPACITY = 0.6
+"""Of the colour over the photograph: the vessel's own shade stays visible through it."""
 
 TRUE_POSITIVE = (255, 255, 255)
 FALSE_POSITIVE = (230, 159, 0)
@@ -39,12 +41,11 @@ def save_png(array: np.ndarray, path: str | os.PathLike) -> None:
 
 
 def overlay(photograph: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The photograph with the outlines of the vessels drawn over it.
+    """The photograph with its vessels coloured, which shows at any magnification, as outlines do not.
 
     Args:
         photograph: (H, W, 3), uint8.
-        mask: (H, W), class values, 0 for background. One vessel class is drawn in turquoise, several in yellow,
-            blue, ….
+        mask: (H, W), class values, 0 for background. One vessel class is turquoise, several are yellow, blue, ….
 
     Returns:
         (H, W, 3), uint8.
@@ -52,9 +53,9 @@ def overlay(photograph: np.ndarray, mask: np.ndarray) -> np.ndarray:
     drawn = photograph.copy()
     classes = int(mask.max(initial=0))
     for value in range(1, classes + 1):
+        colour = ONE_CLASS if classes == 1 else CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)]
         inside = mask == value
-        outline = inside & ~ndimage.binary_erosion(inside)
-        drawn[outline] = ONE_CLASS if classes == 1 else CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)]
+        drawn[inside] = ((1 - OPACITY) * drawn[inside] + OPACITY * np.array(colour)).round().astype(np.uint8)
     return drawn
 
 
@@ -81,7 +82,7 @@ class SaveVesselsd(Transform):
     """Writes the result for one photograph, in the photograph's own size and orientation.
 
     ``<name>_vessels.png`` is the mask, 0 and 255 (several classes: the class values); ``<name>_probability.png`` the
-    probability of vessel in 16 bits, 0 to 65535; ``<name>_overlay.png`` the photograph with the vessels outlined.
+    probability of vessel in 16 bits, 0 to 65535; ``<name>_overlay.png`` the photograph with the vessels coloured.
 
     Args:
         output_dir: folder to write into.

@@ -91,9 +91,9 @@ def _to_array(image: Image.Image, content: str, path: str) -> np.ndarray:
             return np.repeat(grey[..., None], 3, axis=2)
         if image.mode in ("I", "F"):
             raise DriveSegError(f"{path}: expected 8 or 16 bits a channel, got pixels of mode {image.mode}")
-        return np.asarray(image.convert("RGB"))
+        return np.array(image.convert("RGB"))
     if content == "classes":
         if image.mode not in ("P", "L", "1"):
             raise DriveSegError(f"{path}: expected one channel of class values, got pixels of mode {image.mode}")
         return np.asarray(image).astype(np.uint8)
-    return np.asarray(image.convert("L"))
+    return np.array(image.convert("L"))

@@ -60,9 +60,20 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
 
 
 def segment_photographs(
-    root: Path, paths: Sequence[str | os.PathLike], output_dir: Path, overrides: Mapping[str, Any]
+    root: Path,
+    paths: Sequence[str | os.PathLike],
+    output_dir: Path,
+    overrides: Mapping[str, Any],
+    names: Sequence[str] = ("inference",),
 ) -> list[tuple[str, str]]:
-    """Segment files and folders with ``inference.json``; one that fails is reported and the others are finished.
+    """Segment files and folders; one that fails is reported and the others are finished.
+
+    Args:
+        root: the bundle.
+        paths: photographs and folders of photographs.
+        output_dir: where the results go.
+        overrides: config keys and their values.
+        names: configs, the base first.
 
     Returns:
         Photograph and reason of those that failed, which ``failed.csv`` in ``output_dir`` lists, too.
@@ -72,7 +83,7 @@ def segment_photographs(
     """
     cases = photographs(paths)
     values = {"bundle_root": str(root), "output_dir": str(output_dir), **overrides}
-    segmenter = Segmenter.from_config(config_files(root, "inference"), values)
+    segmenter = Segmenter.from_config(config_files(root, *names), values)
     failed: list[tuple[str, str]] = []
     for case, result in tqdm(segmenter.each(cases), total=len(cases), unit="photograph", disable=None):
         if isinstance(result, DriveSegError):

@@ -1,0 +1,25 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Path:
+    """The bundle of this checkout."""
+    return ROOT / "bundle"
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DRIVE-layout folder of small phantoms, 6 for training (of which 1 for validation) and 2 for test."""
+    from drive_seg.phantom import write_phantom_dataset
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantom_dataset(folder, training=6, test=2, seed=7, height=150, width=141)
+    return folder

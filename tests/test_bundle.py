@@ -1,0 +1,224 @@
+"""The shipped configs on generated photographs, through MONAI's own commands."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from drive_seg.networks import UNet
+
+CONFIGS = ["train", "evaluate", "inference", "demo"]
+SMALL = {
+    "base_channels": 4,
+    "depth": 3,
+    "fov_diameter": 128,
+    "patch_size": [64, 64],
+    "max_epochs": 2,
+    "val_interval": 1,
+    "warmup_steps": 2,
+}
+
+
+def read(bundle: Path, name: str) -> dict[str, Any]:
+    return json.loads((bundle / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def small_overrides() -> list[str]:
+    return [part for key, value in SMALL.items() for part in (f"--{key}", json.dumps(value))]
+
+
+def run_bundle(run_id: str, bundle: Path, files: list[str], *overrides: str) -> str:
+    configs = [str(bundle / "configs" / f"{name}.json") for name in files]
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", run_id, "--bundle_root", str(bundle)]
+        + ["--config_file", configs[0] if len(configs) == 1 else str(configs), *overrides],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(bundle: Path, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what ``python -m monai.bundle run training`` leaves after two short epochs on a raw DRIVE layout."""
+    output = tmp_path_factory.mktemp("trained")
+    run_bundle(
+        "training", bundle, ["train"],
+        "--dataset_dir", str(phantoms), "--ckpt_dir", str(output), "--output_dir", str(output), *small_overrides(),
+    )  # fmt: skip
+    return output
+
+
+def test_training_leaves_weights_state_history_and_events(trained: Path) -> None:
+    weights = torch.load(trained / "model.pt", weights_only=True)
+    UNet(base_channels=4, depth=3).load_state_dict(weights)
+    assert all(isinstance(value, torch.Tensor) and value.device.type == "cpu" for value in weights.values())
+    state = torch.load(trained / "last.pt", weights_only=True)
+    assert state["progress"]["epoch"] == 2
+    with (trained / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(0 <= float(row["val_dice"]) <= 1 and float(row["loss"]) > 0 for row in rows)
+    events = EventAccumulator(str(trained))
+    events.Reload()
+    assert {"train_loss", "val_dice"} <= set(events.Tags()["scalars"])
+
+
+def test_evaluating_scores_the_test_cases(trained: Path, bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    run_bundle(
+        "evaluating", bundle, ["train", "evaluate"], "--dataset_dir", str(phantoms), "--ckpt_dir", str(trained),
+        "--output_dir", str(tmp_path), *small_overrides(),
+    )  # fmt: skip
+    with (tmp_path / "metrics.csv").open() as file:
+        cases = [row["case_id"] for row in csv.DictReader(file)]
+    assert cases[:2] == ["01", "02"]
+
+
+def test_inference_keeps_size_and_orientation(trained: Path, bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    photographs = phantoms / "test" / "images"
+    run_bundle(
+        "run", bundle, ["inference"], "--dataset_dir", str(photographs), "--output_dir", str(tmp_path),
+        "--checkpoint", str(trained / "model.pt"), "--base_channels", "4", "--depth", "3", "--fov_diameter", "128",
+    )  # fmt: skip
+    for photograph in photographs.iterdir():
+        with Image.open(photograph) as source, Image.open(tmp_path / f"{photograph.stem}_vessels.png") as mask:
+            assert source.size == mask.size == (141, 150)
+        with Image.open(tmp_path / f"{photograph.stem}_probability.png") as probability:
+            assert probability.mode == "I;16"
+        assert (tmp_path / f"{photograph.stem}_overlay.png").is_file()
+
+
+def test_several_classes_train_from_the_same_config(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    overrides = {**SMALL, "max_epochs": 1, "num_classes": 3, "annotation": "av"}
+    workflow = ConfigWorkflow(
+        config_file=str(bundle / "configs" / "train.json"),
+        workflow_type="train",
+        logging_file=False,
+        bundle_root=str(bundle),
+        dataset_dir=str(phantoms),
+        ckpt_dir=str(tmp_path),
+        output_dir=str(tmp_path),
+        **overrides,
+    )
+    workflow.initialize()
+    workflow.run()
+    weights = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert weights["output.conv.weight"].shape[0] == 3
+    assert 0 <= workflow.parser.get_parsed_content("validate#evaluator").state.metrics["val_dice"] <= 1
+
+
+def test_geometry_from_file_to_mask(bundle: Path, tmp_path: Path) -> None:
+    """A network that only thresholds must give back the drawn figure at its place in the saved file."""
+    rows, columns = np.mgrid[:180, :300]
+    fov = (rows - 90) ** 2 + (columns - 140) ** 2 < 80**2
+    drawn = np.zeros((180, 300), dtype=bool)
+    drawn[40:100, 130:136] = True
+    drawn[94:100, 130:180] = True  # an L: no mirror image or rotation of it looks the same
+    image = np.where(fov[..., None], np.array([200, 120, 60]), 0).astype(np.uint8)
+    image[drawn] = (120, 30, 20)
+    Image.fromarray(image).save(tmp_path / "figure.tif")
+
+    class Threshold(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            dark = -x[:, 1:2] - 1
+            return torch.cat([-dark, dark], dim=1) * 10
+
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "inference.json"))
+    parser.update({"output_dir": str(tmp_path), "fov_diameter": 320})
+    from drive_seg.segmenter import Segmenter
+
+    parts = [parser.get_parsed_content(name) for name in ("preprocessing", "inferer", "postprocessing")]
+    Segmenter(Threshold(), *parts, device=torch.device("cpu"))({"image": str(tmp_path / "figure.tif")})
+    with Image.open(tmp_path / "figure_vessels.png") as saved:
+        mask = np.asarray(saved) > 0
+    assert mask.shape == (180, 300)
+    overlap = 2 * (mask & drawn).sum() / (mask.sum() + drawn.sum())
+    assert overlap > 0.9
+    for other in (drawn[::-1], drawn[:, ::-1], drawn[::-1, ::-1]):
+        assert 2 * (mask & other).sum() / (mask.sum() + other.sum()) < 0.5
+
+
+def test_train_and_inference_agree_on_what_they_share(bundle: Path) -> None:
+    train, inference = read(bundle, "train"), read(bundle, "inference")
+    shared = ["num_classes", "base_channels", "depth", "precision", "fov_diameter", "threshold", "device"]
+    for key in shared:
+        assert train[key] == inference[key], key
+    for key in ("_target_", "in_channels", "num_classes", "base_channels", "depth"):
+        assert train["network_def"][key] == inference["network_def"][key], key
+    of_training = [step for step in train["read_case"] if step.get("keys") != "label"]
+    of_inference = inference["preprocessing"]["transforms"]
+    assert [step["_target_"] for step in of_training] == [step["_target_"] for step in of_inference[:3]]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_value_says_why(bundle: Path, name: str) -> None:
+    config = read(bundle, name)
+    for key, value in config.items():
+        if key in ("_desc_", "imports", "initialize", "run", "training", "evaluating", "network", "train", "validate"):
+            continue
+        if "#" in key and not isinstance(value, (str, int, float)):
+            continue  # an overlay's list or component; its parts are looked at below
+        component = isinstance(value, dict) and "_target_" in value
+        assert component or key in config["_desc_"], f"{name}: {key} has no description"
+    for where, component in components(config):
+        described = component.get("_desc_", "")
+        assert isinstance(described, str) and len(described) > 8, f"{name}: {where} has no description"
+
+
+def components(value: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield where, value
+        for key, item in value.items():
+            yield from components(item, f"{where}#{key}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from components(item, f"{where}#{number}")
+
+
+def strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from strings(item)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_name_only_known_code(bundle: Path, name: str) -> None:
+    config = read(bundle, name)
+    for where, component in components(config):
+        target = component["_target_"]
+        package = target.split(".")[0]
+        assert "." not in target or package in ("monai", "torch", "ignite", "drive_seg"), f"{where}: {target}"
+    forbidden = {"os", "subprocess", "eval", "exec", "open", "compile", "__import__", "getattr", "globals"}
+    for text in strings(config):
+        if not text.startswith("$"):
+            continue
+        expression = text[1:].replace("@", "").replace("#", "_").replace("::", "_")
+        names = {node.id for node in ast.walk(ast.parse(expression)) if isinstance(node, ast.Name)}
+        imported = {
+            alias.name
+            for node in ast.walk(ast.parse(expression))
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in node.names
+        }
+        modules = {node.module for node in ast.walk(ast.parse(expression)) if isinstance(node, ast.ImportFrom)}
+        assert not (names | imported) & forbidden, text
+        assert imported <= {"sys", "torch", "monai", "loss_of"} and modules <= {"drive_seg.handlers"}, text

@@ -1,0 +1,143 @@
+"""The command line: what it says, and what it refuses in one sentence."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drive_seg.cli import main
+from test_bundle import small_overrides
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail, and return the one sentence it gives."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    message = str(stop.value.code)
+    assert message.startswith("drive-seg: ") and "\n" not in message, message
+    assert "Traceback" not in capsys.readouterr().err
+    return message
+
+
+def test_help_imports_neither_torch_nor_monai() -> None:
+    code = (
+        "import sys\nsys.argv = ['drive-seg', '--help']\nfrom drive_seg.cli import main\n"
+        "try: main()\nexcept SystemExit as stop: assert not stop.code, stop.code\n"
+        "assert not {'torch', 'monai', 'numpy'} & set(sys.modules), 'heavy imports'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in ("train", "evaluate", "predict", "demo"))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from drive_seg import __version__
+
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert not stop.value.code
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_train_evaluate_predict(phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--dataset-dir", str(phantoms), "--output-dir", str(run), *small_overrides()])
+    assert not stop.value.code
+    with pytest.raises(SystemExit) as stop:
+        main(
+            ["evaluate", "--dataset_dir", str(phantoms), "--output-dir", str(tmp_path / "scores")]
+            + ["--checkpoint", str(run / "model.pt"), *small_overrides()]
+        )
+    assert not stop.value.code
+    assert "01" in capsys.readouterr().out
+
+    good = phantoms / "test" / "images" / "01_test.tif"
+    bad = tmp_path / "notes.tif"
+    bad.write_text("not an image")
+    output = tmp_path / "masks"
+    small = ["--base_channels", "4", "--depth=3", "--fov_diameter", "128"]
+    with pytest.raises(SystemExit) as stop:
+        main(
+            ["predict", str(bad), *small, str(good), "--output-dir", str(output)]
+            + ["--checkpoint", str(run / "model.pt")]
+        )
+    assert stop.value.code == 1
+    assert (output / "01_test_vessels.png").is_file(), "one bad photograph must not stop the others"
+    with (output / "failed.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["photograph"] for row in rows] == [str(bad)]
+    assert "notes.tif" in rows[0]["reason"]
+
+
+def test_unknown_key_suggests_the_nearest(phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(["train", "--dataset-dir", str(phantoms), "--learning_rat", "0.1"], capsys)
+    assert "learning_rat" in message and "did you mean learning_rate?" in message
+
+
+def test_unknown_nested_key(phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(["train", "--dataset-dir", str(phantoms), "--optimizer#momentun", "0.1"], capsys)
+    assert "did you mean optimizer::momentum?" in message
+
+
+def test_missing_checkpoint(phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photograph = str(phantoms / "test" / "images" / "01_test.tif")
+    message = refused(["predict", photograph, "--checkpoint", str(tmp_path / "none.pt")], capsys)
+    assert "none.pt: there is no such checkpoint" in message
+
+
+def test_empty_and_missing_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "DRIVE layout" in refused(["train", "--dataset-dir", str(tmp_path)], capsys)
+    assert "nowhere" in refused(["train", "--dataset-dir", str(tmp_path / "nowhere")], capsys)
+    assert "holds no photograph" in refused(["predict", str(tmp_path)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        ("truncate", "21_training.tif"),
+        ("text", "21_training.tif"),
+        ("resize", "21_manual1"),
+        ("grey", "21_manual1"),
+        ("black", "21_training.tif"),
+    ],
+)
+def test_bad_cases_end_the_training_with_the_file_named(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: str, expected: str
+) -> None:
+    dataset = tmp_path / "dataset"
+    copy_tree(phantoms, dataset)
+    photograph = dataset / "training" / "images" / "21_training.tif"
+    annotation = dataset / "training" / "1st_manual" / "21_manual1.gif"
+    if spoil == "truncate":
+        photograph.write_bytes(photograph.read_bytes()[:2000])
+    elif spoil == "text":
+        photograph.write_text("these are not pixels")
+    elif spoil == "resize":
+        with Image.open(annotation) as image:
+            smaller = image.resize((100, 100))
+        smaller.save(annotation)
+    elif spoil == "grey":
+        ramp = np.tile(np.linspace(0, 255, 141).astype(np.uint8), (150, 1))
+        Image.fromarray(ramp).save(annotation)
+    elif spoil == "black":
+        Image.fromarray(np.zeros((150, 141, 3), np.uint8)).save(photograph)
+        (dataset / "training" / "mask" / "21_training_mask.gif").unlink()
+        for mask in (dataset / "training" / "mask").iterdir():
+            mask.unlink()
+    arguments = ["train", "--dataset-dir", str(dataset), "--output-dir", str(tmp_path / "run"), *small_overrides()]
+    assert expected in refused(arguments, capsys)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    for path in source.rglob("*"):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
