@@ -6,19 +6,23 @@ on. Both are written whole or not at all and read with ``weights_only=True``.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 from torch import nn
 
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 
-__all__ = ["BestModelSaver", "TrainingState", "WeightsLoader", "load_weights", "save_checkpoint"]
+__all__ = ["BestModelSaver", "TrainingState", "WeightsLoader", "load_checkpoint", "load_weights", "save_checkpoint"]
+
+_logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> None:
@@ -116,34 +120,65 @@ class BestModelSaver:
 class TrainingState:
     """Saves after every epoch what a training needs to go on, and goes on from it on request.
 
-    What is random in an epoch depends on the seed and the epoch alone (``EpochSeed``), so there is no random state to keep.
+    What is random in an epoch depends on the seed and the epoch alone (``EpochSeed``), so there is no random state to
+    keep. While the training runs it holds a lock beside the file, which the operating system frees however the
+    process ends.
 
     Args:
         path: file to save to and to resume from, such as ``models/last.pt``.
         parts: what has a ``state_dict``: network, optimizer, schedule, … by name.
         evaluator: whose best metric is kept, too.
-        resume: go on from ``path`` when the trainer starts.
+        resume: go on from ``path``, or start if it was not written yet. Otherwise there must be no such file, so that no training overwrites another.
         interval: save every so many epochs, and after the last.
+        writes: False in all but one of several processes, which load but neither lock nor save.
     """
 
     def __init__(
-        self, path: str, parts: Mapping[str, Any], evaluator: Engine, resume: bool = False, interval: int = 1
+        self,
+        path: str,
+        parts: Mapping[str, Any],
+        evaluator: Engine,
+        resume: bool = False,
+        interval: int = 1,
+        writes: bool = True,
     ) -> None:
-        self.path = path
+        self.path = Path(path)
         self.parts = dict(parts)
         self.evaluator = evaluator
         self.resume = resume
         self.interval = interval
+        self.writes = writes
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, after the handlers whose state is to be saved."""
-        engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        engine.add_event_handler(Events.COMPLETED, self.release)
+
+    def start(self, engine: Engine) -> None:
+        """Take the lock, and put the state back if this run resumes.
+
+        Raises:
+            DriveSegError: if another training uses the folder, if what is to be resumed is of another network or
+                optimizer, or if there is an earlier training that is not to be resumed.
+        """
+        if self.writes:
+            self._take_lock()
+        if self.resume and self.path.exists():
+            self._load(engine)
+        elif self.resume:
+            _logger.warning("%s: nothing to resume from yet, the training starts from the beginning", self.path)
+        elif self.writes and self.path.exists():
+            self._lock.release()
+            raise DriveSegError(
+                f"{self.path}: is there from an earlier training, resume it (--resume) or choose another output folder"
+            )
 
     def save(self, engine: Engine) -> None:
         """Write the state after an epoch."""
         state = engine.state
-        if state.epoch % self.interval and state.epoch != state.max_epochs:
+        if not self.writes or (state.epoch % self.interval and state.epoch != state.max_epochs):
             return
         content = {name: part.state_dict() for name, part in self.parts.items()}
         content["progress"] = {
@@ -154,14 +189,20 @@ class TrainingState:
         }
         save_checkpoint(content, self.path)
 
-    def load(self, engine: Engine) -> None:
-        """Put the state back if this run resumes.
+    def release(self, engine: Engine) -> None:
+        """Let another training use the folder."""
+        self._lock.release()
 
-        Raises:
-            DriveSegError: if there is nothing to resume from, or if it is of another network or optimizer.
-        """
-        if not self.resume:
-            return
+    def _take_lock(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise DriveSegError(f"{self.path.parent}: another training is writing into this folder") from error
+        except OSError as error:
+            raise DriveSegError(f"{self.path.parent}: cannot be written to ({error.strerror or error})") from error
+
+    def _load(self, engine: Engine) -> None:
         content = load_checkpoint(self.path)
         try:
             for name, part in self.parts.items():

@@ -39,6 +39,7 @@ def run_demo(root: Path, output_dir: Path, say: Callable[[str], None]) -> None:
 
     folders = {"dataset_dir": str(phantoms), "ckpt_dir": str(output_dir), "output_dir": str(output_dir)}
     say("2/4 training")
+    (output_dir / "last.pt").unlink(missing_ok=True)  # of an earlier demo, which nobody wants to resume
     run_workflow(root, ["train", "demo"], "training", folders)
     say("3/4 scoring the test phantoms")
     run_workflow(root, ["train", "evaluate", "demo"], "evaluating", folders)

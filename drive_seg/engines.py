@@ -17,17 +17,9 @@ from monai.utils.enums import CommonKeys
 
 from drive_seg.errors import DriveSegError
 
-__all__ = ["TrainingStep", "autocast", "best_device", "fast_dtype"]
+__all__ = ["TrainingStep", "autocast", "fast_dtype"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def best_device(local_rank: int = 0) -> torch.device:
-    """The accelerator of this process if there is one (CUDA, MPS, XPU, …), the CPU otherwise."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is None:
-        return torch.device("cpu")
-    return torch.device(accelerator.type, local_rank if accelerator.type != "mps" else 0)
 
 
 def fast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:

@@ -10,12 +10,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.transforms import Randomizable
 from tqdm import tqdm
 
+from drive_seg.datasets import SeededCacheDataset
 from drive_seg.files import write_text
 from drive_seg.metrics import Confusion, confusion, mean_scores, roc_auc
 
@@ -25,18 +26,18 @@ _logger = logging.getLogger(__name__)
 
 
 class EpochSeed:
-    """Seeds all random numbers anew at the start of every epoch, from the seed and the epoch's number.
+    """Starts every epoch's random numbers anew from the seed and the epoch's number.
 
     So an epoch is the same whether the training came to it in one go or was resumed.
 
     Args:
-        seed: any whole number.
-        transform: the training transforms; they have random states of their own.
+        seed: any whole number from 0.
+        dataset: the training dataset, whose transforms have random states of their own.
     """
 
-    def __init__(self, seed: int, transform: Randomizable) -> None:
+    def __init__(self, seed: int, dataset: SeededCacheDataset) -> None:
         self.seed = seed
-        self.transform = transform
+        self.dataset = dataset
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
@@ -48,7 +49,7 @@ class EpochSeed:
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        self.transform.set_random_state(seed)
+        self.dataset.set_epoch(engine.state.epoch)
 
 
 class TrainingProgress:
@@ -106,10 +107,19 @@ class History:
         optimizer: whose learning rate to record.
         evaluator: whose key metric to record, in the epochs that were validated.
         metric_name: column of that metric.
+        writes: False in all but one of several processes: the rows are kept, nothing is written or logged.
     """
 
-    def __init__(self, path: str, optimizer: torch.optim.Optimizer, evaluator: Engine, metric_name: str) -> None:
+    def __init__(
+        self,
+        path: str,
+        optimizer: torch.optim.Optimizer,
+        evaluator: Engine,
+        metric_name: str,
+        writes: bool = True,
+    ) -> None:
         self.path = path
+        self.writes = writes
         self.optimizer = optimizer
         self.evaluator = evaluator
         self.metric_name = metric_name
@@ -139,12 +149,14 @@ class History:
         row = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
-            "loss": sum(self._losses) / max(1, len(self._losses)),
+            "loss": float(idist.all_reduce(sum(self._losses) / len(self._losses))) / idist.get_world_size(),
             "learning_rate": _learning_rate(self.optimizer),
             self.metric_name: "" if metric is None else float(metric),
             "seconds": round(time.perf_counter() - self._started, 3),
         }
         self.rows.append(row)
+        if not self.writes:
+            return
         write_csv(self.path, self.rows)
         if metric is not None:
             _logger.info(

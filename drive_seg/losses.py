@@ -8,37 +8,33 @@ from torch import nn
 
 
 class DiceCELoss(nn.Module):
-    """Cross entropy plus Dice loss over the pixels that are not ignored.
+    """Cross entropy plus Dice loss over the pixels that are not ignored, each by image and then averaged.
 
     Cross entropy gives every pixel a gradient from the first step on; Dice loss weighs the few vessel pixels as
     much as the many others. MONAI's loss of this name has no ``ignore_index``, which the field of view needs.
+    Averaging over images, not over the batch's pixels, makes a step the same however a batch is shared out over
+    devices or summed up from smaller ones.
 
     Args:
         ignore_index: label value of pixels that count in neither term.
-        lambda_ce: weight of the cross entropy, a mean over pixels.
+        lambda_ce: weight of the cross entropy, a mean over the pixels of an image.
         lambda_dice: weight of the Dice loss, a mean over the classes but the background.
-        batch: sum the Dice terms over the batch before dividing, which spares patches with hardly any vessel from
-            ruling the gradient.
     """
 
-    def __init__(
-        self, ignore_index: int = 255, lambda_ce: float = 1.0, lambda_dice: float = 1.0, batch: bool = True
-    ) -> None:
+    def __init__(self, ignore_index: int = 255, lambda_ce: float = 1.0, lambda_dice: float = 1.0) -> None:
         super().__init__()
+        self.ignore_index = ignore_index
         self.lambda_ce = lambda_ce
         self.lambda_dice = lambda_dice
-        self.cross_entropy = nn.CrossEntropyLoss(ignore_index=ignore_index, reduction="sum")
-        self.dice = DiceLoss(
-            include_background=False, to_onehot_y=True, softmax=True, batch=batch, ignore_index=ignore_index
-        )
-        self.ignore_index = ignore_index
+        self.cross_entropy = nn.CrossEntropyLoss(ignore_index=ignore_index, reduction="none")
+        self.dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, ignore_index=ignore_index)
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Logits (B, num_classes, H, W) and label (B, 1, H, W) with class values → a scalar, float32.
 
-        A batch without a pixel to count has a loss of 0 and gradients of 0.
+        An image without a pixel to count has a loss of 0 and gradients of 0.
         """
         logits = logits.float()
-        counted = (label != self.ignore_index).sum().clamp(min=1)
-        cross_entropy = self.cross_entropy(logits, label[:, 0].long()) / counted
-        return self.lambda_ce * cross_entropy + self.lambda_dice * self.dice(logits, label)
+        counted = (label != self.ignore_index).flatten(1).sum(dim=1).clamp(min=1)
+        cross_entropy = self.cross_entropy(logits, label[:, 0].long()).flatten(1).sum(dim=1) / counted
+        return self.lambda_ce * cross_entropy.mean() + self.lambda_dice * self.dice(logits, label)

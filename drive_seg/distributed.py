@@ -1,0 +1,41 @@
+"""Several processes at one training or evaluation, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import distributed
+
+__all__ = ["best_device", "finish", "restarted", "start"]
+
+
+def best_device() -> torch.device:
+    """The accelerator (CUDA, MPS, XPU, …) of this process's place on its machine, the CPU where there is none."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return torch.device("cpu")
+    if torch.accelerator.device_count() == 1:
+        return torch.device(accelerator.type, 0)
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def start() -> None:
+    """Join the process group that torchrun's environment tells of, over NCCL on GPUs and gloo on CPUs."""
+    if distributed.is_initialized():
+        return
+    device = best_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def finish() -> None:
+    """Leave the process group."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def restarted() -> bool:
+    """True if torchrun has started the processes again after one had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

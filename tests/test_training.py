@@ -1,0 +1,189 @@
+"""Whole trainings with the shipped config: resumed, killed, shared out over processes."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+
+from drive_seg.errors import DriveSegError, user_error
+from drive_seg.phantom import write_phantom_dataset
+from drive_seg.workflows import run_workflow
+from test_bundle import SMALL
+
+
+@pytest.fixture(scope="module")
+def five_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms of which 4 train and 1 validates: one batch of 4, or two of 2."""
+    folder = tmp_path_factory.mktemp("five")
+    write_phantom_dataset(folder, training=5, test=1, seed=3, height=130, width=121)
+    return folder
+
+
+def overrides(dataset: Path, output: Path, **others: Any) -> dict[str, Any]:
+    return {
+        **SMALL,
+        "max_epochs": 4,
+        "dataset_dir": str(dataset),
+        "ckpt_dir": str(output),
+        "output_dir": str(output),
+        **others,
+    }
+
+
+def same_content(one: Any, other: Any) -> bool:
+    """Bit for bit, but for the seconds an epoch took."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other) and one.dtype == other.dtype
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(
+            same_content(one[key], other[key]) for key in one if key != "seconds"
+        )
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same_content, one, other))
+    return bool(one == other)
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    return {name: torch.load(folder / name, weights_only=True) for name in ("last.pt", "model.pt")}
+
+
+def test_resumed_training_ends_the_same_bit_for_bit(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_workflow(bundle, ["train"], "training", overrides(five_phantoms, whole))
+
+    workflow = ConfigWorkflow(
+        config_file=str(bundle / "configs" / "train.json"), workflow_type="train", logging_file=False,
+        **overrides(five_phantoms, parts),
+    )  # fmt: skip
+    workflow.initialize()
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+
+    def break_down(engine: Any) -> None:
+        raise KeyboardInterrupt
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), break_down)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    del workflow, trainer
+    assert torch.load(parts / "last.pt", weights_only=True)["progress"]["epoch"] == 2
+
+    run_workflow(bundle, ["train"], "training", overrides(five_phantoms, parts, resume=True))
+    assert same_content(state_of(whole), state_of(parts))
+
+
+def test_a_different_seed_gives_different_weights(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run_workflow(bundle, ["train"], "training", overrides(five_phantoms, tmp_path / str(seed), max_epochs=1, seed=seed))
+    assert not same_content(state_of(tmp_path / "0"), state_of(tmp_path / "1"))
+
+
+def test_a_finished_training_is_not_overwritten(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    run_workflow(bundle, ["train"], "training", overrides(five_phantoms, tmp_path, max_epochs=1))
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(Exception) as raised:
+        run_workflow(bundle, ["train"], "training", overrides(five_phantoms, tmp_path, max_epochs=1))
+    assert "earlier training" in str(user_error(raised.value))
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_two_trainings_do_not_share_a_folder(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".last.pt.lock"), pytest.raises(Exception) as raised:
+        run_workflow(bundle, ["train"], "training", overrides(five_phantoms, tmp_path))
+    assert "another training is writing into this folder" in str(user_error(raised.value))
+
+
+def test_resuming_with_another_network_is_refused(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    run_workflow(bundle, ["train"], "training", overrides(five_phantoms, tmp_path, max_epochs=1))
+    with pytest.raises(Exception) as raised:
+        run_workflow(bundle, ["train"], "training", overrides(five_phantoms, tmp_path, base_channels=8, resume=True))
+    assert "cannot be resumed from" in str(user_error(raised.value))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception) as raised:
+        run_workflow(bundle, ["train"], "training", overrides(five_phantoms, tmp_path, learning_rate=1e30, warmup_steps=0))
+    assert isinstance(user_error(raised.value), DriveSegError)
+    assert "expected a finite number" in str(user_error(raised.value))
+    weights = torch.load(tmp_path / "last.pt", weights_only=True)["network"]
+    assert set(weights)
+
+
+def torchrun(processes: int, bundle: Path, dataset: Path, output: Path) -> list[dict[str, str]]:
+    configs = [str(bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
+    values = overrides(dataset, output, max_epochs=3, precision="float32")
+    values["network_def#norm"] = "$None"  # batch statistics are of a process's own batch on CPUs
+    arguments = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        + ["-m", "monai.bundle", "run", "training", "--bundle_root", str(bundle), "--config_file", str(configs)]
+        + arguments,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    with (output / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_processes_train_as_one(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    one = torchrun(1, bundle, five_phantoms, tmp_path / "1")
+    two = torchrun(2, bundle, five_phantoms, tmp_path / "2")
+    weights = [torch.load(tmp_path / n / "last.pt", weights_only=True)["network"] for n in ("1", "2")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-6, rtol=1e-4, msg=name)
+    for row, other in zip(one, two, strict=True):
+        assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
+        assert float(row["val_dice"]) == pytest.approx(float(other["val_dice"]), abs=1e-5)
+
+
+def train_once(bundle: str, dataset: str, output: str) -> None:
+    torch.set_num_threads(1)
+    run_workflow(Path(bundle), ["train"], "training", overrides(Path(dataset), Path(output), max_epochs=150, resume=True))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_the_same(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["drive_seg.workflows", "test_training"])
+
+    def start(output: Path) -> Any:
+        process = context.Process(target=train_once, args=(str(bundle), str(five_phantoms), str(output)))
+        process.start()
+        return process
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(whole)
+    process.join(240)
+    assert process.exitcode == 0
+
+    moments = random.Random(0)
+    kills = 0
+    for _ in range(20):
+        process = start(killed)
+        process.join(moments.uniform(0.2, 1.4))
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.join()
+    assert kills >= 10, "the training is too short to be killed in the middle"
+    process = start(killed)
+    process.join(240)
+    assert process.exitcode == 0
+    assert same_content(state_of(whole), state_of(killed))
+    assert not list(killed.glob("*.tmp"))
