@@ -50,7 +50,9 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead to
-        raise DriveSegError(f"{path}: is not a checkpoint of tensors and plain values ({_first_line(error)})") from error
+        raise DriveSegError(
+            f"{path}: is not a checkpoint of tensors and plain values ({_first_line(error)})"
+        ) from error
     if not isinstance(content, Mapping):
         raise DriveSegError(f"{path}: expected a dictionary, got {type(content).__name__}")
     return dict(content)
@@ -128,7 +130,8 @@ class TrainingState:
         path: file to save to and to resume from, such as ``models/last.pt``.
         parts: what has a ``state_dict``: network, optimizer, schedule, … by name.
         evaluator: whose best metric is kept, too.
-        resume: go on from ``path``, or start if it was not written yet. Otherwise there must be no such file, so that no training overwrites another.
+        resume: go on from ``path``, or start if it was not written yet. Otherwise there must be no such file, so that
+            no training overwrites another.
         interval: save every so many epochs, and after the last.
         writes: False in all but one of several processes, which load but neither lock nor save.
     """
@@ -155,6 +158,7 @@ class TrainingState:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         engine.add_event_handler(Events.COMPLETED, self.release)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._release_and_raise)
 
     def start(self, engine: Engine) -> None:
         """Take the lock, and put the state back if this run resumes.
@@ -170,7 +174,6 @@ class TrainingState:
         elif self.resume:
             _logger.warning("%s: nothing to resume from yet, the training starts from the beginning", self.path)
         elif self.writes and self.path.exists():
-            self._lock.release()
             raise DriveSegError(
                 f"{self.path}: is there from an earlier training, resume it (--resume) or choose another output folder"
             )
@@ -192,6 +195,10 @@ class TrainingState:
     def release(self, engine: Engine) -> None:
         """Let another training use the folder."""
         self._lock.release()
+
+    def _release_and_raise(self, engine: Engine, error: BaseException) -> None:
+        self._lock.release()
+        raise error
 
     def _take_lock(self) -> None:
         try:

@@ -109,7 +109,7 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(config, dict):
         items = iter(config.items())
     elif isinstance(config, list):
-        items = enumerate(config)  # type: ignore[assignment]
+        items = enumerate(config)
     else:
         return
     for key, value in items:

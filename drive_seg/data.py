@@ -295,7 +295,9 @@ def _check_no_overlap(root: Path, sections: Mapping[str, Sequence[Case]]) -> Non
         for case in cases:
             other = owner.setdefault(case["image"], section)
             if other != section:
-                raise DriveSegError(f"{root}: {case['image']} is in {other} and in {section}, expected it in one of them")
+                raise DriveSegError(
+                    f"{root}: {case['image']} is in {other} and in {section}, expected it in one of them"
+                )
 
 
 def _with_annotations(case: Case, section: str, annotations: Mapping[str, str]) -> Case:

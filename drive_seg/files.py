@@ -32,7 +32,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise DriveSegError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:

@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from drive_seg.datasets import SeededCacheDataset
 from drive_seg.files import write_text
 from drive_seg.metrics import Confusion, confusion, mean_scores, roc_auc
+from drive_seg.pictures import save_curves
 
 __all__ = ["CaseScores", "EpochSeed", "History", "TrainingProgress", "loss_of"]
 
@@ -47,7 +49,7 @@ class EpochSeed:
         """Seed."""
         seed = int(np.random.SeedSequence([self.seed, engine.state.epoch]).generate_state(1)[0])
         random.seed(seed)
-        np.random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - for transforms of others that use the global state
         torch.manual_seed(seed)
         self.dataset.set_epoch(engine.state.epoch)
 
@@ -70,7 +72,6 @@ class TrainingProgress:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
         engine.add_event_handler(Events.COMPLETED, self.close)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._close_and_raise)
 
     def start(self, engine: Engine) -> None:
         """Open the bar at the iteration the training starts from."""
@@ -81,7 +82,11 @@ class TrainingProgress:
         """One step further."""
         if self.bar is None or self.bar.disable:
             return
-        shown = {"epoch": engine.state.epoch, "loss": f"{loss_of(engine.state.output):.4f}", "lr": f"{_learning_rate(self.optimizer):.2g}"}
+        shown = {
+            "epoch": engine.state.epoch,
+            "loss": f"{loss_of(engine.state.output):.4f}",
+            "lr": f"{_learning_rate(self.optimizer):.2g}",
+        }
         if self.evaluator.state.best_metric_epoch > 0:
             shown["best"] = f"{self.evaluator.state.best_metric:.4f}"
         self.bar.set_postfix(shown, refresh=False)
@@ -92,15 +97,12 @@ class TrainingProgress:
         if self.bar is not None:
             self.bar.close()
 
-    def _close_and_raise(self, engine: Engine, error: BaseException) -> None:
-        self.close(engine)
-        raise error
-
 
 class History:
     """One row an epoch in a CSV file: mean loss, learning rate, validation metric, time; validated epochs are logged.
 
-    Its rows are part of the training's state, so a resumed training continues them.
+    At the end ``curves.png`` beside it shows them. A resumed training goes on with the rows of
+    the epochs before.
 
     Args:
         path: CSV file, written anew after every epoch.
@@ -132,9 +134,12 @@ class History:
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.record)
+        engine.add_event_handler(Events.COMPLETED, self.draw)
 
     def start(self, engine: Engine) -> None:
         """An epoch begins."""
+        if not self.rows and engine.state.epoch > 1:
+            self._read_earlier(engine.state.epoch)
         self._losses = []
         self._started = time.perf_counter()
 
@@ -164,13 +169,23 @@ class History:
                 row["epoch"], engine.state.max_epochs, row["loss"], self.metric_name, float(metric),
             )  # fmt: skip
 
-    def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
-        return {"rows": [dict(row) for row in self.rows]}
+    def draw(self, engine: Engine) -> None:
+        """Draw the curves beside the table, where matplotlib is installed."""
+        if not self.writes:
+            return
+        picture = Path(self.path).with_name("curves.png")
+        try:
+            save_curves(self.rows, self.metric_name, picture)
+        except ModuleNotFoundError:
+            _logger.info("%s is not drawn, for that install drive-seg[report]", picture.name)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put the rows of an earlier run back."""
-        self.rows = [dict(row) for row in state["rows"]]
+    def _read_earlier(self, epoch: int) -> None:
+        if not Path(self.path).is_file():
+            return
+        with Path(self.path).open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if int(row["epoch"]) < epoch:
+                    self.rows.append({name: _number(value) for name, value in row.items()})
 
 
 class CaseScores:
@@ -237,6 +252,10 @@ def write_csv(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
 def loss_of(output: Mapping[str, Any]) -> float:
     """The loss in what the trainer puts out for an iteration."""
     return float(output["loss"].detach())
+
+
+def _number(text: str) -> int | float | str:
+    return text if text == "" else int(text) if text.isdecimal() else float(text)
 
 
 def _learning_rate(optimizer: torch.optim.Optimizer) -> float:

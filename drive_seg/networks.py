@@ -8,6 +8,8 @@ of the paper.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from monai.networks.layers.factories import Conv, Norm, Pool
 from torch import nn
@@ -140,7 +142,12 @@ class UNet(nn.Module):
         super().__init__()
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims: expected 2 or 3, got {spatial_dims!r}")
-        counts = {"in_channels": in_channels, "num_classes": num_classes, "base_channels": base_channels, "depth": depth}
+        counts = {
+            "in_channels": in_channels,
+            "num_classes": num_classes,
+            "base_channels": base_channels,
+            "depth": depth,
+        }
         for name, value in counts.items():
             if int(value) != value or value < 1:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
@@ -155,8 +162,7 @@ class UNet(nn.Module):
         channels = [base_channels * 2**level for level in range(depth + 1)]
         self.first = ConvBlock(spatial_dims, in_channels, channels[0], norm, padded)
         self.encoder = nn.ModuleList(
-            EncoderStage(spatial_dims, above, here, norm, padded)
-            for above, here in zip(channels, channels[1:], strict=False)
+            EncoderStage(spatial_dims, above, here, norm, padded) for above, here in pairwise(channels)
         )
         self.decoder = nn.ModuleList(
             DecoderStage(spatial_dims, below, here, here, norm, padded)

@@ -6,7 +6,7 @@ Arrays are rows first, (H, W) or (H, W, 3). The colours stay apart for colour-bl
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 
-__all__ = ["SaveVesselsd", "agreement", "overlay", "save_png"]
+__all__ = ["SaveVesselsd", "agreement", "overlay", "save_curves", "save_png"]
 
 ONE_CLASS = (0, 255, 200)
 """Vessels, in a colour that no retina has."""
@@ -78,6 +78,35 @@ def agreement(pred: np.ndarray, label: np.ndarray, counted: np.ndarray) -> np.nd
     return picture
 
 
+def save_curves(rows: Sequence[Mapping[str, Any]], metric_name: str, path: str | os.PathLike) -> None:
+    """Draw loss, validation metric and learning rate over the epochs of a training.
+
+    Args:
+        rows: of ``History``: ``epoch``, ``loss``, ``learning_rate`` and ``metric_name``, empty where not validated.
+        metric_name: column of the validation metric.
+        path: PNG file.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib, which the extra ``report`` installs.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    epochs = [row["epoch"] for row in rows]
+    validated = [row for row in rows if row[metric_name] != ""]
+    curves = (
+        ("training loss", epochs, [row["loss"] for row in rows], "C0-"),
+        (f"{metric_name}, in the FOV", [r["epoch"] for r in validated], [r[metric_name] for r in validated], "C2.-"),
+        ("learning rate", epochs, [row["learning_rate"] for row in rows], "C1-"),
+    )
+    for place, (title, x, y, style) in zip(figure.subplots(1, len(curves)), curves, strict=True):
+        place.plot(x, y, style)
+        place.set(title=title, xlabel="epoch")
+        place.grid(alpha=0.3)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
 class SaveVesselsd(Transform):
     """Writes the result for one photograph, in the photograph's own size and orientation.
 
@@ -107,6 +136,7 @@ class SaveVesselsd(Transform):
         self.output_key = output_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The case with what the class says done to it."""
         case = dict(data)
         photograph = case[self.photograph_key]
         source = Path(str(photograph.meta["filename_or_obj"]))

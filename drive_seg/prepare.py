@@ -99,6 +99,7 @@ class Dataset:
     unchanged: bool = False
 
     def sections(self) -> dict[str, tuple[str, ...]]:
+        """Case ids by section."""
         return {"training": self.training, "validation": self.validation, "test": self.test}
 
 

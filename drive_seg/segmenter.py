@@ -13,6 +13,7 @@ from torch import nn
 
 from drive_seg.checkpoints import load_weights
 from drive_seg.configs import check_overrides
+from drive_seg.data import Case
 from drive_seg.errors import DriveSegError, user_error
 
 __all__ = ["Segmenter"]
@@ -59,7 +60,7 @@ class Segmenter:
         )
 
     @torch.inference_mode()
-    def __call__(self, case: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, case: Case) -> dict[str, Any]:
         """Segment one case.
 
         Args:
@@ -77,13 +78,15 @@ class Segmenter:
         batch["pred"] = self.inferer(batch["image"].to(self.device), self.network)
         return self.postprocessing(decollate_batch(batch)[0])
 
-    def each(self, cases: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], dict[str, Any] | DriveSegError]]:
+    def each(self, cases: Sequence[Case]) -> Iterator[tuple[Case, dict[str, Any] | DriveSegError]]:
         """Segment all, and go on after one that fails: each case with its result or with its error."""
         for case in cases:
+            result: dict[str, Any] | DriveSegError
             try:
-                yield case, self(case)
+                result = self(case)
             except Exception as error:
                 mendable = user_error(error)
                 if mendable is None:
                     raise
-                yield case, mendable
+                result = mendable
+            yield case, result

@@ -48,6 +48,7 @@ class EnsureFOVd(Transform):
         self.fov_key = fov_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The case with what the class says done to it."""
         case = dict(data)
         image = case[self.image_key]
         if self.fov_key in case:
@@ -89,6 +90,7 @@ class EnsureLabeld(MapTransform):
         self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The case with what the class says done to it."""
         case = dict(data)
         for key in self.key_iterator(case):
             label = case[key]
@@ -157,6 +159,7 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         self.nearest = (nearest,) * len(self.keys) if isinstance(nearest, bool) else tuple(nearest)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The case with what the class says done to it."""
         case = dict(data)
         rows, columns = fov_box(_plain(case[self.fov_key])[0].numpy() > 0)
         box = (rows.start, rows.stop, columns.start, columns.stop)
@@ -209,7 +212,7 @@ def normalize_in_fov(image: torch.Tensor, fov: torch.Tensor) -> torch.Tensor:
 
 
 class NormalizeInFOVd(MapTransform):
-    """``normalize_in_fov`` for a case: light and colour differ between cameras and eyes, the black frame does not count.
+    """``normalize_in_fov`` for a case: light and colour differ between cameras and eyes; the black frame is left out.
 
     Args:
         keys: images, (C, H, W).
@@ -221,6 +224,7 @@ class NormalizeInFOVd(MapTransform):
         self.fov_key = fov_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The case with what the class says done to it."""
         case = dict(data)
         for key in self.key_iterator(case):
             image = case[key]
@@ -253,6 +257,7 @@ class IgnoreOutsideFOVd(MapTransform):
         self.ignore_index = ignore_index
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The case with what the class says done to it."""
         case = dict(data)
         for key in self.key_iterator(case):
             case[key] = case[key].masked_fill(_plain(case[self.fov_key]) == 0, self.ignore_index)
@@ -304,6 +309,7 @@ class VesselMaskd(MapTransform):
         self.fov_key = fov_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The case with what the class says done to it."""
         case = dict(data)
         fov = None if self.fov_key is None else _plain(case[self.fov_key])
         for key, probability_key in self.key_iterator(case, self.probability_keys):

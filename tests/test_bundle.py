@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from drive_seg.networks import UNet
 
-CONFIGS = ["train", "evaluate", "inference", "demo"]
+CONFIGS = ["train", "evaluate", "inference", "demo", "multi_gpu_train", "multi_gpu_evaluate"]
 SMALL = {
     "base_channels": 4,
     "depth": 3,
@@ -55,7 +55,7 @@ def run_bundle(run_id: str, bundle: Path, files: list[str], *overrides: str) -> 
 
 @pytest.fixture(scope="module")
 def trained(bundle: Path, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what ``python -m monai.bundle run training`` leaves after two short epochs on a raw DRIVE layout."""
+    """What ``python -m monai.bundle run training`` leaves after two short epochs on a raw DRIVE layout."""
     output = tmp_path_factory.mktemp("trained")
     run_bundle(
         "training", bundle, ["train"],
@@ -166,11 +166,32 @@ def test_train_and_inference_agree_on_what_they_share(bundle: Path) -> None:
     assert [step["_target_"] for step in of_training] == [step["_target_"] for step in of_inference[:3]]
 
 
+def test_all_of_monais_properties_resolve(bundle: Path, phantoms: Path) -> None:
+    for name, kind, dataset in (("train", "train", phantoms), ("inference", "infer", phantoms / "test" / "images")):
+        workflow = ConfigWorkflow(
+            config_file=str(bundle / "configs" / f"{name}.json"), workflow_type=kind, logging_file=False,
+            bundle_root=str(bundle), dataset_dir=str(dataset),
+        )  # fmt: skip
+        workflow.initialize()
+        assert not workflow.check_properties()
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_value_says_why(bundle: Path, name: str) -> None:
     config = read(bundle, name)
     for key, value in config.items():
-        if key in ("_desc_", "imports", "initialize", "run", "training", "evaluating", "network", "train", "validate"):
+        if key in (
+            "_desc_",
+            "imports",
+            "initialize",
+            "run",
+            "training",
+            "evaluating",
+            "network",
+            "train",
+            "validate",
+            "finalize",
+        ):
             continue
         if "#" in key and not isinstance(value, (str, int, float)):
             continue  # an overlay's list or component; its parts are looked at below

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_bundle import small_overrides
 
 from drive_seg.cli import main
-from test_bundle import small_overrides
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -169,7 +169,7 @@ def test_every_dataset_becomes_a_drive_layout(name: str, pristine: dict[str, Pat
     assert content["licence"] and "doi:" in content["reference"]
     paths = [value for section in ("training", "validation", "test") for case in content[section] for value in case]
     assert paths and not any(Path(path).is_absolute() for path in paths)
-    assert not [path for path in (tmp_path / "out").rglob(".*")]
+    assert not list((tmp_path / "out").rglob(".*"))
 
 
 @pytest.mark.parametrize("name", MAKERS)

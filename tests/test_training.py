@@ -16,11 +16,11 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
+from test_bundle import SMALL
 
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.phantom import write_phantom_dataset
 from drive_seg.workflows import run_workflow
-from test_bundle import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -42,26 +42,33 @@ def overrides(dataset: Path, output: Path, **others: Any) -> dict[str, Any]:
     }
 
 
+def train(bundle: Path, values: dict[str, Any]) -> None:
+    run_workflow(bundle, ["train"], "training", values)
+
+
 def same_content(one: Any, other: Any) -> bool:
     """Bit for bit, but for the seconds an epoch took."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other) and one.dtype == other.dtype
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(
-            same_content(one[key], other[key]) for key in one if key != "seconds"
-        )
+        return one.keys() == other.keys() and all(same_content(one[key], other[key]) for key in one if key != "seconds")
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same_content, one, other))
     return bool(one == other)
 
 
 def state_of(folder: Path) -> dict[str, Any]:
-    return {name: torch.load(folder / name, weights_only=True) for name in ("last.pt", "model.pt")}
+    with (folder / "history.csv").open() as file:
+        history = list(csv.DictReader(file))
+    return {
+        "history": history,
+        **{name: torch.load(folder / name, weights_only=True) for name in ("last.pt", "model.pt")},
+    }
 
 
 def test_resumed_training_ends_the_same_bit_for_bit(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_workflow(bundle, ["train"], "training", overrides(five_phantoms, whole))
+    train(bundle, overrides(five_phantoms, whole))
 
     workflow = ConfigWorkflow(
         config_file=str(bundle / "configs" / "train.json"), workflow_type="train", logging_file=False,
@@ -79,21 +86,23 @@ def test_resumed_training_ends_the_same_bit_for_bit(bundle: Path, five_phantoms:
     del workflow, trainer
     assert torch.load(parts / "last.pt", weights_only=True)["progress"]["epoch"] == 2
 
-    run_workflow(bundle, ["train"], "training", overrides(five_phantoms, parts, resume=True))
+    train(bundle, overrides(five_phantoms, parts, resume=True))
     assert same_content(state_of(whole), state_of(parts))
 
 
 def test_a_different_seed_gives_different_weights(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
     for seed in (0, 1):
-        run_workflow(bundle, ["train"], "training", overrides(five_phantoms, tmp_path / str(seed), max_epochs=1, seed=seed))
+        run_workflow(
+            bundle, ["train"], "training", overrides(five_phantoms, tmp_path / str(seed), max_epochs=1, seed=seed)
+        )
     assert not same_content(state_of(tmp_path / "0"), state_of(tmp_path / "1"))
 
 
 def test_a_finished_training_is_not_overwritten(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
-    run_workflow(bundle, ["train"], "training", overrides(five_phantoms, tmp_path, max_epochs=1))
+    train(bundle, overrides(five_phantoms, tmp_path, max_epochs=1))
     before = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(Exception) as raised:
-        run_workflow(bundle, ["train"], "training", overrides(five_phantoms, tmp_path, max_epochs=1))
+        train(bundle, overrides(five_phantoms, tmp_path, max_epochs=1))
     assert "earlier training" in str(user_error(raised.value))
     assert (tmp_path / "last.pt").read_bytes() == before
 
@@ -102,20 +111,22 @@ def test_two_trainings_do_not_share_a_folder(bundle: Path, five_phantoms: Path, 
     from filelock import FileLock
 
     with FileLock(tmp_path / ".last.pt.lock"), pytest.raises(Exception) as raised:
-        run_workflow(bundle, ["train"], "training", overrides(five_phantoms, tmp_path))
+        train(bundle, overrides(five_phantoms, tmp_path))
     assert "another training is writing into this folder" in str(user_error(raised.value))
 
 
 def test_resuming_with_another_network_is_refused(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
-    run_workflow(bundle, ["train"], "training", overrides(five_phantoms, tmp_path, max_epochs=1))
+    train(bundle, overrides(five_phantoms, tmp_path, max_epochs=1))
     with pytest.raises(Exception) as raised:
-        run_workflow(bundle, ["train"], "training", overrides(five_phantoms, tmp_path, base_channels=8, resume=True))
+        train(bundle, overrides(five_phantoms, tmp_path, base_channels=8, resume=True))
     assert "cannot be resumed from" in str(user_error(raised.value))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
     with pytest.raises(Exception) as raised:
-        run_workflow(bundle, ["train"], "training", overrides(five_phantoms, tmp_path, learning_rate=1e30, warmup_steps=0))
+        run_workflow(
+            bundle, ["train"], "training", overrides(five_phantoms, tmp_path, learning_rate=1e30, warmup_steps=0)
+        )
     assert isinstance(user_error(raised.value), DriveSegError)
     assert "expected a finite number" in str(user_error(raised.value))
     weights = torch.load(tmp_path / "last.pt", weights_only=True)["network"]
@@ -154,7 +165,9 @@ def test_two_processes_train_as_one(bundle: Path, five_phantoms: Path, tmp_path:
 
 def train_once(bundle: str, dataset: str, output: str) -> None:
     torch.set_num_threads(1)
-    run_workflow(Path(bundle), ["train"], "training", overrides(Path(dataset), Path(output), max_epochs=150, resume=True))
+    run_workflow(
+        Path(bundle), ["train"], "training", overrides(Path(dataset), Path(output), max_epochs=150, resume=True)
+    )
 
 
 @pytest.mark.slow
