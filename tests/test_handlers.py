@@ -1,0 +1,134 @@
+"""Handlers on bare ignite engines."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.transforms import Compose, RandLambda
+
+from drive_seg.datasets import SeededCacheDataset
+from drive_seg.handlers import EpochSeed, History, TrainingProgress, loss_of
+
+
+def noise(value: float) -> float:
+    return value
+
+
+class AddNoise(RandLambda):
+    """Adds a random number, from the random state that MONAI gives its transforms."""
+
+    def __call__(self, data: float) -> float:
+        return data + float(self.R.uniform())
+
+
+def dataset(seed: int = 0, copy: int = 4) -> SeededCacheDataset:
+    return SeededCacheDataset([0.0] * copy, Compose([AddNoise(noise)]), seed=seed, cache_rate=0.0)
+
+
+def engine_without_work(losses: list[float]) -> Engine:
+    values = iter(losses)
+    return Engine(lambda engine, batch: {"loss": torch.tensor(next(values))})
+
+
+def test_samples_follow_from_seed_epoch_and_case_alone() -> None:
+    samples = dataset()
+    samples.set_epoch(3)
+    forwards = [samples[index] for index in range(4)]
+    backwards = [samples[index] for index in reversed(range(4))][::-1]
+    assert forwards == backwards and len(set(forwards)) == 4
+    samples.set_epoch(4)
+    assert set(forwards).isdisjoint(samples[index] for index in range(4))
+    assert set(forwards).isdisjoint(dataset(seed=1)[index] for index in range(4))
+
+
+def test_epoch_seed_makes_an_epoch_the_same_wherever_the_run_began() -> None:
+    def draws(first_epoch: int) -> list[tuple[float, ...]]:
+        samples = dataset()
+        seen: list[tuple[float, ...]] = []
+        engine = Engine(
+            lambda engine, batch: seen.append(
+                (random.random(), np.random.random_sample(), float(torch.rand(())), samples[batch])  # noqa: NPY002
+            )
+        )
+        EpochSeed(5, samples).attach(engine)
+        engine.load_state_dict({"epoch": first_epoch, "max_epochs": 3, "epoch_length": 1})
+        engine.run([0])
+        return seen
+
+    whole, resumed = draws(0), draws(1)
+    assert len(whole) == 3
+    assert whole[1:] == resumed
+    assert len(set(whole)) == 3
+
+
+def evaluator_with(metric: float, epoch: int) -> Engine:
+    evaluator = Engine(lambda engine, batch: None)
+    evaluator.state.metrics = {"val_dice": metric}
+    evaluator.state.epoch = epoch
+    evaluator.state.best_metric_epoch = epoch
+    evaluator.state.best_metric = metric
+    return evaluator
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def optimizer(rate: float = 0.25) -> torch.optim.SGD:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+
+
+def test_history_has_one_row_an_epoch_with_the_mean_loss(tmp_path: Path) -> None:
+    history = History(str(tmp_path / "history.csv"), optimizer(), evaluator_with(0.75, epoch=2), "val_dice")
+    engine = engine_without_work([1.0, 3.0, 0.5, 0.25])
+    history.attach(engine)
+    engine.run([0, 1], max_epochs=2)
+    rows = rows_of(tmp_path / "history.csv")
+    assert [(row["epoch"], row["iteration"], float(row["loss"])) for row in rows] == [
+        ("1", "2", 2.0),
+        ("2", "4", 0.375),
+    ]
+    assert [row["val_dice"] for row in rows] == ["", "0.75"], "only the second epoch was validated"
+    assert {float(row["learning_rate"]) for row in rows} == {0.25}
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_history_goes_on_with_the_rows_of_earlier_epochs(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    first = engine_without_work([1.0, 2.0, 9.0])
+    History(str(path), optimizer(), evaluator_with(0.5, 0), "val_dice").attach(first)
+    first.run([0], max_epochs=3)
+    resumed = engine_without_work([3.0, 4.0])
+    History(str(path), optimizer(), evaluator_with(0.5, 0), "val_dice").attach(resumed)
+    # the state of the third epoch had not been saved
+    resumed.load_state_dict({"epoch": 2, "max_epochs": 4, "epoch_length": 1})
+    resumed.run([0])
+    assert [float(row["loss"]) for row in rows_of(path)] == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_history_of_another_process_writes_nothing(tmp_path: Path) -> None:
+    history = History(str(tmp_path / "history.csv"), optimizer(), evaluator_with(0.5, 0), "val_dice", writes=False)
+    engine = engine_without_work([1.0])
+    history.attach(engine)
+    engine.run([0], max_epochs=1)
+    assert len(history.rows) == 1 and not list(tmp_path.iterdir())
+
+
+def test_no_progress_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = engine_without_work([1.0, 2.0])
+    TrainingProgress(optimizer(), evaluator_with(0.5, 0)).attach(engine)
+    engine.run([0, 1], max_epochs=1)
+    captured: Any = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_loss_of() -> None:
+    assert loss_of({"loss": torch.tensor(1.5, requires_grad=True)}) == 1.5

@@ -1,0 +1,112 @@
+"""What the README says can be done is done here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from drive_seg.configs import check_overrides, config_files, parse_overrides
+from drive_seg.networks import UNet
+from drive_seg.phantom import make_phantom
+from drive_seg.pictures import save_png
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for language, block in BLOCKS
+    if language == "bash"
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip()
+]
+
+
+def test_two_commands_on_the_first_screen() -> None:
+    first_screen = README.split("\n## ")[0]
+    blocks = [block for language, block in re.findall(r"```(\w+)\n(.*?)```", first_screen, flags=re.DOTALL)]
+    assert len(blocks) == 2
+    assert all(len(block.strip().splitlines()) == 1 for block in blocks)
+    assert blocks[0].strip().endswith("drive-seg demo") and blocks[1].strip().endswith("pytest")
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    found = [line for line in README.splitlines() if "/pytest" in line]
+    assert len(found) == 1, ".ci/run takes the one line with /pytest"
+    assert "/pytest" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_constraints_pin_every_dependency() -> None:
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
+    project = (ROOT / "pyproject.toml").read_text()
+    wanted = re.findall(r'^    "([a-z][\w-]*)>=', project, flags=re.MULTILINE)
+    assert wanted and not [name for name in wanted if name.lower() not in pinned]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command)[:60])
+def test_commands_name_what_there_is(bundle: Path, command: list[str]) -> None:
+    for script in (word for word in command if word.startswith("data_scripts/")):
+        assert (ROOT / script).is_file()
+    if "monai.bundle" in command:
+        arguments = command[command.index("monai.bundle") + 3 :]
+        values = parse_overrides(arguments)
+        names = values.pop("config_file")
+        files = [str(ROOT / name) for name in (names if isinstance(names, list) else [names])]
+        assert all(Path(file).is_file() for file in files)
+        check_overrides(files, values)
+        assert command[command.index("monai.bundle") + 2] in ("training", "evaluating", "run")
+    elif Path(command[0]).name == "drive-seg":
+        options = {"--dataset-dir", "--output-dir", "--checkpoint"}
+        words = [word for word in command[2:] if word != "--resume"]
+        keys = [word[2:] for word in words if word.startswith("--") and word not in options]
+        files = config_files(bundle, "inference" if command[1] == "predict" else "train")
+        check_overrides(files, dict.fromkeys(keys))
+
+
+def test_python_example(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = (block for language, block in BLOCKS if language == "python")
+    monkeypatch.chdir(tmp_path)
+    torch.save(UNet(base_channels=16).state_dict(), _made(tmp_path / "runs" / "chase" / "model.pt"))
+    save_png(make_phantom(0, 150, 141).image, tmp_path / "eye.jpg")
+    names: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), names)  # the README is ours
+    result = names["result"]
+    assert isinstance(result, dict)
+    assert tuple(result["pred"].shape) == (1, 150, 141) and tuple(result["probability"].shape) == (2, 150, 141)
+    assert (tmp_path / "masks" / "eye_vessels.png").is_file()
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True)
+    return path
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path) -> None:
+    begun = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "drive_seg.cli", "demo", "--output-dir", str(tmp_path)],
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    seconds = time.perf_counter() - begun
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "demo.png").stat().st_size > 100_000
+    assert (tmp_path / "results" / "retina_vessels.png").is_file()
+    dice = re.search(r"per-image mean: dice ([\d.]+)", done.stderr)
+    assert dice is None or float(dice[1]) > 0.8
+    assert seconds < 400, f"the README promises three minutes on two quiet cores, it took {seconds:.0f} s"
