@@ -156,11 +156,12 @@ def test_geometry_from_file_to_mask(bundle: Path, tmp_path: Path) -> None:
 
 def test_train_and_inference_agree_on_what_they_share(bundle: Path) -> None:
     train, inference = read(bundle, "train"), read(bundle, "inference")
-    shared = ["num_classes", "base_channels", "depth", "precision", "fov_diameter", "threshold", "device"]
+    shared = ["num_classes", "base_channels", "depth", "precision", "fov_diameter", "threshold", "flips", "device"]
     for key in shared:
         assert train[key] == inference[key], key
     for key in ("_target_", "in_channels", "num_classes", "base_channels", "depth"):
         assert train["network_def"][key] == inference["network_def"][key], key
+    assert train["validate"]["inferer"] == inference["inferer"]
     of_training = [step for step in train["read_case"] if step.get("keys") != "label"]
     of_inference = inference["preprocessing"]["transforms"]
     assert [step["_target_"] for step in of_training] == [step["_target_"] for step in of_inference[:3]]
