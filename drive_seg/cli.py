@@ -62,6 +62,9 @@ def train(
     dataset_dir: DatasetDir,
     output_dir: OutputDir = Path("drive-seg-training"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt in the output folder.")] = False,
+    fold: Annotated[
+        str | None, typer.Option(help="k/n: hold out the k-th of n parts of the training cases, for cross-validation.")
+    ] = None,
     bundle_root: BundleRoot = None,
 ) -> None:
     """Train the U-Net; the best weights on the validation cases become OUTPUT_DIR/model.pt.
@@ -73,12 +76,14 @@ def train(
         "output_dir": str(output_dir),
         "ckpt_dir": str(output_dir),
         "resume": resume,
+        **({} if fold is None else {"fold": fold}),
         **parse_overrides(context.args),
     }
     from drive_seg.workflows import quiet, run_workflow
 
     quiet()
-    run_workflow(bundle_root or shipped_bundle(), ["train"], "training", overrides)
+    names = ["train"] if fold is None else ["train", "fold"]
+    run_workflow(bundle_root or shipped_bundle(), names, "training", overrides)
     typer.echo(f"best weights: {output_dir / 'model.pt'}\nhistory: {output_dir / 'history.csv'}")
 
 
@@ -86,29 +91,66 @@ def train(
 def evaluate(
     context: typer.Context,
     dataset_dir: DatasetDir,
-    checkpoint: Checkpoint = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Weights to score, a model.pt; given several times, the mean of their probabilities.",
+            show_default="models/model.pt of the bundle",
+        ),
+    ] = None,
     output_dir: OutputDir = Path("drive-seg-evaluation"),
+    threshold: Annotated[
+        str | None,
+        typer.Option(help="Probability from which a pixel is vessel, or auto: chosen on the validation cases."),
+    ] = None,
     bundle_root: BundleRoot = None,
 ) -> None:
-    """Score weights on the test cases, inside the field of view; writes OUTPUT_DIR/metrics.csv.
+    """Score weights on the test cases; writes metrics.csv, summary.json and report.html into OUTPUT_DIR.
 
     Where the test cases have no annotations, as in DRIVE today, the held-out validation cases are scored and
-    a warning says so.
+    a warning says so. A case that cannot be scored is reported, and the others are finished. --fold k/n scores what
+    that fold of a cross-validation held out.
 
     Example: drive-seg evaluate --dataset-dir data/CHASE_DB1 --checkpoint runs/chase/model.pt
     """
     overrides = {
         "dataset_dir": str(dataset_dir),
         "output_dir": str(output_dir),
-        **_checkpoint(checkpoint),
+        **({"checkpoint": [str(path) for path in checkpoint]} if checkpoint else {}),
         **parse_overrides(context.args),
     }
-    from drive_seg.workflows import quiet, run_workflow
+    from drive_seg.workflows import evaluate_weights, quiet
 
     quiet()
-    workflow = run_workflow(bundle_root or shipped_bundle(), ["train", "evaluate"], "evaluating", overrides)
-    _print_scores(workflow.parser.get_parsed_content("scores").rows)
-    typer.echo(f"all figures: {output_dir / 'metrics.csv'}")
+    scores = evaluate_weights(bundle_root or shipped_bundle(), overrides, threshold)
+    _print_scores(scores.summary)
+    report = output_dir / "report.html"
+    typer.echo(f"all figures: {output_dir / 'metrics.csv'}" + (f"\nreport: {report}" if report.is_file() else ""))
+    scores.raise_if_incomplete()
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of an evaluation, or its summary.json.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="The one to compare with it.", show_default=False)],
+    region: Annotated[str, typer.Option(help="fov: inside the field of view; whole: the whole image.")] = "fov",
+    output: Annotated[Path | None, typer.Option(help="CSV file for every case's differences.")] = None,
+) -> None:
+    """Compare two evaluations of the same cases, case by case, SECOND less FIRST.
+
+    Prints the mean difference with its 95 % interval and the p value of a Wilcoxon signed-rank test.
+
+    Example: drive-seg compare runs/plain runs/flips --output differences.csv
+    """
+    from drive_seg.compare import compare as compare_summaries
+    from drive_seg.compare import read_summary
+    from drive_seg.files import write_csv
+
+    compared = compare_summaries(read_summary(first), read_summary(second), region=region)
+    _print_comparison(compared)
+    if output is not None:
+        write_csv(output, compared["cases"])
+        typer.echo(f"every case: {output}")
 
 
 @app.command(context_settings=_OVERRIDABLE)
@@ -168,16 +210,47 @@ def _checkpoint(path: Path | None) -> dict[str, str]:
     return {} if path is None else {"checkpoint": str(path)}
 
 
-def _print_scores(rows: list[dict[str, Any]]) -> None:
+def _print_scores(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Inside the field of view")
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "case_id" else "right")
-    for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:.4f}" for value in row.values()))
+    headings = {"prediction": "prediction", "second_observer": "second observer"}
+    rows = {row["comparison"]: row for row in summary["rows"] if row["region"] == "fov"}
+    shown = {heading: rows[key]["per_image"] for key, heading in headings.items() if key in rows}
+    table = Table(title=f"Inside the field of view, mean ± sd over {summary['protocol']['cases']} cases")
+    table.add_column("")
+    for heading in shown:
+        table.add_column(heading, justify="right")
+    for name in next(iter(shown.values()), ()):
+        table.add_row(name, *(_spread(spreads.get(name)) for spreads in shown.values()))
     Console().print(table)
+
+
+def _print_comparison(compared: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Second less first, over {len(compared['cases'])} cases")
+    for heading in ("", "first", "second", "difference", "95 % interval", "p (Wilcoxon)"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for name, row in compared["figures"].items():
+        interval = " to ".join(f"{end:+.4f}" for end in row["ci"])
+        means = [f"{row[key]:.4f}" for key in ("first", "second")]
+        table.add_row(name, *means, f"{row['difference']:+.4f}", interval, f"{row['p']:.3g}")
+    Console().print(table)
+    for which, cases in zip(("first", "second"), compared["only"], strict=True):
+        if cases:
+            typer.echo(f"only in the {which}, left out: {', '.join(cases)}")
+    for key, (one, other) in compared["unlike"].items():
+        typer.echo(f"{key}: {one} | {other}")
+
+
+def _spread(spread: dict[str, Any] | None) -> str:
+    if spread is None:
+        return ""
+    if spread["mean"] is None:
+        return "undefined"
+    return f"{spread['mean']:.4f}" + ("" if spread["sd"] is None else f" ± {spread['sd']:.4f}")
 
 
 if __name__ == "__main__":

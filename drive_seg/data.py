@@ -68,7 +68,7 @@ def load_datalist(
 
     Raises:
         DriveSegError: if the folder, a partner of an image or an annotation is missing, if two files
-            claim to be the same, or if an image is in two sections.
+            claim to be the same, if an image is in two sections, or if ``validation_every`` leaves nothing to train on.
     """
     if section not in SECTIONS:
         raise DriveSegError(f"section: expected one of {', '.join(SECTIONS)}, got {section!r}")
@@ -216,6 +216,8 @@ def _read_sections(root: Path, validation_every: int) -> dict[str, list[Case]]:
                 f"(the DRIVE layout) or a {DATASET_JSON}"
             )
     if not sections.get("validation"):
+        if not isinstance(validation_every, int) or validation_every < 2:
+            raise DriveSegError(f"validation_every: expected a whole number of at least 2, got {validation_every!r}")
         training = sections["training"]
         sections["validation"] = training[validation_every - 1 :: validation_every]
         sections["training"] = [case for case in training if case not in sections["validation"]]
@@ -228,7 +230,8 @@ def _read_drive_section(folder: Path) -> list[Case]:
     cases: dict[str, Case] = {key: {"case_id": key, "image": str(path.resolve())} for key, path in images.items()}
     if not folder.is_dir():
         return []
-    for partner_dir in sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "images"):
+    partner_dirs = (p for p in folder.iterdir() if p.is_dir() and p.name != "images" and not p.name.startswith("."))
+    for partner_dir in sorted(partner_dirs):
         partners = _by_case(list_images(partner_dir))
         if not partners:
             continue

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import hashlib
+import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from drive_seg.errors import DriveSegError
 
@@ -44,3 +48,28 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write ``text`` as UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write one row or more, all of the keys of the first, as a CSV file."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file's bytes.
+
+    Raises:
+        DriveSegError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DriveSegError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return digest.hexdigest()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from ignite.engine import Engine, Events
 from tqdm import tqdm
 
 from drive_seg.datasets import SeededCacheDataset
-from drive_seg.files import write_text
-from drive_seg.metrics import Confusion, confusion, mean_scores, roc_auc
+from drive_seg.files import write_csv
 from drive_seg.pictures import save_curves
 
-__all__ = ["CaseScores", "EpochSeed", "History", "TrainingProgress", "loss_of"]
+__all__ = ["EpochSeed", "History", "TrainingProgress", "loss_of"]
 
 _logger = logging.getLogger(__name__)
 
@@ -186,67 +184,6 @@ class History:
             for row in csv.DictReader(file):
                 if int(row["epoch"]) < epoch:
                     self.rows.append({name: _number(value) for name, value in row.items()})
-
-
-class CaseScores:
-    """Scores every case of an evaluation inside the field of view and writes ``metrics.csv``.
-
-    One row a case, then the per-image mean and the pooled figures (counts of all cases summed first). All figures are
-    shares from 0 to 1; of several vessel classes the figures are of vessel against background.
-
-    Args:
-        path: CSV file.
-        ignore_index: label value of the pixels that do not count.
-    """
-
-    def __init__(self, path: str, ignore_index: int = 255) -> None:
-        self.path = path
-        self.ignore_index = ignore_index
-        self.rows: list[dict[str, Any]] = []
-        self._cases: list[dict[str, float]] = []
-        self._pooled = Confusion(0, 0, 0, 0)
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to the evaluator."""
-        engine.add_event_handler(Events.STARTED, self.reset)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
-        engine.add_event_handler(Events.COMPLETED, self.write)
-
-    def reset(self, engine: Engine) -> None:
-        """Forget an earlier run."""
-        self.rows, self._cases, self._pooled = [], [], Confusion(0, 0, 0, 0)
-
-    def collect(self, engine: Engine) -> None:
-        """Score the cases of an iteration."""
-        for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
-            case = {**batch, **output}
-            label = np.asarray(case["label"].cpu())[0]
-            pred = np.asarray(case["pred"].cpu())[0]
-            vessel = 1 - np.asarray(case["probability"].cpu())[0]
-            counted = label != self.ignore_index
-            counts = confusion(pred, label, counted)
-            scores = {**counts.scores(), "roc_auc": roc_auc(vessel, label, counted)}
-            self._pooled += counts
-            self._cases.append(scores)
-            self.rows.append({"case_id": case["case_id"], **scores})
-
-    def write(self, engine: Engine) -> None:
-        """Write the table and log its summary."""
-        mean = mean_scores(self._cases)
-        self.rows.append({"case_id": "per-image mean", **mean})
-        self.rows.append({"case_id": "pooled", **self._pooled.scores(), "roc_auc": ""})
-        write_csv(self.path, self.rows)
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in mean.items())
-        _logger.info("%d cases, inside the field of view, per-image mean: %s", len(self._cases), shown)
-
-
-def write_csv(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of the same keys as a CSV file, whole or not at all."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, table.getvalue())
 
 
 def loss_of(output: Mapping[str, Any]) -> float:

@@ -88,5 +88,5 @@ class FlipInferer(Inferer):
             return logits
         mirrorings = ((-1,), (-2,), (-1, -2))
         for dims in mirrorings:
-            logits += self.inferer(inputs.flip(dims), network, *args, **kwargs).flip(dims)
+            logits = logits + self.inferer(inputs.flip(dims), network, *args, **kwargs).flip(dims)
         return logits / (1 + len(mirrorings))

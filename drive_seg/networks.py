@@ -149,7 +149,7 @@ class UNet(nn.Module):
             "depth": depth,
         }
         for name, value in counts.items():
-            if int(value) != value or value < 1:
+            if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
         self.in_channels = in_channels

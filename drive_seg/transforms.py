@@ -14,7 +14,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Transform
-from monai.utils import ImageMetaKey, TraceKeys, ensure_tuple
+from monai.utils import ImageMetaKey, TraceKeys, ensure_tuple, ensure_tuple_rep
 
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import estimate_fov, fov_box
@@ -95,7 +95,7 @@ class EnsureLabeld(MapTransform):
         for key in self.key_iterator(case):
             label = case[key]
             _check_size(label, key, case[self.image_key])
-            values = torch.bincount(label.as_tensor().flatten().int(), minlength=256).nonzero().flatten().tolist()
+            values = torch.bincount(_plain(label).flatten().int(), minlength=256).nonzero().flatten().tolist()
             if self.num_classes == 2:
                 if len(values) > 2 or values[0] != 0:
                     raise DriveSegError(
@@ -156,7 +156,7 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         self.diameter = diameter
         self.fov_key = fov_key
         self.margin = margin
-        self.nearest = (nearest,) * len(self.keys) if isinstance(nearest, bool) else tuple(nearest)
+        self.nearest = ensure_tuple_rep(nearest, len(self.keys))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with what the class says done to it."""
@@ -207,7 +207,7 @@ def normalize_in_fov(image: torch.Tensor, fov: torch.Tensor) -> torch.Tensor:
     mean = pixels.mean(dim=1)
     deviation = pixels.std(dim=1, correction=0)
     scale = torch.where(deviation > 0, 1 / deviation, torch.zeros_like(deviation))
-    normalized = image.float().sub_(mean[:, None, None]).mul_(scale[:, None, None])
+    normalized = image.to(torch.float32, copy=True).sub_(mean[:, None, None]).mul_(scale[:, None, None])
     return normalized.mul_(inside)
 
 
@@ -306,6 +306,10 @@ class VesselMaskd(MapTransform):
             raise DriveSegError(f"threshold: expected a probability from 0 to 1, got {threshold}")
         self.threshold = threshold
         self.probability_keys = ensure_tuple(probability_keys)
+        if len(self.probability_keys) != len(self.keys):
+            raise ValueError(
+                f"probability_keys: expected {len(self.keys)}, one for each of keys, got {len(self.probability_keys)}"
+            )
         self.fov_key = fov_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -18,17 +18,19 @@ from tqdm import tqdm
 from drive_seg.configs import check_overrides, config_files
 from drive_seg.data import photographs
 from drive_seg.errors import DriveSegError
+from drive_seg.evaluation import CaseScores
 from drive_seg.files import write_text
 from drive_seg.segmenter import Segmenter
+from drive_seg.thresholds import read_threshold
 
-__all__ = ["quiet", "run_workflow", "segment_photographs"]
+__all__ = ["evaluate_weights", "quiet", "run_workflow", "segment_photographs"]
 
 
 def quiet() -> None:
     """Messages for people on stderr: this project's, and from others what is wrong."""
     warnings.filterwarnings("ignore", module="(monai|ignite|torch)")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for name in ("SupervisedTrainer", "SupervisedEvaluator"):  # they log what they raise
+    for name in ("SupervisedTrainer", "SupervisedEvaluator", "TolerantEvaluator"):  # they log what they raise
         logging.getLogger(f"ignite.engine.engine.{name}").setLevel(logging.CRITICAL)
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns that no logging file is used
     logging.getLogger("drive_seg").setLevel(logging.INFO)
@@ -57,6 +59,42 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
     workflow.run()
     workflow.finalize()
     return workflow
+
+
+def evaluate_weights(root: Path, overrides: Mapping[str, Any], threshold: str | None = None) -> CaseScores:
+    """Score weights, or an ensemble where ``checkpoint`` is a list of several.
+
+    Args:
+        root: the bundle.
+        overrides: config keys and their values.
+        threshold: a probability; ``auto`` chooses it on the validation cases, whatever is scored; None: the config's.
+
+    Returns:
+        The scores, with ``summary`` and the cases that are ``unscored``.
+
+    Raises:
+        DriveSegError: if an override, the weights or the dataset do not fit.
+    """
+    values = dict(overrides)
+    checkpoint = values.get("checkpoint")
+    members = ["ensemble"] if isinstance(checkpoint, list) and len(checkpoint) > 1 else []
+    if isinstance(checkpoint, list) and not members:
+        values["checkpoint"] = checkpoint[0]
+    if threshold == "auto":
+        of_choice = {key: value for key, value in values.items() if key != "section"}
+        chosen = run_workflow(root, ["train", "evaluate", *members, "choose_threshold"], "choosing", of_choice)
+        values.update(read_threshold(chosen.parser.get_parsed_content("choice").path))
+    elif threshold is not None:
+        values["threshold"] = _probability(threshold)
+    done = run_workflow(root, ["train", "evaluate", *members], "evaluating_all", values)
+    return done.parser.get_parsed_content("scores")
+
+
+def _probability(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise DriveSegError(f"threshold: expected a probability from 0 to 1 or auto, got {text!r}") from error
 
 
 def segment_photographs(

@@ -76,6 +76,22 @@ def test_train_evaluate_predict(phantoms: Path, tmp_path: Path, capsys: pytest.C
     assert "notes.tif" in rows[0]["reason"]
 
 
+def test_a_fold_is_trained_and_scored(phantoms: Path, tmp_path: Path) -> None:
+    run = tmp_path / "fold"
+    short = [*small_overrides(), "--max_epochs", "1"]
+    for arguments in (
+        ["train", "--dataset-dir", str(phantoms), "--output-dir", str(run), "--fold", "2/3", *short],
+        ["evaluate", "--dataset-dir", str(phantoms), "--output-dir", str(tmp_path / "scores"), "--fold", "2/3", *short]
+        + ["--checkpoint", str(run / "model.pt")],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert not stop.value.code
+    with (tmp_path / "scores" / "metrics.csv").open() as file:
+        cases = [row["case_id"] for row in csv.DictReader(file)]
+    assert cases and all(int(case) > 20 for case in cases), "training cases only, never test cases"
+
+
 def test_unknown_key_suggests_the_nearest(phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(["train", "--dataset-dir", str(phantoms), "--learning_rat", "0.1"], capsys)
     assert "learning_rat" in message and "did you mean learning_rate?" in message

@@ -1,0 +1,119 @@
+"""Two evaluations of the same cases, case by case: is the difference more than chance?"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from drive_seg.errors import DriveSegError
+from drive_seg.scores import FOV, PREDICTION, Bootstrap
+
+__all__ = ["compare", "read_summary"]
+
+
+def read_summary(path: str | os.PathLike) -> dict[str, Any]:
+    """The ``summary.json`` of an evaluation.
+
+    Args:
+        path: the file, or the folder it is in.
+
+    Raises:
+        DriveSegError: if there is none or it is not of an evaluation.
+    """
+    file = Path(path)
+    file = file / "summary.json" if file.is_dir() else file
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DriveSegError(f"{file}: expected the summary.json of drive-seg evaluate, got none ({error})") from error
+    if not isinstance(summary, dict) or not {"protocol", "cases", "settings", "rows"} <= summary.keys():
+        raise DriveSegError(f"{file}: expected the summary.json of drive-seg evaluate, got other content")
+    return summary
+
+
+def compare(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    bootstrap: Bootstrap | None = None,
+    region: str = FOV,
+) -> dict[str, Any]:
+    """Paired differences of two summaries' predictions, ``second`` less ``first``.
+
+    Args:
+        first, second: of ``read_summary``.
+        bootstrap: of the mean difference's interval.
+        region: ``fov`` or ``whole``.
+
+    Returns:
+        ``figures``: by name ``cases`` (in which both are defined), ``first`` and ``second`` (their means over these),
+        ``difference`` (mean), ``sd`` (n - 1), ``ci`` and ``p`` of the two-sided Wilcoxon signed-rank test; ``cases``:
+        rows of ``case_id`` and every figure's difference; ``only``: cases that one of both lacks; ``unlike``: what
+        of protocol and settings differs, as pairs. What is undefined is NaN: sd and interval of one case, p where no
+        case differs.
+
+    Raises:
+        DriveSegError: if the two have no case in common, or were scored against different references.
+    """
+    bootstrap = bootstrap or Bootstrap()
+    references = [summary["protocol"].get("reference") for summary in (first, second)]
+    if references[0] != references[1]:
+        raise DriveSegError(f"expected one reference for both evaluations, got {references[0]} and {references[1]}")
+    scores = [_scores(summary, region) for summary in (first, second)]
+    common = sorted(scores[0].keys() & scores[1].keys())
+    if not common:
+        raise DriveSegError("expected evaluations of the same cases, got two without a case in common")
+    names = [name for name in scores[0][common[0]] if name in scores[1][common[0]]]
+    values = {name: np.array([[of[case].get(name) for of in scores] for case in common], float) for name in names}
+    return {
+        "figures": {name: _paired(pairs, bootstrap) for name, pairs in values.items()},
+        "cases": [
+            {"case_id": case, **{name: float(pairs[i, 1] - pairs[i, 0]) for name, pairs in values.items()}}
+            for i, case in enumerate(common)
+        ],
+        "only": [sorted(scores[0].keys() - scores[1].keys()), sorted(scores[1].keys() - scores[0].keys())],
+        "unlike": _unlike(first, second),
+    }
+
+
+def _scores(summary: Mapping[str, Any], region: str) -> dict[str, dict[str, float | None]]:
+    found = {case["case_id"]: case["scores"][PREDICTION].get(region) for case in summary["cases"]}
+    if None in found.values():
+        raise DriveSegError(f"region: expected evaluations of the region {region}, got one that has left it out")
+    return found
+
+
+def _paired(pairs: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
+    defined = pairs[~np.isnan(pairs).any(axis=1)]
+    differences = defined[:, 1] - defined[:, 0]
+    n = len(differences)
+    means = defined.mean(axis=0) if n else np.full(2, np.nan)
+    return {
+        "cases": n,
+        "first": float(means[0]),
+        "second": float(means[1]),
+        "difference": float(differences.mean()) if n else math.nan,
+        "sd": float(differences.std(ddof=1)) if n > 1 else math.nan,
+        "ci": list(bootstrap.interval(differences)),
+        "p": float(wilcoxon(differences).pvalue) if n and differences.any() else math.nan,
+    }
+
+
+def _unlike(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    def stated(summary: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            **{key: value for key, value in summary["protocol"].items() if isinstance(value, (str, int, float))},
+            **summary["settings"],
+            "checkpoint": ", ".join(checkpoint["sha256"][:12] for checkpoint in summary.get("checkpoints", ())),
+            "config": summary.get("config_sha256", "")[:12],
+            "drive-seg": summary.get("versions", {}).get("drive-seg"),
+        }
+
+    one, other = stated(first), stated(second)
+    return {key: (one.get(key), other.get(key)) for key in {**one, **other} if one.get(key) != other.get(key)}

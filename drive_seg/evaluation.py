@@ -1,0 +1,298 @@
+"""An evaluation that one bad case does not end, and what it leaves: tables and a summary that can be repeated from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import Dataset
+from monai.engines import SupervisedEvaluator
+
+from drive_seg.errors import DriveSegError, user_error
+from drive_seg.files import sha256, write_csv, write_text
+from drive_seg.scores import (
+    COMPARISONS,
+    FOV,
+    PREDICTION,
+    REGIONS,
+    Bootstrap,
+    CaseResult,
+    Scoring,
+    case_row,
+    score_case,
+    summarise,
+)
+
+__all__ = ["CaseScores", "TolerantDataset", "TolerantEvaluator"]
+
+PACKAGES = ("drive-seg", "torch", "monai", "pytorch-ignite", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")
+TABLES = {PREDICTION: "metrics.csv"}
+
+_logger = logging.getLogger(__name__)
+
+
+class TolerantDataset(Dataset):
+    """MONAI's ``Dataset``, in which a case that cannot be read is its ``case_id`` and an ``error``, one sentence.
+
+    Args:
+        data: cases; one without ``label`` cannot be scored and is an error, too.
+        transform: files to arrays.
+    """
+
+    def _transform(self, index: int) -> Any:
+        case = self.data[index]
+        if "label" not in case:
+            return {"case_id": case["case_id"], "error": f"{case['image']} has no annotation to score against"}
+        try:
+            return super()._transform(index)
+        except Exception as error:
+            return {"case_id": case["case_id"], "error": _sentence(error)}
+
+
+class TolerantEvaluator(SupervisedEvaluator):
+    """MONAI's ``SupervisedEvaluator``, whose output for a case that failed is ``{"error": sentence}``."""
+
+    def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
+        if "error" not in batchdata:
+            try:
+                return super()._iteration(engine, batchdata)
+            except Exception as error:
+                batchdata = {"case_id": batchdata["case_id"], "error": [_sentence(error)]}
+        engine.state.batch = batchdata
+        engine.state.output = {"error": batchdata["error"][0]}
+        return engine.state.output
+
+
+class CaseScores:
+    """Scores every case of an evaluation; writes a row for each and a summary of all.
+
+    ``metrics.csv`` has the prediction against the reference, ``second_observer.csv`` the second observer against the
+    reference and ``prediction_against_second.csv`` what its name says, each one row a case. ``summary.json`` has the
+    means, standard deviations, intervals and pooled figures, the protocol, and what it takes to repeat them. Several
+    processes share the cases out; the first then writes.
+
+    Args:
+        output_dir: folder to write into; tables of an earlier evaluation there are removed.
+        checkpoint: weights file, or one for each network of an ensemble.
+        scoring: what to compute of a case.
+        bootstrap: of the intervals.
+        protocol: what to state of how the figures came about: ``threshold``, ``threshold_source``, ``annotation``, ….
+        settings: whatever else of the config the figures depend on.
+        config_files: whose bytes to hash.
+        writes: False in all but one of several processes.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        checkpoint: str | Sequence[str],
+        scoring: Scoring,
+        bootstrap: Bootstrap,
+        protocol: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        config_files: Sequence[str] = (),
+        writes: bool = True,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.checkpoints = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
+        self.scoring = scoring
+        self.bootstrap = bootstrap
+        self.protocol = dict(protocol)
+        self.settings = dict(settings)
+        self.config_files = [Path(file) for file in config_files]
+        self.writes = writes
+        self.results: list[CaseResult] = []
+        self.unscored: dict[str, str] = {}
+        self.summary: dict[str, Any] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator."""
+        engine.add_event_handler(Events.STARTED, self.reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def reset(self, engine: Engine) -> None:
+        """Forget an earlier run."""
+        self.results, self.unscored, self.summary = [], {}, {}
+        if self.writes:
+            for name in (*(table_name(comparison) for comparison in COMPARISONS), "summary.json"):
+                (self.output_dir / name).unlink(missing_ok=True)
+
+    def collect(self, engine: Engine) -> None:
+        """Score the cases of an iteration."""
+        if isinstance(engine.state.output, Mapping):
+            self._leave_out(str(engine.state.batch["case_id"][0]), engine.state.output["error"])
+            return
+        for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
+            case = {**batch, **output}
+            try:
+                self.results.append(self._score(case))
+            except DriveSegError as error:
+                self._leave_out(str(case["case_id"]), str(error))
+
+    def finish(self, engine: Engine) -> None:
+        """Gather what other processes have scored, write, and log the means."""
+        self._gather()
+        self.results.sort(key=lambda result: result.case_id)
+        rows = summarise(self.results, self.scoring, self.bootstrap)
+        self.summary = self._summary(rows)
+        for row in rows:
+            if (row["comparison"], row["region"]) == (PREDICTION, FOV):
+                engine.state.metrics.update({name: spread["mean"] for name, spread in row["per_image"].items()})
+        if not self.writes:
+            return
+        for comparison in COMPARISONS:
+            scored = [result for result in self.results if comparison in result.scores]
+            if scored:
+                table = [case_row(result, comparison, self.scoring.bins) for result in scored]
+                write_csv(self.output_dir / table_name(comparison), table)
+        write_text(self.output_dir / "summary.json", json.dumps(self.summary, indent=2, allow_nan=False) + "\n")
+        for row in rows:
+            _logger.info(
+                "%s, %s, per-image mean of %d: %s",
+                COMPARISONS[row["comparison"]],
+                REGIONS[row["region"]],
+                row["cases"],
+                ", ".join(f"{name} {spread['mean']:.4f}" for name, spread in row["per_image"].items()),
+            )
+
+    def raise_if_incomplete(self) -> None:
+        """End a run that could not score every case with an error.
+
+        Raises:
+            DriveSegError: naming them.
+        """
+        if self.unscored:
+            raise DriveSegError(
+                f"{len(self.unscored)} of {len(self.unscored) + len(self.results)} cases could not be scored "
+                f"({', '.join(self.unscored)}), why is said above and in {self.output_dir / 'summary.json'}"
+            )
+
+    def _score(self, case: Mapping[str, Any]) -> CaseResult:
+        result = score_case(
+            str(case["case_id"]),
+            _array(case["pred"])[0],
+            _array(case["reference"])[0],
+            _array(case["fov"])[0],
+            _array(case["probability"])[1:].sum(axis=0).clip(0, 1),
+            _array(case["second"])[0] if "second" in case else None,
+            self.scoring,
+        )
+        result.about = {key: str(case[key]) for key in ("section", "fov_source", "photograph")}
+        return result
+
+    def _leave_out(self, case_id: str, reason: str) -> None:
+        self.unscored[case_id] = reason
+        _logger.error("case %s is not scored: %s", case_id, reason)
+
+    def _gather(self) -> None:
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, (self.results, self.unscored))
+        # With fewer cases than processes every process has scored all of them.
+        self.results = list({result.case_id: result for results, _ in parts for result in results}.values())
+        self.unscored = {case_id: reason for _, unscored in parts for case_id, reason in unscored.items()}
+
+    def _warnings(self, sources: Sequence[str]) -> list[str]:
+        """What makes the figures optimistic."""
+        chosen_on = {result.case_id for result in self.results} & set(self.protocol.get("threshold_cases") or ())
+        warnings = []
+        if any(source != "test" for source in sources):
+            warnings.append("cases that are not test cases were scored: they trained the network or chose its weights")
+        if chosen_on:
+            warnings.append(f"the threshold was chosen on {len(chosen_on)} of the scored cases")
+        return warnings
+
+    def _summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        configs = {file.name: sha256(file) for file in self.config_files}
+        protocol = {key: value for key, value in self.protocol.items() if key != "dataset_dir"}
+        resolved = {"protocol": protocol, "settings": self.settings, "scoring": vars(self.scoring), "configs": configs}
+        sources = sorted({result.about.get("section", "") for result in self.results})
+        fovs = [result.about.get("fov_source", "") for result in self.results]
+        warnings = self._warnings(sources)
+        summary = {
+            "protocol": {
+                **self.protocol,
+                "scored": sources,
+                "cases": len(self.results),
+                "warnings": warnings,
+                "averaging": "per_image: mean over cases; pooled: counts of all cases summed first, then divided",
+                "regions": {
+                    **REGIONS,
+                    "outside": "nothing is predicted outside the field of view; annotations are taken as drawn",
+                },
+                "fov_source": {source: fovs.count(source) for source in sorted(set(fovs))},
+                "interval": f"{self.bootstrap.level:.0%} percentile bootstrap of the mean over cases, "
+                f"{self.bootstrap.samples} samples, seed {self.bootstrap.seed}",
+            },
+            "rows": rows,
+            "cases": [_case_summary(result, self.scoring.bins) for result in self.results],
+            "unscored": [{"case_id": case_id, "reason": reason} for case_id, reason in self.unscored.items()],
+            "settings": self.settings,
+            "scoring": {**vars(self.scoring), **vars(self.bootstrap)},
+            "checkpoints": [{"path": path, "sha256": sha256(path)} for path in self.checkpoints],
+            "config_sha256": hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest(),
+            "config_files": configs,
+            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            "machine": f"{platform.system()} {platform.machine()}",
+            "command": shlex.join(sys.argv),
+        }
+        return _plain(summary)
+
+
+def table_name(comparison: str) -> str:
+    """The file of a comparison's rows."""
+    return TABLES.get(comparison, f"{comparison}.csv")
+
+
+def _case_summary(result: CaseResult, bins: int) -> dict[str, Any]:
+    figures = {
+        comparison: {region: scores.figures(bins) for region, scores in regions.items()}
+        for comparison, regions in result.scores.items()
+    }
+    size = {"height": result.shape[0], "width": result.shape[1], "fov_diameter": result.diameter}
+    return {"case_id": result.case_id, **result.about, **size, "scores": figures}
+
+
+def _plain(value: Any) -> Any:
+    """The same for JSON, which has no NaN and no infinity: they become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        from drive_seg import __version__
+
+        return __version__ if package == "drive-seg" else "not installed"
+
+
+def _sentence(error: Exception) -> str:
+    mendable = user_error(error)
+    if mendable is None:
+        raise error
+    return str(mendable)
+
+
+def _array(image: torch.Tensor | np.ndarray) -> np.ndarray:
+    return np.asarray(image.detach().cpu()) if isinstance(image, torch.Tensor) else np.asarray(image)

@@ -1,0 +1,330 @@
+"""Scores of cases and what is said of all of them together: arrays in, rows of a table out.
+
+A comparison is of one mask with one annotation: the prediction with the reference, the second observer with the
+reference, and on request the prediction with the second observer. Each is made in two regions, inside the field of
+view and on the whole image. Of several vessel classes the figures are of vessel against background.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+
+from drive_seg.errors import DriveSegError
+from drive_seg.metrics import Confusion, ProbabilityCounts, Vessels, calibre_counts, confusion, shape_scores
+
+__all__ = [
+    "AGAINST_SECOND",
+    "COMPARISONS",
+    "FOV",
+    "PREDICTION",
+    "REGIONS",
+    "SECOND_OBSERVER",
+    "WHOLE",
+    "Bootstrap",
+    "CaseResult",
+    "RegionScores",
+    "Scoring",
+    "case_row",
+    "score_case",
+    "summarise",
+]
+
+PREDICTION, SECOND_OBSERVER, AGAINST_SECOND = "prediction", "second_observer", "prediction_against_second"
+COMPARISONS = {
+    PREDICTION: "prediction against reference",
+    SECOND_OBSERVER: "second observer against reference",
+    AGAINST_SECOND: "prediction against second observer",
+}
+FOV, WHOLE = "fov", "whole"
+REGIONS = {FOV: "inside the field of view", WHOLE: "whole image"}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is computed of a case.
+
+    Args:
+        bins: of the reliability diagram and the expected calibration error.
+        surfaces: whether to measure surface distances, which take longest.
+        whole_image: whether to score the whole image, too.
+        against_second: whether to take the second observer as reference, too.
+        calibre_edges: where thin, medium, … vessels end, as shares of the field of view's diameter, rising.
+    """
+
+    bins: int = 15
+    surfaces: bool = True
+    whole_image: bool = True
+    against_second: bool = False
+    calibre_edges: Sequence[float] = (0.005, 0.01)
+
+    def __post_init__(self) -> None:
+        if self.bins < 1:
+            raise DriveSegError(f"bins: expected at least 1, got {self.bins}")
+        if list(self.calibre_edges) != sorted(set(self.calibre_edges)) or min(self.calibre_edges, default=1) <= 0:
+            raise DriveSegError(f"calibre_edges: expected rising shares above 0, got {list(self.calibre_edges)}")
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Percentile bootstrap of a mean over cases, which are drawn with replacement (Efron & Tibshirani, 1993, ch. 13).
+
+    Args:
+        samples: how often all cases are drawn anew.
+        seed: any whole number from 0.
+        level: share of the means that the interval holds.
+    """
+
+    samples: int = 2000
+    seed: int = 0
+    level: float = 0.95
+
+    def interval(self, values: np.ndarray) -> tuple[float, float]:
+        """Lower and upper end for the mean of ``values`` (n,), all defined; NaN of fewer than two."""
+        if len(values) < 2:
+            return math.nan, math.nan
+        drawn = np.random.default_rng(self.seed).integers(len(values), size=(self.samples, len(values)))
+        tail = (1 - self.level) / 2
+        low, high = np.quantile(values[drawn].mean(axis=1), [tail, 1 - tail])
+        return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class RegionScores:
+    """One comparison in one region: counts that can be pooled, and figures of shape that cannot.
+
+    ``calibres`` has counts from thin to wide inside the field of view and is empty for the whole image.
+    """
+
+    counts: Confusion
+    shapes: dict[str, float]
+    calibres: list[Confusion]
+    probabilities: ProbabilityCounts | None = None
+
+    def figures(self, bins: int) -> dict[str, float]:
+        """Every figure of one case by name, NaN where it is undefined."""
+        return {**self.counts.scores(), **self._of_probability(bins), **self.shapes}
+
+    def pooled(self, bins: int) -> dict[str, float]:
+        """The figures that sums of counts give."""
+        return {**self.counts.scores(), **self._of_probability(bins)}
+
+    def _of_probability(self, bins: int) -> dict[str, float]:
+        return {} if self.probabilities is None else self.probabilities.scores(bins)
+
+    def __add__(self, other: RegionScores) -> RegionScores:
+        """Counts of both together, without the shapes."""
+        both = self.probabilities is not None and other.probabilities is not None
+        return RegionScores(
+            self.counts + other.counts,
+            {},
+            [mine + others for mine, others in zip(self.calibres, other.calibres, strict=True)],
+            self.probabilities + other.probabilities if both else None,  # type: ignore[operator]
+        )
+
+
+@dataclass
+class CaseResult:
+    """A scored case.
+
+    Args:
+        case_id: which.
+        scores: by comparison and region.
+        diameter: of the field of view, pixels.
+        shape: height and width, pixels.
+        masks: ``pred``, ``label``, ``fov`` and if there is one ``second`` as packed bits, for pictures of them.
+        about: what else is known of it: the ``section`` it is of, where the FOV mask is from, the photograph's path.
+    """
+
+    case_id: str
+    scores: dict[str, dict[str, RegionScores]]
+    diameter: int
+    shape: tuple[int, int]
+    masks: dict[str, np.ndarray]
+    about: dict[str, str] = field(default_factory=dict)
+
+    def mask(self, name: str) -> np.ndarray:
+        """One of ``masks``, (H, W), bool."""
+        height, width = self.shape
+        return np.unpackbits(self.masks[name], count=height * width).reshape(height, width).astype(bool)
+
+
+def score_case(
+    case_id: str,
+    pred: np.ndarray,
+    label: np.ndarray,
+    fov: np.ndarray,
+    probability: np.ndarray | None = None,
+    second: np.ndarray | None = None,
+    scoring: Scoring | None = None,
+) -> CaseResult:
+    """Score one case.
+
+    Outside the field of view nothing is predicted: there the prediction and its probability count as background, as
+    in the masks that ``drive-seg predict`` writes. Annotations are taken as they are drawn.
+
+    Args:
+        case_id: to name it in errors.
+        pred: (H, W), non-zero where a vessel is predicted.
+        label: (H, W), reference annotation, non-zero where a vessel is.
+        fov: (H, W), non-zero inside the field of view.
+        probability: (H, W), float, 0 to 1, of vessel; None leaves out the figures that need it.
+        second: (H, W), the second observer's annotation; None where there is none.
+        scoring: what to compute.
+
+    Raises:
+        DriveSegError: if sizes differ, if no pixel is inside the field of view, or if a probability is not a number
+            from 0 to 1.
+    """
+    scoring = scoring or Scoring()
+    arrays = {"prediction": pred, "FOV mask": fov, "probability map": probability, "second annotation": second}
+    for name, array in arrays.items():
+        if array is not None and array.shape != label.shape:
+            raise DriveSegError(
+                f"expected the {name} of case {case_id} in its annotation's size, {_size(label)}, got {_size(array)}"
+            )
+    inside = fov != 0
+    if not inside.any():
+        raise DriveSegError(f"expected a field of view in case {case_id}, got an empty FOV mask")
+    masks = {"pred": (pred != 0) & inside, "label": label != 0, "fov": inside}
+    if second is not None:
+        masks["second"] = second != 0
+    if probability is not None:
+        _check_probability(case_id, probability)
+        probability = np.where(inside, probability, 0)
+
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    diameter = int(max(rows[-1] - rows[0], columns[-1] - columns[0])) + 1
+    edges = [share * diameter for share in scoring.calibre_edges]
+    comparisons: dict[str, tuple[str, str]] = {PREDICTION: ("pred", "label")}
+    if second is not None:
+        comparisons[SECOND_OBSERVER] = ("second", "label")
+        if scoring.against_second:
+            comparisons[AGAINST_SECOND] = ("pred", "second")
+    in_fov = {name: Vessels(mask & inside) for name, mask in masks.items() if name != "fov"}
+    whole = {name: cut if (cut.mask == masks[name]).all() else Vessels(masks[name]) for name, cut in in_fov.items()}
+    everywhere = np.ones_like(inside)
+    scores: dict[str, dict[str, RegionScores]] = {}
+    for name, (scored, reference) in comparisons.items():
+        of_scored = None if name == SECOND_OBSERVER else probability
+        pair = in_fov[scored], in_fov[reference]
+        calibres = calibre_counts(*pair, edges)
+        scores[name] = {FOV: _score(*pair, inside, of_scored, scoring.surfaces, calibres)}
+        if scoring.whole_image:
+            shapes = scores[name][FOV].shapes if pair == (whole[scored], whole[reference]) else None
+            pair = whole[scored], whole[reference]
+            scores[name][WHOLE] = _score(*pair, everywhere, of_scored, scoring.surfaces, [], shapes)
+    packed = {name: np.packbits(mask) for name, mask in masks.items()}
+    return CaseResult(case_id, scores, diameter, (label.shape[0], label.shape[1]), packed)
+
+
+def _score(
+    scored: Vessels,
+    reference: Vessels,
+    counted: np.ndarray,
+    probability: np.ndarray | None,
+    surfaces: bool,
+    calibres: list[Confusion],
+    shapes: dict[str, float] | None = None,
+) -> RegionScores:
+    return RegionScores(
+        confusion(scored.mask, reference.mask, counted),
+        shape_scores(scored, reference, surfaces) if shapes is None else shapes,
+        calibres,
+        None if probability is None else ProbabilityCounts.of(probability, reference.mask, counted),
+    )
+
+
+def case_row(result: CaseResult, comparison: str, bins: int) -> dict[str, Any]:
+    """One row of ``metrics.csv``: figures inside the field of view, then those of the whole image as ``whole_…``."""
+    row: dict[str, Any] = {"case_id": result.case_id}
+    for region, scores in result.scores[comparison].items():
+        prefix = "" if region == FOV else f"{region}_"
+        row.update({f"{prefix}{name}": value for name, value in scores.figures(bins).items()})
+    return row
+
+
+def summarise(results: Sequence[CaseResult], scoring: Scoring, bootstrap: Bootstrap) -> list[dict[str, Any]]:
+    """Mean, standard deviation, interval and pooled figures of every comparison in every region.
+
+    Args:
+        results: scored cases.
+        scoring: as for ``score_case``.
+        bootstrap: for the intervals.
+
+    Returns:
+        Dictionaries with ``comparison``, ``region``, ``cases`` (how many), ``per_image`` (by figure: ``mean``, ``sd``
+        with n - 1, ``ci`` and ``defined``, the number of cases in which it is defined, which alone are counted),
+        ``pooled`` (by figure, from counts summed over all cases) and ``calibres`` (the same of Dice and sensitivity by
+        calibre, inside the field of view only). What is undefined is NaN.
+    """
+    rows = []
+    for comparison in COMPARISONS:
+        of_comparison = [result.scores[comparison] for result in results if comparison in result.scores]
+        for region in REGIONS:
+            scores = [regions[region] for regions in of_comparison if region in regions]
+            if not scores:
+                continue
+            figures = [score.figures(scoring.bins) for score in scores]
+            pooled = reduce(add, scores)
+            rows.append(
+                {
+                    "comparison": comparison,
+                    "region": region,
+                    "cases": len(scores),
+                    "per_image": {name: _spread([case[name] for case in figures], bootstrap) for name in figures[0]},
+                    "pooled": pooled.pooled(scoring.bins),
+                    "calibres": _by_calibre(scores, pooled, scoring.calibre_edges, bootstrap),
+                }
+            )
+    return rows
+
+
+def _by_calibre(
+    scores: Sequence[RegionScores], pooled: RegionScores, edges: Sequence[float], bootstrap: Bootstrap
+) -> list[dict[str, Any]]:
+    limits = [0.0, *map(float, edges), math.inf]
+    rows = []
+    for i, counts in enumerate(pooled.calibres):
+        of_cases = [score.calibres[i].scores() for score in scores]
+        rows.append(
+            {
+                "from": limits[i],
+                "to": limits[i + 1],
+                **{name: _spread([case[name] for case in of_cases], bootstrap) for name in ("dice", "sensitivity")},
+                "pooled": {name: counts.scores()[name] for name in ("dice", "sensitivity")},
+                "annotated_pixels": counts.true_positives + counts.false_negatives,
+            }
+        )
+    return rows
+
+
+def _spread(values: Sequence[float], bootstrap: Bootstrap) -> dict[str, Any]:
+    defined = np.array([value for value in values if not math.isnan(value)])
+    return {
+        "mean": float(defined.mean()) if len(defined) else math.nan,
+        "sd": float(defined.std(ddof=1)) if len(defined) > 1 else math.nan,
+        "ci": list(bootstrap.interval(defined)),
+        "defined": len(defined),
+    }
+
+
+def _check_probability(case_id: str, probability: np.ndarray) -> None:
+    bad = ~np.isfinite(probability)
+    if bad.any():
+        raise DriveSegError(
+            f"expected numbers in the probability map of case {case_id}, got {bad.sum()} pixels NaN or infinite"
+        )
+    low, high = float(probability.min()), float(probability.max())
+    if low < 0 or high > 1 + 1e-6:
+        raise DriveSegError(f"expected probabilities from 0 to 1 in case {case_id}, got {low:.4g} to {high:.4g}")
+
+
+def _size(array: np.ndarray) -> str:
+    return "×".join(map(str, array.shape[::-1]))

@@ -1,0 +1,131 @@
+"""Which cases are scored, and the folds of a cross-validation.
+
+Folds are made of the cases for training and validation alone; a test case is in none of them. Both eyes of one person
+are always in the same fold: ``01L`` and ``01R`` are taken to be of person ``01``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from drive_seg.data import DATASET_JSON, Case, load_datalist
+from drive_seg.errors import DriveSegError
+
+__all__ = ["cases_to_score", "fold_cases", "parse_fold", "person"]
+
+PUBLISHED, ESTIMATED = "published mask", "estimated"
+
+_EYE = re.compile(r"(?<=\d)[LR]$")
+_logger = logging.getLogger(__name__)
+
+
+def cases_to_score(
+    dataset_dir: str | os.PathLike,
+    section: str = "test",
+    annotations: Mapping[str, str] | None = None,
+    validation_every: int = 5,
+    fold: str | None = None,
+) -> list[Case]:
+    """The cases of a section, with what an evaluation says of each.
+
+    Where the test cases have no annotations at all, as DRIVE's site hands them out today, the held-out validation
+    cases take their place, and a warning says so: these chose the weights, so the figures are optimistic.
+
+    Args:
+        dataset_dir, annotations, validation_every: as for ``load_datalist``.
+        section: ``test``, ``validation`` or ``training``.
+        fold: ``k/n``: instead the cases that this fold holds out of the training.
+
+    Returns:
+        Cases as ``load_datalist`` has them. Each also has ``photograph``, the path of its image, which stays when the
+        image is loaded; ``section``, which it is of; and ``fov_source``, ``published mask`` or ``estimated``. A case
+        without the annotation ``label`` is among them where others have it, for the evaluation to report it.
+
+    Raises:
+        DriveSegError: as ``load_datalist``, or if there is no case to score.
+    """
+    source = section
+    if fold is not None:
+        source = f"fold {fold}"
+        cases = fold_cases(dataset_dir, fold, "validation", annotations)
+    else:
+        cases = load_datalist(dataset_dir, section, annotations, validation_every)
+        if section == "test" and not any("label" in case for case in cases):
+            source = "validation"
+            cases = load_datalist(dataset_dir, source, annotations, validation_every)
+            _logger.warning(
+                "%s has no annotated test cases: scoring the %d held-out validation cases instead "
+                "(they chose the checkpoint, so the figures are optimistic)",
+                dataset_dir, len(cases),
+            )  # fmt: skip
+    if not cases:
+        raise DriveSegError(f"{dataset_dir}: expected cases to score, got none in the section {source}")
+    estimated = _estimated(Path(dataset_dir))
+    for case in cases:
+        case["photograph"] = case["image"]
+        case["section"] = source
+        case["fov_source"] = PUBLISHED if "fov" in case and case["case_id"] not in estimated else ESTIMATED
+    return cases
+
+
+def fold_cases(
+    dataset_dir: str | os.PathLike,
+    fold: str,
+    section: str,
+    annotations: Mapping[str, str] | None = None,
+) -> list[Case]:
+    """The cases of one fold of a cross-validation over all cases that are not for test.
+
+    Args:
+        dataset_dir, annotations: as for ``load_datalist``.
+        fold: ``k/n``, the k-th of n folds, from 1: every n-th person in order, beginning with the k-th, is held out.
+        section: ``validation`` for those held out, ``training`` for the others.
+
+    Raises:
+        DriveSegError: as ``load_datalist``, or if there are fewer persons than folds.
+    """
+    number, folds = parse_fold(fold)
+    if section not in ("training", "validation"):
+        raise DriveSegError(f"section: a fold has training and validation cases, got {section!r}")
+    both = [case for part in ("training", "validation") for case in load_datalist(dataset_dir, part, annotations)]
+    cases = sorted(both, key=lambda case: case["case_id"])
+    persons = list(dict.fromkeys(person(case["case_id"]) for case in cases))
+    if len(persons) < folds:
+        raise DriveSegError(f"{dataset_dir}: expected at least {folds} persons for {folds} folds, got {len(persons)}")
+    held_out = set(persons[number - 1 :: folds])
+    return [case for case in cases if (person(case["case_id"]) in held_out) == (section == "validation")]
+
+
+def parse_fold(fold: str) -> tuple[int, int]:
+    """Number of the fold, from 1, and of all folds.
+
+    >>> parse_fold("2/5")
+    (2, 5)
+
+    Raises:
+        DriveSegError: if it is not ``k/n`` with 1 ≤ k ≤ n and n ≥ 2.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", str(fold))
+    number, folds = (int(part) for part in match.groups()) if match else (0, 0)
+    if not 1 <= number <= folds or folds < 2:
+        raise DriveSegError(f"fold: expected k/n with k from 1 to n and n from 2, such as 1/5, got {fold!r}")
+    return number, folds
+
+
+def person(case_id: str) -> str:
+    """Whose eye it is: the case id without the side.
+
+    >>> person("Image_01L"), person("21"), person("01_dr")
+    ('Image_01', '21', '01_dr')
+    """
+    return _EYE.sub("", case_id)
+
+
+def _estimated(dataset_dir: Path) -> Sequence[str]:
+    path = dataset_dir / DATASET_JSON
+    return json.loads(path.read_text(encoding="utf-8")).get("estimatedFov", []) if path.is_file() else []

@@ -1,0 +1,130 @@
+"""Choosing the threshold on validation cases; the test cases have no say in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+
+from drive_seg.errors import DriveSegError
+from drive_seg.files import sha256, write_text
+from drive_seg.metrics import ProbabilityCounts
+
+__all__ = ["ThresholdChoice", "best_threshold", "read_threshold"]
+
+FILE_NAME = "threshold.json"
+
+_logger = logging.getLogger(__name__)
+
+
+def best_threshold(cases: list[ProbabilityCounts], steps: int = 100) -> tuple[float, float]:
+    """The threshold of highest mean Dice over cases, and that Dice.
+
+    Args:
+        cases: with at least one vessel pixel each, or they are left out.
+        steps: the thresholds tried are 1/steps, 2/steps, …; of equal ones the middle is taken.
+
+    Raises:
+        DriveSegError: if no case has a vessel pixel.
+    """
+    thresholds = np.arange(1, steps) / steps
+    with_vessels = [case for case in cases if case.positives.any()]
+    if not with_vessels:
+        raise DriveSegError("threshold: expected validation cases with vessels to choose on, got none")
+    dice = np.mean([case.dice(thresholds) for case in with_vessels], axis=0)
+    best = np.flatnonzero(dice == dice.max())
+    chosen = int(best[len(best) // 2])
+    return float(thresholds[chosen]), float(dice[chosen])
+
+
+class ThresholdChoice:
+    """Chooses the threshold with ``best_threshold`` inside the field of view and writes ``threshold.json``.
+
+    Args:
+        dataset_dir: for the record.
+        section: of the cases it is chosen on; ``test`` is refused.
+        checkpoint: weights that make the probabilities; the file is written beside them (of several, the first).
+        steps: as for ``best_threshold``.
+        writes: False in all but one of several processes.
+    """
+
+    def __init__(
+        self, dataset_dir: str, section: str, checkpoint: str | list[str], steps: int = 100, writes: bool = True
+    ) -> None:
+        self.dataset_dir = dataset_dir
+        self.section = section
+        self.checkpoints = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
+        self.path = Path(self.checkpoints[0]).with_name(FILE_NAME)
+        self.steps = steps
+        self.writes = writes
+        self.choice: dict[str, Any] = {}
+        self._counts: dict[str, ProbabilityCounts] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        """Refuse test cases.
+
+        Raises:
+            DriveSegError: if the section is ``test``.
+        """
+        self._counts = {}
+        self._refuse(self.section)
+
+    def collect(self, engine: Engine) -> None:
+        """Count the probabilities of a case."""
+        if isinstance(engine.state.output, Mapping):
+            raise DriveSegError(f"threshold: cannot be chosen without every case, {engine.state.output['error']}")
+        for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
+            case = {**batch, **output}
+            self._refuse(str(case["section"]))
+            probability = np.asarray(case["probability"].cpu())[1:].sum(axis=0)
+            label, fov = (np.asarray(case[key].cpu())[0] for key in ("reference", "fov"))
+            self._counts[str(case["case_id"])] = ProbabilityCounts.of(probability.clip(0, 1), label, fov != 0)
+
+    def finish(self, engine: Engine) -> None:
+        """Choose and write."""
+        threshold, dice = best_threshold(list(self._counts.values()), self.steps)
+        self.choice = {
+            "threshold": threshold,
+            "criterion": "highest mean Dice inside the field of view",
+            "dice": dice,
+            "dataset_dir": self.dataset_dir,
+            "section": self.section,
+            "cases": sorted(self._counts),
+            "checkpoint_sha256": [sha256(path) for path in self.checkpoints],
+        }
+        chosen_on = f"{len(self._counts)} {self.section} cases"
+        _logger.info("threshold %.2f, chosen on %s (Dice %.4f)", threshold, chosen_on, dice)
+        if self.writes:
+            write_text(self.path, json.dumps(self.choice, indent=2) + "\n")
+
+    def _refuse(self, section: str) -> None:
+        if section == "test":
+            raise DriveSegError("threshold: may not be chosen on test cases, expected the section validation, got test")
+
+
+def read_threshold(path: str | Path) -> dict[str, Any]:
+    """What an evaluation takes from ``threshold.json``: ``threshold``, ``threshold_source`` and ``threshold_cases``.
+
+    Raises:
+        DriveSegError: if the file is missing or not of ``ThresholdChoice``.
+    """
+    try:
+        choice = json.loads(Path(path).read_text(encoding="utf-8"))
+        source = (
+            f"chosen on {len(choice['cases'])} {choice['section']} cases of {choice['dataset_dir']} "
+            f"({', '.join(choice['cases'])}): {choice['criterion']}"
+        )
+        return {"threshold": choice["threshold"], "threshold_source": source, "threshold_cases": choice["cases"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DriveSegError(f"{path}: expected a threshold with its source, got something else ({error})") from error

@@ -1,0 +1,93 @@
+"""Two evaluations side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+
+from drive_seg.cli import main
+from drive_seg.compare import compare, read_summary
+from drive_seg.errors import DriveSegError
+
+FIRST = {"01": 0.70, "02": 0.75, "03": 0.80, "04": 0.72, "05": 0.69, "06": 0.81}
+GAIN = [0.02, 0.01, 0.03, -0.005, 0.015, 0.025]
+SECOND = {case: dice + gain for (case, dice), gain in zip(FIRST.items(), GAIN, strict=True)}
+
+
+def summary(dice: dict[str, float | None], **protocol: Any) -> dict[str, Any]:
+    return {
+        "protocol": {"reference": "1st_manual", "threshold": 0.5, **protocol},
+        "settings": {"flips": False},
+        "rows": [],
+        "cases": [
+            {"case_id": case, "scores": {"prediction": {"fov": {"dice": value}}}} for case, value in dice.items()
+        ],
+    }
+
+
+def test_differences_by_hand() -> None:
+    compared = compare(summary(FIRST), summary(SECOND, threshold=0.4))
+    figure = compared["figures"]["dice"]
+    gain = np.array(GAIN)
+    assert figure["cases"] == 6
+    assert figure["difference"] == pytest.approx(gain.mean())
+    assert figure["second"] - figure["first"] == pytest.approx(gain.mean())
+    assert figure["sd"] == pytest.approx(gain.std(ddof=1))
+    assert figure["ci"][0] < gain.mean() < figure["ci"][1]
+    # The one loss has the lowest rank, so W = 1; of the 2^6 equally likely signs 2 · 2 give a W as extreme: p = 4 / 64.
+    assert figure["p"] == pytest.approx(4 / 64)
+    assert figure["p"] == pytest.approx(wilcoxon(gain).pvalue)
+    assert [row["case_id"] for row in compared["cases"]] == sorted(FIRST)
+    assert compared["cases"][3]["dice"] == pytest.approx(-0.005)
+    assert compared["unlike"] == {"threshold": (0.5, 0.4)}
+
+
+def test_the_same_twice_has_no_p_value() -> None:
+    figure = compare(summary(FIRST), summary(FIRST))["figures"]["dice"]
+    assert figure["difference"] == 0 and figure["ci"] == [0, 0] and math.isnan(figure["p"])
+
+
+def test_undefined_and_missing_cases_are_left_out() -> None:
+    second: dict[str, float | None] = {**SECOND, "02": None, "07": 0.5}
+    del second["03"]
+    compared = compare(summary(FIRST), summary(second))
+    assert compared["figures"]["dice"]["cases"] == 4
+    assert compared["only"] == [["03"], ["07"]]
+    assert math.isnan(next(row["dice"] for row in compared["cases"] if row["case_id"] == "02"))
+
+
+def test_what_cannot_be_compared() -> None:
+    with pytest.raises(DriveSegError, match="a case in common"):
+        compare(summary(FIRST), summary({"99": 0.5}))
+    with pytest.raises(DriveSegError, match="1st_manual and 2nd_manual"):
+        compare(summary(FIRST), summary(SECOND, reference="2nd_manual"))
+    with pytest.raises(DriveSegError, match="region whole"):
+        compare(summary(FIRST), summary(SECOND), region="whole")
+
+
+def test_what_is_no_summary(tmp_path: Path) -> None:
+    with pytest.raises(DriveSegError, match=r"summary\.json"):
+        read_summary(tmp_path)
+    (tmp_path / "summary.json").write_text("[]")
+    with pytest.raises(DriveSegError, match="other content"):
+        read_summary(tmp_path)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, dice in (("a", FIRST), ("b", SECOND)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary(dice)))
+    table = tmp_path / "differences.csv"
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", str(tmp_path / "a"), str(tmp_path / "b" / "summary.json"), "--output", str(table)])
+    assert not stop.value.code
+    printed = capsys.readouterr().out
+    assert "dice" in printed and "+0.0158" in printed and "0.0625" in printed
+    assert table.read_text().splitlines()[0] == "case_id,dice"
+    assert len(table.read_text().splitlines()) == 7

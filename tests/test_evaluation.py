@@ -1,0 +1,263 @@
+"""Evaluations from the shipped configs: bad cases, the threshold, folds and ensembles."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from PIL import Image
+from test_bundle import components, run_bundle
+
+from drive_seg.cli import main
+from drive_seg.configs import config_files
+from drive_seg.ensemble import Ensemble, EnsembleLoader
+from drive_seg.errors import DriveSegError, user_error
+from drive_seg.metrics import ProbabilityCounts
+from drive_seg.networks import UNet
+from drive_seg.splits import cases_to_score, fold_cases, parse_fold
+from drive_seg.thresholds import best_threshold, read_threshold
+from drive_seg.workflows import evaluate_weights, run_workflow
+
+SMALL = {"base_channels": 4, "depth": 3, "fov_diameter": 128, "precision": "float32"}
+OVERLAYS = ("fold", "ensemble", "choose_threshold")
+
+
+def save_weights(path: Path, seed: int) -> str:
+    """Weights of a network that has learnt nothing, but thinks some pixels vessels."""
+    torch.manual_seed(seed)
+    torch.save(UNet(base_channels=4, depth=3).state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    return save_weights(tmp_path / "model.pt", 0)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def figures(summary: dict[str, Any]) -> Any:
+    return [(case["case_id"], case["scores"]) for case in summary["cases"]], summary["rows"]
+
+
+def test_command_and_bundle_give_the_same_figures(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:
+    values = {"dataset_dir": str(phantoms), "checkpoint": weights, "output_dir": str(tmp_path / "a"), **SMALL}
+    evaluate_weights(bundle, values)
+    values["output_dir"] = str(tmp_path / "b")
+    overrides = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+    run_bundle("evaluating", bundle, ["train", "evaluate"], *overrides)
+    one, other = read_summary(tmp_path / "a"), read_summary(tmp_path / "b")
+    assert figures(one) == figures(other)
+    assert one["config_sha256"] == other["config_sha256"]
+    for name in ("metrics.csv", "second_observer.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert one["protocol"]["scored"] == ["test"] and one["protocol"]["fov_source"] == {"published mask": 2}
+    assert one["checkpoints"][0]["path"] == weights and len(one["checkpoints"][0]["sha256"]) == 64
+    assert {"drive-seg", "torch", "monai", "scikit-learn", "python"} <= one["versions"].keys()
+    assert one["protocol"]["warnings"] == []
+
+
+def test_bad_cases_are_named_and_the_others_scored(
+    bundle: Path, phantoms: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = tmp_path / "dataset"
+    cases = []
+    for case in fold_cases(phantoms, "1/2", "training") + fold_cases(phantoms, "1/2", "validation"):
+        folder = dataset / case["case_id"]
+        folder.mkdir(parents=True)
+        paths = {}
+        for key in ("image", "label", "fov"):
+            copy = folder / f"{key}{Path(case[key]).suffix}"
+            copy.write_bytes(Path(case[key]).read_bytes())
+            paths[key] = str(copy.relative_to(dataset))
+        cases.append({"case_id": case["case_id"], **paths})
+    unannotated, without_fov, truncated, wrong_size, *good = cases
+    del unannotated["label"], without_fov["fov"]
+    Image.new("RGB", (141, 150)).save(dataset / without_fov["image"])
+    damaged = dataset / truncated["image"]
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    Image.new("L", (20, 30)).save(dataset / wrong_size["label"])
+    (dataset / "dataset.json").write_text(json.dumps({"training": [], "validation": [], "test": cases}))
+
+    output = tmp_path / "scores"
+    arguments = ["evaluate", "--dataset-dir", str(dataset), "--checkpoint", weights, "--output-dir", str(output)]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--bundle-root", str(bundle), *(f"--{key}={value}" for key, value in SMALL.items())])
+    assert str(stop.value.code).startswith("drive-seg: 4 of 6 cases could not be scored")
+    summary = read_summary(output)
+    assert [case["case_id"] for case in summary["cases"]] == sorted(case["case_id"] for case in good)
+    reasons = {case["case_id"]: case["reason"] for case in summary["unscored"]}
+    expected = {
+        unannotated["case_id"]: "no annotation",
+        without_fov["case_id"]: "field of view",
+        truncated["case_id"]: "damaged",
+        wrong_size["case_id"]: "20×30",
+    }
+    assert reasons.keys() == expected.keys()
+    for case_id, words in expected.items():
+        assert words in reasons[case_id] and "\n" not in reasons[case_id], reasons[case_id]
+    with (output / "metrics.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_threshold_is_chosen_on_validation_cases(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:
+    values = {"dataset_dir": str(phantoms), "checkpoint": [weights], "output_dir": str(tmp_path / "scores"), **SMALL}
+    scores = evaluate_weights(bundle, values, threshold="auto")
+    chosen = read_threshold(tmp_path / "threshold.json")
+    protocol = scores.summary["protocol"]
+    assert protocol["threshold"] == chosen["threshold"] and protocol["threshold_source"] == chosen["threshold_source"]
+    held_out = {case["case_id"] for case in cases_to_score(phantoms, "validation")}
+    assert set(chosen["threshold_cases"]) == held_out and "validation" in chosen["threshold_source"]
+    assert not held_out & {case["case_id"] for case in scores.summary["cases"]}
+
+    values["section"] = "validation"
+    warned = evaluate_weights(bundle, values, threshold="auto").summary["protocol"]["warnings"]
+    assert len(warned) == 2 and "the threshold was chosen on 1 of the scored cases" in warned
+
+
+def test_test_cases_may_not_choose(bundle: Path, phantoms: Path, weights: str) -> None:
+    values = {"dataset_dir": str(phantoms), "checkpoint": weights, "section": "test", **SMALL}
+    with pytest.raises(Exception, match="evaluator") as error:
+        run_workflow(bundle, ["train", "evaluate", "choose_threshold"], "choosing", values)
+    assert "may not be chosen on test cases" in str(user_error(error.value))
+    assert not (Path(weights).parent / "threshold.json").exists()
+
+
+@pytest.mark.parametrize("threshold", ["often", "1.5"])
+def test_what_is_no_threshold(bundle: Path, phantoms: Path, weights: str, threshold: str) -> None:
+    with pytest.raises((DriveSegError, RuntimeError)) as error:
+        evaluate_weights(bundle, {"dataset_dir": str(phantoms), "checkpoint": weights, **SMALL}, threshold)
+    assert "threshold: expected a probability from 0 to 1" in str(user_error(error.value))
+
+
+def test_best_threshold_by_hand() -> None:
+    # Vessels at 0.7 and 0.6, background at 0.65 and 0.1: from 0.11 to 0.60 Dice is 4 / 5, above at most 2 / 3.
+    probability, label = np.array([[0.7, 0.6, 0.65, 0.1]]), np.array([[True, True, False, False]])
+    counts = ProbabilityCounts.of(probability, label, np.ones((1, 4), bool))
+    threshold, dice = best_threshold([counts])
+    assert 0.1 < threshold <= 0.6 and dice == pytest.approx(4 / 5)
+    with pytest.raises(DriveSegError, match="with vessels"):
+        best_threshold([ProbabilityCounts.of(probability, np.zeros((1, 4), bool), np.ones((1, 4), bool))])
+
+
+def test_folds_are_apart_and_complete(phantoms: Path) -> None:
+    test = {case["case_id"] for case in cases_to_score(phantoms, "test")}
+    seen: list[str] = []
+    for number in (1, 2, 3):
+        held_out = {case["case_id"] for case in fold_cases(phantoms, f"{number}/3", "validation")}
+        trained_on = {case["case_id"] for case in fold_cases(phantoms, f"{number}/3", "training")}
+        assert held_out and not held_out & trained_on and len(held_out | trained_on) == 6
+        assert not (held_out | trained_on) & test
+        seen += held_out
+    assert len(seen) == len(set(seen)) == 6
+
+
+def test_both_eyes_of_a_person_are_in_one_fold(tmp_path: Path) -> None:
+    ids = [f"Image_{person:02}{side}" for person in range(1, 6) for side in "LR"]
+    for case_id in ids:
+        (tmp_path / f"{case_id}.png").touch()
+    listed = [{"case_id": i, "image": f"{i}.png", "label": f"{i}.png"} for i in ids]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": listed[:8], "validation": listed[8:], "test": []}))
+    held_out = [case["case_id"] for case in fold_cases(tmp_path, "2/4", "validation")]
+    assert held_out == ["Image_02L", "Image_02R"]
+    assert [case["case_id"] for case in fold_cases(tmp_path, "1/4", "validation")] == [*ids[:2], *ids[8:]]
+    with pytest.raises(DriveSegError, match="at least 6 persons"):
+        fold_cases(tmp_path, "1/6", "training")
+
+
+@pytest.mark.parametrize("fold", ["0/5", "6/5", "1/1", "1", "a/b", None])
+def test_what_is_no_fold(fold: Any) -> None:
+    with pytest.raises(DriveSegError, match="k/n"):
+        parse_fold(fold)
+
+
+def test_fold_config_trains_without_the_cases_it_holds_out(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    workflow = ConfigWorkflow(
+        config_file=config_files(bundle, "train", "fold"),
+        workflow_type="train",
+        logging_file=False,
+        bundle_root=str(bundle),
+        dataset_dir=str(phantoms),
+        ckpt_dir=str(tmp_path),
+        output_dir=str(tmp_path),
+        fold="2/3",
+    )
+    workflow.initialize()
+    ids = {
+        part: {case["case_id"] for case in workflow.parser.get_parsed_content(f"{part}#dataset#data")}
+        for part in ("train", "validate")
+    }
+    assert len(ids["train"]) == 4 and len(ids["validate"]) == 2 and not ids["train"] & ids["validate"]
+
+
+def test_evaluation_of_a_fold(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:
+    values = {"dataset_dir": str(phantoms), "checkpoint": weights, "output_dir": str(tmp_path), "fold": "3/3", **SMALL}
+    summary = evaluate_weights(bundle, values).summary
+    held_out = [case["case_id"] for case in fold_cases(phantoms, "3/3", "validation")]
+    assert [case["case_id"] for case in summary["cases"]] == held_out
+    assert summary["protocol"]["scored"] == ["fold 3/3"] and summary["protocol"]["warnings"]
+
+
+def test_ensemble_averages_probabilities() -> None:
+    networks = [UNet(base_channels=4, depth=2) for _ in range(3)]
+    ensemble = Ensemble(networks[0], 3)
+    for member, network in zip(ensemble.members, networks, strict=True):
+        member.load_state_dict(network.state_dict())
+    image = torch.randn(2, 3, 21, 34)
+    with torch.inference_mode():
+        mean = torch.stack([network.eval()(image).softmax(dim=1) for network in networks]).mean(dim=0)
+        assert torch.allclose(ensemble.eval()(image).softmax(dim=1), mean, atol=1e-6)
+
+
+def test_ensemble_wants_weights_for_every_member(tmp_path: Path) -> None:
+    ensemble = Ensemble(UNet(base_channels=4, depth=3), 2)
+    with pytest.raises(DriveSegError, match="weights for 2 networks, got 1"):
+        EnsembleLoader(ensemble, ["one.pt"])(None)  # type: ignore[arg-type]
+
+
+def test_ensemble_with_flips_is_scored(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    checkpoints = [save_weights(tmp_path / f"{seed}.pt", seed) for seed in (1, 2)]
+    values = {
+        "dataset_dir": str(phantoms),
+        "checkpoint": checkpoints,
+        "output_dir": str(tmp_path / "ensemble"),
+        **SMALL,
+    }
+    summary = evaluate_weights(bundle, {**values, "flips": True, "scoring::surfaces": False}).summary
+    assert [checkpoint["path"] for checkpoint in summary["checkpoints"]] == checkpoints
+    assert summary["settings"]["flips"] is True and "hd95" not in summary["rows"][0]["per_image"]
+    alone = evaluate_weights(bundle, {**values, "checkpoint": checkpoints[0]}).summary
+    assert alone["cases"][0]["scores"] != summary["cases"][0]["scores"]
+
+
+def test_without_test_annotations_the_validation_cases_are_scored(phantoms: Path, tmp_path: Path) -> None:
+    listed = [{"case_id": case["case_id"], "image": case["image"]} for case in cases_to_score(phantoms, "test")]
+    held_out = [
+        {key: case[key] for key in ("case_id", "image", "label")} for case in cases_to_score(phantoms, "validation")
+    ]
+    content = {"training": [], "validation": held_out, "test": listed, "estimatedFov": []}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    cases = cases_to_score(tmp_path, "test")
+    assert [case["case_id"] for case in cases] == [case["case_id"] for case in held_out]
+    assert {case["section"] for case in cases} == {"validation"}
+    assert {case["fov_source"] for case in cases} == {"estimated"}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_value_of_an_overlay_says_why(bundle: Path, name: str) -> None:
+    config = json.loads((bundle / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+    for where, component in components(config):
+        assert len(component.get("_desc_", "")) > 8, where
+    plain = [key for key, value in config.items() if not isinstance(value, (dict, list)) and key != "_desc_"]
+    assert set(plain) - {"choosing"} <= config["_desc_"].keys()
+    assert not [text for text in config["_desc_"].values() if re.match(r"[$%]", text) or set("#@") & set(text)]

@@ -1,0 +1,139 @@
+"""The report, as a browser sees it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drive_seg.evaluation import CaseScores
+from drive_seg.report import Report, write_report
+from drive_seg.scores import Bootstrap, Scoring, score_case
+
+SIZE = (90, 110)
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=3000 --enable-logging=stderr"
+)
+PROBE = """<script>
+addEventListener("load", () => {
+  const images = [...document.images];
+  const view = document.querySelector(".view");
+  view.dispatchEvent(new WheelEvent("wheel", { deltaY: -1, clientX: 5, clientY: 5, cancelable: true }));
+  document.querySelectorAll("#cases th button")[1].click();
+  document.body.insertAdjacentHTML("beforeend", `<pre id="probe">${JSON.stringify({
+    images: images.length,
+    broken: images.filter(image => !image.complete || !image.naturalWidth).length,
+    rows: document.querySelectorAll("#cases tbody tr").length,
+    sorted: [...document.querySelectorAll("#cases tbody tr")].map(row => row.cells[0].textContent),
+    zoomed: view.querySelector("img").style.transform,
+    outside: performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length,
+  })}</pre>`);
+});
+</script>"""
+
+
+def evaluated(folder: Path, cases: int = 4, second: bool = True) -> CaseScores:
+    """An evaluation of drawn cases, each worse than the one before."""
+    weights = folder / "model.pt"
+    weights.write_bytes(b"weights")
+    protocol = {"dataset_dir": "data/<drawn>", "reference": "1st_manual", "threshold": 0.5, "threshold_source": "fixed"}
+    scores = CaseScores(str(folder), str(weights), Scoring(), Bootstrap(samples=200), protocol, {"flips": False})
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+    fov = (rows - 45) ** 2 + (columns - 55) ** 2 < 42**2
+    label = (np.abs(rows - columns + 10) < 2) | (np.abs(rows - 45) < 1) | (np.abs(columns - 40) < 3)
+    generator = np.random.default_rng(0)
+    scores.reset(SimpleNamespace())  # type: ignore[arg-type]
+    for number in range(cases):
+        probability = np.clip(generator.normal(0.2 + 0.6 * label, 0.1 + 0.05 * number), 0, 1)
+        photograph = folder / f"{number}.png"
+        Image.fromarray(np.where(fov[..., None], (200, 120, 60), 0).astype(np.uint8)).save(photograph)
+        observed = np.roll(label, 1, axis=0) if second else None
+        result = score_case(f"case{number}", probability >= 0.5, label, fov, probability, observed)
+        result.about = {"section": "test", "fov_source": "estimated", "photograph": str(photograph)}
+        scores.results.append(result)
+    scores.unscored = {"case<9>": "nine.tif: is not an image"}
+    scores.finish(SimpleNamespace(state=SimpleNamespace(metrics={})))  # type: ignore[arg-type]
+    return scores
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    scores = evaluated(folder)
+    write_report(scores.results, scores.summary, folder / "report.html")
+    return folder / "report.html"
+
+
+def probe(path: Path) -> dict[str, Any]:
+    """What Chromium makes of a page; fails on any message to its console."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("there is no Chromium on PATH")
+    probed = path.with_name("probed.html")
+    probed.write_text(path.read_text(encoding="utf-8").replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
+    done = subprocess.run(
+        [browser, *FLAGS.split(), f"--user-data-dir={path.parent / 'profile'}", "--dump-dom", probed.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
+    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout)
+    assert found, done.stderr[-2000:]
+    return json.loads(found.group(1))
+
+
+def test_in_a_browser(page: Path) -> None:
+    seen = probe(page)
+    assert seen["broken"] == 0
+    assert seen["images"] == 4 + 3 * 5, "four charts; a photograph and twice two layers for best, median and worst"
+    assert seen["rows"] == 4
+    assert seen["sorted"] == ["case3", "case2", "case1", "case0"], "a click sorts by Dice, from low to high"
+    assert "scale(1.25)" in seen["zoomed"]
+    assert seen["outside"] == 0
+
+
+def test_content(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for words in ("Best: case0", "Median: case1", "Worst: case3", "second observer", "true positive", "Protocol"):
+        assert words in text, words
+    assert "data/&lt;drawn&gt;" in text and "<drawn>" not in text, "escaped"
+    assert "case&lt;9&gt;: nine.tif: is not an image" in text
+    assert not re.search(r"""(src|href)=["'](?!data:)|url\(|@import""", text), "nothing from outside"
+
+
+@pytest.mark.parametrize("cases", [1, 2])
+def test_few_cases_without_second_observer(tmp_path: Path, cases: int) -> None:
+    scores = evaluated(tmp_path, cases, second=False)
+    write_report(scores.results, scores.summary, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Best: case0" in text and ("Worst: case1" in text) == (cases == 2) and "Median:" not in text
+
+
+def test_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores = evaluated(tmp_path, cases=1)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    report = Report(scores, str(tmp_path / "report.html"))
+    report(SimpleNamespace())  # type: ignore[arg-type]
+    assert "drive-seg[report]" in caplog.text and not (tmp_path / "report.html").exists()
+
+
+def test_nothing_scored_leaves_no_report(tmp_path: Path) -> None:
+    scores = evaluated(tmp_path, cases=0)
+    assert scores.summary["rows"] == [] and not (tmp_path / "metrics.csv").exists()
+    (tmp_path / "report.html").write_text("of an earlier run")
+    Report(scores, str(tmp_path / "report.html"))(SimpleNamespace())  # type: ignore[arg-type]
+    assert not (tmp_path / "report.html").exists()
