@@ -167,11 +167,11 @@ def test_train_and_inference_agree_on_what_they_share(bundle: Path) -> None:
     assert [step["_target_"] for step in of_training] == [step["_target_"] for step in of_inference[:3]]
 
 
-def test_all_of_monais_properties_resolve(bundle: Path, phantoms: Path) -> None:
+def test_all_of_monais_properties_resolve(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
     for name, kind, dataset in (("train", "train", phantoms), ("inference", "infer", phantoms / "test" / "images")):
         workflow = ConfigWorkflow(
             config_file=str(bundle / "configs" / f"{name}.json"), workflow_type=kind, logging_file=False,
-            bundle_root=str(bundle), dataset_dir=str(dataset),
+            bundle_root=str(bundle), dataset_dir=str(dataset), output_dir=str(tmp_path),
         )  # fmt: skip
         workflow.initialize()
         assert not workflow.check_properties()

@@ -21,7 +21,7 @@ from PIL import Image
 from realdata import real_data
 
 import drive_seg.prepare
-from drive_seg.data import annotated_test_cases, case_id, load_datalist
+from drive_seg.data import case_id, load_datalist
 from drive_seg.errors import DriveSegError
 from drive_seg.prepare import Dataset, main, prepare, read_binary
 
@@ -368,7 +368,7 @@ def test_drive_with_test_annotations(source: Path, tmp_path: Path) -> None:
         save(Image.fromarray(annotation()), source / "test" / "1st_manual" / f"{case:02d}_manual1.gif")
         save(Image.fromarray(annotation(1)), source / "test" / "2nd_manual" / f"{case:02d}_manual2.gif")
     prepare(SMALL["drive"], source, tmp_path / "out")
-    cases = annotated_test_cases(tmp_path / "out", {"label": "1st_manual", "second": "2nd_manual"})
+    cases = load_datalist(tmp_path / "out", "test", {"label": "1st_manual", "second": "2nd_manual"})
     assert len(cases) == 20 and all("second" in case for case in cases)
 
     (source / "test" / "1st_manual" / "07_manual1.gif").unlink()
