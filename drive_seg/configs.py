@@ -43,7 +43,8 @@ def config_files(root: Path, *names: str) -> list[str]:
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """Overrides from the command line, ``--key value`` or ``--key=value``, as ``python -m monai.bundle`` takes them.
 
-    Values are read as JSON or as a Python literal, and are strings otherwise. ``#`` and ``::`` both separate levels.
+    Values are read as JSON or as a Python literal, and are strings otherwise; one that begins with ``--`` needs the
+    form with ``=``. ``#`` and ``::`` both separate levels.
 
     >>> parse_overrides(["--max_epochs", "3", "--train#dataset#num_workers=0", "--precision", "float32"])
     {'max_epochs': 3, 'train::dataset::num_workers': 0, 'precision': 'float32'}
@@ -59,7 +60,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             raise DriveSegError(f"{argument!r}: expected --KEY VALUE, where KEY is a key of the config")
         key, equals, value = argument[2:].partition("=")
         if not equals:
-            if not rest:
+            if not rest or rest[0].startswith("--"):
                 raise DriveSegError(f"--{key}: expected a value after it")
             value = rest.pop(0)
         overrides[key.replace("#", "::")] = _parse_value(value)
@@ -81,7 +82,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             paths.append(argument)
             continue
         overrides.append(argument)
-        if "=" not in argument and rest:
+        if "=" not in argument and rest and not rest[0].startswith("--"):
             overrides.append(rest.pop(0))
     return paths, overrides
 

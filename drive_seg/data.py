@@ -13,7 +13,6 @@ Only names are looked at here; what the files hold is checked when they are load
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections import Counter
@@ -31,7 +30,6 @@ SECOND_OBSERVER = "2nd_manual"
 DATASET_JSON = "dataset.json"
 
 _NAME_ENDING = re.compile(r"(_(training|test))?(_mask|_manual\d*|_av)?$", re.IGNORECASE)
-_logger = logging.getLogger(__name__)
 
 Case = dict[str, str]
 
@@ -75,32 +73,6 @@ def load_datalist(
     annotations = {"label": FIRST_OBSERVER} if annotations is None else dict(annotations)
     cases = _read_sections(Path(dataset_dir), validation_every)[section]
     return [_with_annotations(case, section, annotations) for case in cases]
-
-
-def annotated_test_cases(
-    dataset_dir: str | os.PathLike,
-    annotations: Mapping[str, str] | None = None,
-    validation_every: int = 5,
-) -> list[Case]:
-    """The cases to score a finished model on: the test cases, if there are annotations for them.
-
-    DRIVE's site hands out its test images without annotations today. Then the held-out validation cases are
-    returned instead, and a warning says so: these chose the model, so the figures are optimistic.
-    """
-    cases = load_datalist(dataset_dir, "test", annotations, validation_every)
-    annotated = [case for case in cases if "label" in case]
-    if annotated:
-        if len(annotated) < len(cases):
-            _logger.warning("%s: %d of %d test cases have no annotation and are not scored",
-                            dataset_dir, len(cases) - len(annotated), len(cases))  # fmt: skip
-        return annotated
-    held_out = load_datalist(dataset_dir, "validation", annotations, validation_every)
-    _logger.warning(
-        "%s has no annotated test cases: scoring the %d held-out validation cases instead "
-        "(they chose the checkpoint, so the figures are optimistic)",
-        dataset_dir, len(held_out),
-    )  # fmt: skip
-    return held_out
 
 
 def photographs(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Case]:

@@ -1,49 +1,68 @@
-"""Files that are whole or not there, and weights that fit or are refused."""
+"""Weights that fit or are refused, and training states that are resumed, locked and kept."""
 
 from __future__ import annotations
 
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
+from ignite.engine import Engine, Events
 
-from drive_seg.checkpoints import load_checkpoint, load_weights, save_checkpoint
-from drive_seg.errors import DriveSegError, user_error
-from drive_seg.files import replacing, write_text
+from drive_seg.checkpoints import (
+    BestModelSaver,
+    TrainingState,
+    WeightsLoader,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from drive_seg.errors import DriveSegError
 from drive_seg.networks import UNet
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")),
+]
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "a.txt"
-    write_text(path, "old")
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old" and temporary.suffix == ".txt" and temporary.parent == path.parent
-    assert path.read_text() == "new" and names(path.parent) == ["a.txt"]
-    umask = os.umask(0)
-    os.umask(umask)
-    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+def small(seed: int = 0, **arguments: Any) -> UNet:
+    torch.manual_seed(seed)
+    return UNet(**{"base_channels": 2, "depth": 1, **arguments})
 
 
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    write_text(path, "old")
-    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
-        temporary.write_text("half")
-        _ = 1 / 0
-    assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
-def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DriveSegError, match=r"a\.txt: cannot be written"):
-        write_text(tmp_path / "file" / "a.txt", "")
+@pytest.mark.parametrize("device", DEVICES)
+def test_tensors_are_on_the_cpu_and_without_a_graph(tmp_path: Path, device: str) -> None:
+    network = small().to(device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    network(torch.randn(2, 3, 8, 8, device=device)).sum().backward()
+    optimizer.step()
+    content = {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "lists": [torch.ones(2, device=device), (torch.nn.Parameter(torch.ones(1, device=device)), 3)],
+        "plain": "text",
+    }
+    save_checkpoint(content, tmp_path / "last.pt")
+    loaded = torch.load(tmp_path / "last.pt", weights_only=True)  # no map_location: as they are in the file
+    assert loaded["plain"] == "text" and loaded["lists"][1][1] == 3
+    momenta = [state["momentum_buffer"] for state in loaded["optimizer"]["state"].values()]
+    assert len(momenta) == len(list(network.parameters()))
+    for tensor in (*loaded["network"].values(), *momenta, loaded["lists"][0], loaded["lists"][1][0]):
+        assert tensor.device.type == "cpu" and not tensor.requires_grad
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded["network"][name], value.cpu())
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,32 +79,63 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: 
     assert torch.equal(load_checkpoint(path)["a"], torch.ones(2)) and names(tmp_path) == ["model.pt"]
 
 
-def test_weights_come_back(tmp_path: Path) -> None:
-    first, second = UNet(base_channels=2), UNet(base_channels=2)
-    save_checkpoint(first.state_dict(), tmp_path / "model.pt")
-    load_weights(second, tmp_path / "model.pt")
-    save_checkpoint({"network": first.state_dict(), "progress": {"epoch": 3}}, tmp_path / "last.pt")
-    third = load_weights(UNet(base_channels=2), tmp_path / "last.pt")
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name]) and torch.equal(value, third.state_dict()[name])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_weights_come_back(tmp_path: Path, wrapped: bool) -> None:
+    network = small()
+    weights = network.state_dict()
+    content = {"network": weights, "progress": {"epoch": 3}} if wrapped else weights
+    save_checkpoint(content, tmp_path / "model.pt")
+    other = small(seed=1)
+    assert not same_weights(other, network)
+    assert load_weights(other, tmp_path / "model.pt") is other
+    assert same_weights(other, network)
 
 
-def test_unfitting_weights_are_refused(tmp_path: Path) -> None:
-    save_checkpoint(UNet(base_channels=4).state_dict(), tmp_path / "model.pt")
-    with pytest.raises(DriveSegError, match=r"model\.pt: the weights do not fit the network, are base_channels"):
-        load_weights(UNet(base_channels=2), tmp_path / "model.pt")
+@pytest.mark.parametrize("content", [
+    small(base_channels=4).state_dict(),
+    small(depth=2).state_dict(),
+    small(num_classes=3).state_dict(),
+    {},
+    {"network": {}},
+    {"network": [1, 2]},
+    {"network": torch.ones(2)},
+    {"first.0.weight": "text"},
+    {3: torch.ones(2)},
+], ids=["width", "depth", "classes", "empty", "empty-network", "list", "tensor", "text", "number"])  # fmt: skip
+def test_weights_of_another_network_are_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    save_checkpoint(content, tmp_path / "model.pt")
+    with pytest.raises(DriveSegError) as raised:
+        load_weights(small(), tmp_path / "model.pt")
+    assert str(raised.value).startswith(
+        f"{tmp_path / 'model.pt'}: the weights do not fit the network, are base_channels, depth and num_classes those "
+        "of the training? ("
+    )
+    assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"these are not weights", b"PK\x03\x04 nor these"])
+@pytest.mark.parametrize("content", [b"", b"these are not weights", b"PK\x03\x04 nor these", b"\x80\x02]q\x00."])
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pt").write_bytes(content)
-    with pytest.raises(DriveSegError, match=r"model\.pt: is not a checkpoint"):
+    with pytest.raises(DriveSegError, match=r"model\.pt: is not a checkpoint of tensors and plain values \(") as raised:
         load_checkpoint(tmp_path / "model.pt")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_half_a_checkpoint_is_refused(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "model.pt"
+    save_checkpoint(small().state_dict(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(DriveSegError, match=r"model\.pt: is not a checkpoint"):
+        load_checkpoint(path)
 
 
 def test_a_missing_checkpoint_and_a_bare_tensor(tmp_path: Path) -> None:
+    with pytest.raises(DriveSegError, match=r"none\.pt: there is no such checkpoint$"):
+        load_weights(small(), tmp_path / "none.pt")
     with pytest.raises(DriveSegError, match="there is no such checkpoint"):
-        load_checkpoint(tmp_path / "none.pt")
+        load_checkpoint(tmp_path)
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     with pytest.raises(DriveSegError, match="expected a dictionary, got Tensor"):
         load_checkpoint(tmp_path / "tensor.pt")
@@ -104,15 +154,202 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(DriveSegError, match="is not a checkpoint"):
             load_checkpoint(name)
     assert not Path("harmed").exists()
+    torch.load("model.pt", weights_only=False)
+    assert Path("harmed").exists(), "the file would have done harm"
 
 
-def test_the_cause_of_an_error_is_found() -> None:
-    inner = DriveSegError("the file")
-    try:
-        try:
-            raise inner
-        except DriveSegError as error:
-            raise RuntimeError("applying transform") from error
-    except RuntimeError as outer:
-        assert user_error(outer) is inner
-    assert user_error(ValueError("a bug")) is None
+def test_weights_are_loaded_as_an_engine_starts(tmp_path: Path) -> None:
+    network, other = small(), small(seed=1)
+    save_checkpoint(network.state_dict(), tmp_path / "model.pt")
+    engine = Engine(lambda engine, batch: same_weights(network, other))
+    WeightsLoader(other, str(tmp_path / "model.pt")).attach(engine)
+    assert not same_weights(network, other), "nothing is read before"
+    engine.run([0], max_epochs=1)
+    assert engine.state.output is True
+
+
+def evaluator_with(best: float = -1.0, best_epoch: int = -1, epoch: int = 0) -> Engine:
+    evaluator = Engine(lambda engine, batch: None)
+    evaluator.state.best_metric = best
+    evaluator.state.best_metric_epoch = best_epoch
+    evaluator.state.epoch = epoch
+    return evaluator
+
+
+def test_the_best_model_is_kept(tmp_path: Path) -> None:
+    network = small()
+    evaluator = evaluator_with()
+    saver = BestModelSaver(network, str(tmp_path / "models" / "model.pt"))
+    kept = []
+    for epoch, best_epoch in ((1, 1), (2, 1), (3, 3), (4, 3)):
+        with torch.no_grad():
+            network.output.conv.bias.fill_(epoch)
+        evaluator.state.epoch, evaluator.state.best_metric_epoch = epoch, best_epoch
+        saver(evaluator)
+        kept.append(load_checkpoint(tmp_path / "models" / "model.pt")["output.conv.bias"][0].item())
+    assert kept == [1, 1, 3, 3]
+    assert names(tmp_path / "models") == ["model.pt"]
+    assert set(load_checkpoint(tmp_path / "models" / "model.pt")) == set(network.state_dict()), "a plain state dict"
+
+
+class Training:
+    """A network whose output bias counts the steps, with momentum, and its state on disk."""
+
+    def __init__(self, path: Path, epochs: int = 4, fail_at: int | None = None, **arguments: Any) -> None:
+        self.network = small()
+        self.optimizer = torch.optim.SGD([self.network.output.conv.bias], lr=1.0, momentum=0.5)
+        self.evaluator = evaluator_with()
+        self.epochs = epochs
+        self.fail_at = fail_at
+        self.engine = Engine(self.step)
+        parts = {"network": self.network, "optimizer": self.optimizer}
+        self.state = TrainingState(str(path), parts, self.evaluator, **arguments)
+        self.engine.add_event_handler(Events.EPOCH_COMPLETED, self.validate)
+        self.state.attach(self.engine)
+
+    def step(self, engine: Engine, batch: int) -> None:
+        if engine.state.iteration == self.fail_at:
+            raise ZeroDivisionError
+        self.optimizer.zero_grad()
+        (-self.network.output.conv.bias).sum().backward()
+        self.optimizer.step()
+
+    def validate(self, engine: Engine) -> None:
+        self.evaluator.state.best_metric = 0.25 * engine.state.epoch
+        self.evaluator.state.best_metric_epoch = engine.state.epoch
+
+    def run(self) -> Training:
+        self.engine.run([0, 1], max_epochs=self.epochs)
+        return self
+
+    @property
+    def bias(self) -> float:
+        return self.network.output.conv.bias[0].item()
+
+
+def test_a_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    whole = Training(tmp_path / "whole" / "last.pt").run()
+    path = tmp_path / "parts" / "last.pt"
+    with pytest.raises(ZeroDivisionError):
+        Training(path, fail_at=6).run()  # in the third epoch of two iterations
+    assert load_checkpoint(path)["progress"] == {
+        "epoch": 2,
+        "iteration": 4,
+        "best_metric": 0.5,
+        "best_metric_epoch": 2,
+    }
+    resumed = Training(path, resume=True)
+    first: list[tuple[int, int, float, int]] = []
+    resumed.engine.add_event_handler(
+        Events.EPOCH_STARTED(once=1) | Events.EPOCH_STARTED(once=3),
+        lambda engine: first.append((
+            engine.state.epoch, engine.state.iteration,
+            resumed.evaluator.state.best_metric, resumed.evaluator.state.best_metric_epoch,
+        )),
+    )  # fmt: skip
+    resumed.run()
+    assert first == [(3, 4, 0.5, 2)]
+    assert resumed.bias == whole.bias
+    assert resumed.engine.state.iteration == whole.engine.state.iteration == 8
+
+
+def test_resuming_where_there_is_nothing_starts_from_the_beginning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    resumed = Training(tmp_path / "last.pt", resume=True).run()
+    assert "nothing to resume from yet" in caplog.text
+    assert resumed.engine.state.iteration == 8 and (tmp_path / "last.pt").is_file()
+
+
+def test_an_earlier_training_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    Training(path, epochs=1).run()
+    before = path.read_bytes()
+    second = Training(path)
+    with pytest.raises(DriveSegError, match=r"last\.pt: is there from an earlier training, resume it \(--resume\)"):
+        second.run()
+    assert path.read_bytes() == before and second.bias == small().output.conv.bias[0]
+    Training(path, resume=True).run()
+
+
+@pytest.mark.parametrize(("interval", "epochs", "saved"), [
+    (1, 3, [1, 2, 3]), (2, 4, [2, 4]), (2, 5, [2, 4, 5]), (10, 3, [3]),
+])  # fmt: skip
+def test_interval(tmp_path: Path, interval: int, epochs: int, saved: list[int]) -> None:
+    training = Training(tmp_path / "last.pt", epochs=epochs, interval=interval)
+    seen: list[int] = []
+
+    def look(engine: Engine) -> None:
+        if (tmp_path / "last.pt").exists():
+            seen.append(load_checkpoint(tmp_path / "last.pt")["progress"]["epoch"])
+
+    training.engine.add_event_handler(Events.EPOCH_COMPLETED, look)
+    training.run()
+    assert sorted(set(seen)) == saved
+
+
+def test_another_process_loads_but_does_not_write(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    Training(path, epochs=2).run()
+    before = path.read_bytes()
+    with FileLock(tmp_path / ".last.pt.lock"):
+        reader = Training(path, resume=True, writes=False)
+        reader.run()
+    assert reader.engine.state.iteration == 8 and path.read_bytes() == before
+    Training(tmp_path / "none" / "last.pt", writes=False).run()
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_folder_is_locked_while_a_training_runs(tmp_path: Path) -> None:
+    training = Training(tmp_path / "last.pt", epochs=1)
+    tried: list[str] = []
+
+    def try_another(engine: Engine) -> None:
+        with pytest.raises(DriveSegError) as raised:
+            Training(tmp_path / "last.pt").run()
+        tried.append(str(raised.value))
+
+    training.engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), try_another)
+    training.run()
+    assert tried == [f"{tmp_path}: another training is writing into this folder"]
+    FileLock(tmp_path / ".last.pt.lock").acquire(blocking=False)
+
+
+@pytest.mark.parametrize("fail_at", [1, 3])
+def test_a_training_that_fails_frees_the_folder(tmp_path: Path, fail_at: int) -> None:
+    failed = Training(tmp_path / "last.pt", fail_at=fail_at)
+    with pytest.raises(ZeroDivisionError):
+        failed.run()
+    assert Training(tmp_path / "last.pt", resume=True).run().engine.state.iteration == 8
+
+
+def test_a_training_that_is_refused_frees_the_folder(tmp_path: Path) -> None:
+    Training(tmp_path / "last.pt", epochs=1).run()
+    refused = Training(tmp_path / "last.pt")
+    with pytest.raises(DriveSegError):
+        refused.run()
+    FileLock(tmp_path / ".last.pt.lock").acquire(blocking=False)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DriveSegError, match="file: cannot be written to \\("):
+        Training(tmp_path / "file" / "last.pt").run()
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda content: content.pop("optimizer"),
+    lambda content: content.pop("progress"),
+    lambda content: content["progress"].pop("epoch"),
+    lambda content: content.update(progress=3),
+    lambda content: content.update(network=small(base_channels=4).state_dict()),
+    lambda content: content["optimizer"].update(param_groups=[]),
+], ids=["optimizer", "progress", "epoch", "number", "network", "groups"])  # fmt: skip
+def test_a_state_of_other_settings_is_refused(tmp_path: Path, spoil: Any) -> None:
+    path = tmp_path / "last.pt"
+    Training(path, epochs=1).run()
+    content = load_checkpoint(path)
+    spoil(content)
+    save_checkpoint(content, path)
+    with pytest.raises(DriveSegError, match=r"last\.pt: cannot be resumed from, it is not the state of a training"):
+        Training(path, resume=True).run()

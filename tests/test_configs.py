@@ -1,52 +1,140 @@
-"""Overrides: read from a command line, checked against the configs."""
+"""Overrides: read from a command line, parted from paths, checked against the configs."""
 
 from __future__ import annotations
 
 import doctest
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from drive_seg import configs, data
+from drive_seg import configs
 from drive_seg.configs import bundle_root, check_overrides, config_files, parse_overrides, split_overrides
 from drive_seg.errors import DriveSegError
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--a", "3"], {"a": 3}),
-        (["--a=0.5"], {"a": 0.5}),
-        (["--a", "1e-3"], {"a": 0.001}),
-        (["--a", "true", "--b", "null"], {"a": True, "b": None}),
-        (["--a", "True"], {"a": True}),
-        (["--a", "[64, 64]"], {"a": [64, 64]}),
-        (["--a", "['x', 'y']"], {"a": ["x", "y"]}),
-        (["--a", "float32"], {"a": "float32"}),
-        (["--a", "$@b + 1"], {"a": "$@b + 1"}),
-        (["--a", "-1"], {"a": -1}),
-        (["--a#b#0", "1"], {"a::b::0": 1}),
-        (["--a", "x=y"], {"a": "x=y"}),
-    ],
-)
+def test_doctests() -> None:
+    results = doctest.testmod(configs)
+    assert results.attempted > 0 and results.failed == 0
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    ([], {}),
+    (["--a", "3"], {"a": 3}),
+    (["--a=0.5"], {"a": 0.5}),
+    (["--a", "1e-3"], {"a": 0.001}),
+    (["--a", "true", "--b", "null"], {"a": True, "b": None}),
+    (["--a", "True", "--b=None"], {"a": True, "b": None}),
+    (["--a", "[64, 64]"], {"a": [64, 64]}),
+    (["--a", "['x', 'y']"], {"a": ["x", "y"]}),
+    (["--a", '{"label": "av"}'], {"a": {"label": "av"}}),
+    (["--a", "(1, 2)"], {"a": (1, 2)}),
+    (["--a", "'3'"], {"a": "3"}),
+    (["--a", "float32"], {"a": "float32"}),
+    (["--a", "/data/DRIVE"], {"a": "/data/DRIVE"}),
+    (["--a", "01_test"], {"a": "01_test"}),
+    (["--a", ""], {"a": ""}),
+    (["--a="], {"a": ""}),
+    (["--a", "$@b + 1"], {"a": "$@b + 1"}),
+    (["--a", "-1"], {"a": -1}),
+    (["--a", "-x"], {"a": "-x"}),
+    (["--a=--b"], {"a": "--b"}),
+    (["--a#b#0", "1"], {"a::b::0": 1}),
+    (["--a::b=1"], {"a::b": 1}),
+    (["--a", "x=y"], {"a": "x=y"}),
+    (["--a=x=y"], {"a": "x=y"}),
+    (["--a", "b#c"], {"a": "b#c"}),
+    (["--a", "1", "--a", "2"], {"a": 2}),
+])  # fmt: skip
 def test_overrides_are_read(arguments: list[str], expected: dict[str, object]) -> None:
-    assert parse_overrides(arguments) == expected
+    before = list(arguments)
+    parsed = parse_overrides(arguments)
+    assert parsed == expected
+    assert [type(value) for value in parsed.values()] == [type(value) for value in expected.values()]
+    assert arguments == before
 
 
-@pytest.mark.parametrize("arguments", [["a"], ["--"], ["--a"], ["--a", "1", "b"]])
-def test_what_is_no_override_is_refused(arguments: list[str]) -> None:
-    with pytest.raises(DriveSegError, match="expected"):
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["a"], "'a': expected --KEY VALUE, where KEY is a key of the config"),
+    (["-a", "1"], "'-a': expected --KEY VALUE"),
+    (["--"], "'--': expected --KEY VALUE"),
+    (["--a", "1", "b"], "'b': expected --KEY VALUE"),
+    (["--a"], "--a: expected a value after it"),
+    (["--a", "1", "--b"], "--b: expected a value after it"),
+    (["--resume", "--max_epochs", "3"], "--resume: expected a value after it"),
+])  # fmt: skip
+def test_what_is_no_override_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(DriveSegError) as raised:
         parse_overrides(arguments)
+    assert str(raised.value).startswith(message)
 
 
-def test_paths_and_overrides_are_parted() -> None:
-    assert split_overrides(["--t=1", "a", "--k", "v", "b"]) == (["a", "b"], ["--t=1", "--k", "v"])
+@pytest.mark.parametrize(("arguments", "paths", "overrides"), [
+    ([], [], []),
+    (["a", "b"], ["a", "b"], []),
+    (["--t=1", "a", "--k", "v", "b"], ["a", "b"], ["--t=1", "--k", "v"]),
+    (["--k", "-1", "a"], ["a"], ["--k", "-1"]),
+    (["a", "--k"], ["a"], ["--k"]),
+    (["--flips", "--k", "v", "a"], ["a"], ["--flips", "--k", "v"]),
+])  # fmt: skip
+def test_paths_and_overrides_are_parted(arguments: list[str], paths: list[str], overrides: list[str]) -> None:
+    assert split_overrides(arguments) == (paths, overrides)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """A base config, and an overlay that spells nested keys in one and merges a list."""
+    contents: list[dict[str, Any]] = [
+        {
+            "_desc_": {"max_epochs": "how long", "only_described": "no such value"},
+            "max_epochs": 3,
+            "optimizer": {"_target_": "torch.optim.SGD", "_desc_": "plain", "lr": 0.1},
+            "train": {"handlers": [{"_target_": "A", "path": "a"}, {"_target_": "B"}]},
+        },
+        {"checkpoint": "model.pt", "train#sampler": {"rank": 0}, "+train::handlers": [{"name": "c"}]},
+    ]
+    paths = [tmp_path / f"{number}.json" for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_text(json.dumps(content))
+    return [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("key", [
+    "max_epochs", "optimizer", "optimizer#lr", "optimizer::lr", "optimizer#_target_",
+    "train#handlers#0#path", "train::handlers::1", "checkpoint", "train#sampler#rank", "train#handlers#0#name",
+])  # fmt: skip
+def test_known_keys_pass(files: list[str], key: str) -> None:
+    check_overrides(files, {key: 1})
+
+
+@pytest.mark.parametrize(("key", "hint"), [
+    ("max_epoch", ", did you mean max_epochs?"),
+    ("optimiser#lr", ", did you mean optimizer::lr?"),
+    ("train#handlers#0#pth", ", did you mean train::handlers::0::path?"),
+    ("chekpoint", ", did you mean checkpoint?"),
+    ("train#handlers#2#path", ", did you mean train::handlers::0::path?"),
+    ("zzz", ""),
+    ("", ""),
+    ("_desc_#only_described", None),
+    ("_desc_", None),
+])  # fmt: skip
+def test_unknown_keys_are_refused(files: list[str], key: str, hint: str | None) -> None:
+    with pytest.raises(DriveSegError) as raised:
+        check_overrides(files, {"max_epochs": 1, key: 1})
+    message = f"{key}: the config has no such key"
+    assert str(raised.value).startswith(message) if hint is None else str(raised.value) == message + hint
+
+
+def test_an_overlays_keys_are_known_only_with_it(files: list[str]) -> None:
+    with pytest.raises(DriveSegError, match=r"^checkpoint: the config has no such key"):
+        check_overrides(files[:1], {"checkpoint": "x"})
 
 
 @pytest.mark.parametrize(
     "key", ["max_epochs", "optimizer#lr", "optimizer::momentum", "train#random_transforms#0#roi_size", "validate"]
 )
-def test_known_keys_pass(bundle: Path, key: str) -> None:
+def test_keys_of_the_bundle(bundle: Path, key: str) -> None:
     check_overrides(config_files(bundle, "train"), {key: 1})
 
 
@@ -54,25 +142,36 @@ def test_known_keys_pass(bundle: Path, key: str) -> None:
     ("key", "nearest"),
     [("max_epoch", "max_epochs"), ("optimizer#learning", ""), ("patchsize", "patch_size"), ("train#datset", "")],
 )
-def test_unknown_keys_are_refused(bundle: Path, key: str, nearest: str) -> None:
+def test_keys_that_the_bundle_has_not(bundle: Path, key: str, nearest: str) -> None:
     with pytest.raises(DriveSegError, match="no such key") as raised:
         check_overrides(config_files(bundle, "train"), {key: 1})
     assert nearest in str(raised.value)
 
 
-def test_an_overlay_adds_its_keys(bundle: Path) -> None:
+def test_an_overlay_of_the_bundle_adds_its_keys(bundle: Path) -> None:
     with pytest.raises(DriveSegError):
         check_overrides(config_files(bundle, "train"), {"checkpoint": "x"})
     check_overrides(config_files(bundle, "train", "evaluate"), {"checkpoint": "x"})
 
 
-def test_missing_config(bundle: Path) -> None:
+def test_the_bundle_lies_beside_the_package_or_in_it(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert bundle_root() == bundle
-    with pytest.raises(DriveSegError, match=r"nothing\.json"):
-        config_files(bundle, "nothing")
+    package = tmp_path / "drive_seg"
+    monkeypatch.setattr(configs, "__file__", str(package / "configs.py"))
+    with pytest.raises(DriveSegError, match=f"^there is no bundle in {package} or beside it"):
+        bundle_root()
+    for root in (tmp_path / "bundle", package / "bundle"):
+        (root / "configs").mkdir(parents=True)
+        (root / "configs" / "train.json").touch()
+        assert bundle_root() == root
 
 
-@pytest.mark.parametrize("module", [configs, data])
-def test_examples_in_docstrings(module: object) -> None:
-    result = doctest.testmod(module)  # type: ignore[arg-type]
-    assert result.attempted and not result.failed
+def test_config_files(bundle: Path) -> None:
+    assert config_files(bundle, "train", "evaluate") == [
+        str(bundle / "configs" / "train.json"),
+        str(bundle / "configs" / "evaluate.json"),
+    ]
+    with pytest.raises(DriveSegError, match=r"nothing\.json: there is no such config, expected a bundle in "):
+        config_files(bundle, "train", "nothing")

@@ -1,209 +1,430 @@
-"""Datalists: what belongs together, what is trained on and tested on, and what is refused."""
+"""Datalists: files are paired by case, splits are explicit, and what is wrong is named."""
 
 from __future__ import annotations
 
+import doctest
+import itertools
 import json
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from builders import write_drive_layout
 
-from drive_seg.data import annotated_test_cases, case_id, load_datalist, photographs, write_dataset_json
+import drive_seg.data
+from drive_seg.data import (
+    case_id,
+    list_images,
+    load_datalist,
+    photographs,
+    read_drive_layout,
+    write_dataset_json,
+)
 from drive_seg.errors import DriveSegError
+from drive_seg.splits import cases_to_score
+
+SECTIONS = ("training", "validation", "test")
+OBSERVERS = {"label": "1st_manual", "second": "2nd_manual"}
 
 
-def touch(*paths: Path) -> None:
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
+@pytest.fixture(scope="module")
+def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_drive_layout(tmp_path_factory.mktemp("drive"))
 
 
-def drive(root: Path, test_annotations: bool = True, masks: bool = True) -> Path:
-    """A folder with the names of the real DRIVE."""
-    for number in range(1, 41):
-        section = "test" if number <= 20 else "training"
-        folder = root / section
-        touch(folder / "images" / f"{number:02d}_{section}.tif")
-        if masks:
-            touch(folder / "mask" / f"{number:02d}_{section}_mask.gif")
-        if section == "training" or test_annotations:
-            touch(folder / "1st_manual" / f"{number:02d}_manual1.gif")
-        if section == "test" and test_annotations:
-            touch(folder / "2nd_manual" / f"{number:02d}_manual2.gif")
-    return root
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return write_drive_layout(tmp_path, training=range(21, 27), test=range(1, 3))
 
 
 def ids(cases: list[dict[str, str]]) -> list[str]:
     return [case["case_id"] for case in cases]
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("21_training.tif", "21"),
-        ("21_manual1.gif", "21"),
-        ("01_manual2.gif", "01"),
-        ("01_test_mask.gif", "01"),
-        ("01_mask.png", "01"),
-        ("21_av.png", "21"),
-        ("Image_01L.jpg", "Image_01L"),
-        ("im0001.ppm.gz", "im0001"),
-        ("test.png", "test"),
-    ],
-)
-def test_case_id(name: str, expected: str) -> None:
-    assert case_id(name) == expected
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
 
 
-def test_drive_pairs_by_id_and_splits_16_4_20(tmp_path: Path) -> None:
-    drive(tmp_path)
-    (tmp_path / "training" / "images" / "Thumbs.db").write_bytes(b"")
-    touch(tmp_path / "training" / "images" / ".hidden.tif")
-    sections = {name: load_datalist(tmp_path, name) for name in ("training", "validation", "test")}
-    assert {name: len(cases) for name, cases in sections.items()} == {"training": 16, "validation": 4, "test": 20}
-    assert ids(sections["validation"]) == ["25", "30", "35", "40"]
-    for section, cases in sections.items():
-        folder = tmp_path / ("test" if section == "test" else "training")
-        for case in cases:
-            kind = folder.name
-            assert case["image"] == str(folder / "images" / f"{case['case_id']}_{kind}.tif")
-            assert case["label"] == str(folder / "1st_manual" / f"{case['case_id']}_manual1.gif")
-            assert case["fov"] == str(folder / "mask" / f"{case['case_id']}_{kind}_mask.gif")
-    everything = [case["image"] for cases in sections.values() for case in cases]
-    assert len(everything) == len(set(everything)) == 40
+def test_doctests() -> None:
+    results = doctest.testmod(drive_seg.data)
+    assert results.attempted > 0 and results.failed == 0
 
 
-def test_second_observer_under_a_key_of_its_own(tmp_path: Path) -> None:
-    wanted = {"label": "1st_manual", "second": "2nd_manual"}
-    drive(tmp_path)
-    assert all("second" in case for case in load_datalist(tmp_path, "test", wanted))
-    assert not any("second" in case for case in load_datalist(tmp_path, "training", wanted))
+@pytest.mark.parametrize(("name", "case"), [
+    ("21_training.tif", "21"),
+    ("21_manual1.gif", "21"),
+    ("21_training_mask.gif", "21"),
+    ("01_test.tif", "01"),
+    ("01_manual2.gif", "01"),
+    ("01_test_mask.gif", "01"),
+    ("01_test_av.png", "01"),
+    ("some/where/Image_01L.jpg", "Image_01L"),
+    ("Image_01L_1st_manual.png", "Image_01L_1st"),
+    ("01_h.nii.gz", "01_h"),
+    ("01_mask.png", "01"),
+    ("21_av.png", "21"),
+    ("test.png", "test"),
+    ("01_TEST_MASK.GIF", "01"),
+    ("test_mask_07.png", "test_mask_07"),
+    ("_mask.gif", "_mask"),
+])  # fmt: skip
+def test_case_id(name: str, case: str) -> None:
+    assert case_id(name) == case
 
 
-def test_absent_masks_and_test_annotations_are_normal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    drive(tmp_path, test_annotations=False, masks=False)
-    assert not any("fov" in case or "label" in case for case in load_datalist(tmp_path, "test"))
+def test_drive_gives_16_4_and_20(drive: Path) -> None:
+    training, validation, test = (ids(load_datalist(drive, section)) for section in SECTIONS)
+    assert validation == ["25", "30", "35", "40"]
+    assert training == [str(n) for n in range(21, 41) if n not in (25, 30, 35, 40)] and len(training) == 16
+    assert test == [f"{n:02d}" for n in range(1, 21)]
+
+
+@pytest.mark.parametrize("validation_every", [2, 3, 5, 20])
+def test_no_case_is_in_two_sections(drive: Path, validation_every: int) -> None:
+    sections = [load_datalist(drive, section, validation_every=validation_every) for section in SECTIONS]
+    for one, other in itertools.combinations(sections, 2):
+        assert {case["image"] for case in one}.isdisjoint(case["image"] for case in other)
+        assert {case["case_id"] for case in one}.isdisjoint(ids(other))
+    assert sum(map(len, sections)) == 40
+    assert len(sections[1]) == 20 // validation_every
+
+
+def test_every_file_of_a_case_is_of_that_case(drive: Path) -> None:
+    first = load_datalist(drive, "test", OBSERVERS)[0]
+    assert {key: Path(value).relative_to(drive).as_posix() for key, value in first.items() if key != "case_id"} == {
+        "image": "test/images/01_test.tif",
+        "label": "test/1st_manual/01_manual1.gif",
+        "second": "test/2nd_manual/01_manual2.gif",
+        "fov": "test/mask/01_test_mask.gif",
+    }
+    for section in SECTIONS:
+        for case in load_datalist(drive, section, OBSERVERS):
+            files = [Path(value) for key, value in case.items() if key != "case_id"]
+            assert all(file.is_absolute() and file.is_file() for file in files)
+            assert {case_id(file) for file in files} == {case["case_id"]}
+            assert ("second" in case) == (section == "test")
+
+
+def test_pairing_is_by_case_not_by_position(tmp_path: Path) -> None:
+    images = [tmp_path / "training" / "images" / name for name in ("1.tif", "10.tif")]
+    manuals = [tmp_path / "training" / "1st_manual" / name for name in ("10_manual1.gif", "1_manual1.gif")]
+    touch(*images, *manuals)
+    assert list_images(images[0].parent) == images and list_images(manuals[0].parent) == manuals
+    cases = load_datalist(tmp_path, "training")
+    assert {case["case_id"]: Path(case["label"]).name for case in cases} == {
+        "1": "1_manual1.gif",
+        "10": "10_manual1.gif",
+    }
+
+
+def test_relative_folders_give_absolute_paths(drive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(drive.parent)
+    assert load_datalist(drive.name, "test") == load_datalist(drive, "test")
+
+
+def test_without_masks_there_is_no_fov(tmp_path: Path) -> None:
+    write_drive_layout(tmp_path, range(21, 27), range(1, 3), masks=False)
+    cases = [case for section in SECTIONS for case in load_datalist(tmp_path, section)]
+    assert len(cases) == 8 and not any("fov" in case for case in cases)
+
+
+def test_without_a_second_observer_there_is_no_such_key(tmp_path: Path) -> None:
+    write_drive_layout(tmp_path, range(21, 27), range(1, 3), second_observer=False)
+    assert all(set(case) == {"case_id", "image", "label", "fov"} for case in load_datalist(tmp_path, "test", OBSERVERS))
+
+
+def test_an_empty_folder_is_as_good_as_none(small: Path) -> None:
+    shutil.rmtree(small / "test" / "2nd_manual")
+    (small / "test" / "2nd_manual").mkdir()
+    assert not any("second" in case for case in load_datalist(small, "test", OBSERVERS))
+
+
+def test_hidden_and_other_files_are_no_cases(small: Path) -> None:
+    before = load_datalist(small, "training")
+    touch(
+        small / "training" / "images" / "readme.txt",
+        small / "training" / "images" / "._21_training.tif",
+        small / "training" / "images" / "Thumbs.db",
+        small / "training" / ".ipynb_checkpoints" / "21_training-checkpoint.png",
+    )
+    assert load_datalist(small, "training") == before
+
+
+def test_another_annotation_under_the_same_key(small: Path) -> None:
+    touch(*(small / "training" / "av" / f"{n}_training_av.png" for n in range(21, 27)))
+    cases = load_datalist(small, "training", {"label": "av"})
+    assert [Path(case["label"]).name for case in cases] == [f"{n}_training_av.png" for n in (21, 22, 23, 24, 26)]
+
+
+def test_test_cases_need_no_annotations(tmp_path: Path) -> None:
+    write_drive_layout(tmp_path, range(21, 27), range(1, 3), annotated_test=False)
+    assert [set(case) for case in load_datalist(tmp_path, "test")] == [{"case_id", "image", "fov"}] * 2
+
+
+def test_without_test_annotations_validation_stands_in_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_drive_layout(tmp_path, annotated_test=False)
     with caplog.at_level(logging.WARNING):
-        assert ids(annotated_test_cases(tmp_path)) == ["25", "30", "35", "40"]
-    assert "no annotated test cases" in caplog.text and "validation cases instead" in caplog.text
+        cases = cases_to_score(tmp_path)
+    assert ids(cases) == ["25", "30", "35", "40"] and all("label" in case for case in cases)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no annotated test cases: scoring the 4 held-out validation cases instead" in caplog.text
 
 
-def test_annotated_test_cases_are_the_test_cases(tmp_path: Path) -> None:
-    drive(tmp_path)
-    assert annotated_test_cases(tmp_path) == load_datalist(tmp_path, "test")
+def test_with_test_annotations_nothing_stands_in(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert ids(cases_to_score(small)) == ids(load_datalist(small, "test")) and not caplog.records
 
 
-@pytest.mark.parametrize("lost", ["training/1st_manual/23_manual1.gif", "training/mask/23_training_mask.gif"])
-def test_a_missing_partner_is_named(tmp_path: Path, lost: str) -> None:
-    drive(tmp_path)
-    (tmp_path / lost).unlink()
-    with pytest.raises(DriveSegError, match=r"23_training\.tif has no partner"):
-        load_datalist(tmp_path, "training")
+def remove(*names: str) -> Callable[[Path], None]:
+    return lambda root: [(root / name).unlink() for name in names] and None
 
 
-def test_a_partner_without_image_is_named(tmp_path: Path) -> None:
-    drive(tmp_path)
-    (tmp_path / "training" / "images" / "23_training.tif").unlink()
-    with pytest.raises(DriveSegError, match=r"23_manual1\.gif has no image"):
-        load_datalist(tmp_path, "training")
+def remove_folder(name: str) -> Callable[[Path], None]:
+    return lambda root: shutil.rmtree(root / name)
 
 
-def test_two_files_of_one_case(tmp_path: Path) -> None:
-    drive(tmp_path)
-    touch(tmp_path / "training" / "images" / "23_training.png")
-    with pytest.raises(DriveSegError, match="both of case 23"):
-        load_datalist(tmp_path, "training")
+def add(*names: str) -> Callable[[Path], None]:
+    return lambda root: touch(*(root / name for name in names))
 
 
-def test_training_needs_annotations(tmp_path: Path) -> None:
-    touch(tmp_path / "training" / "images" / "1.png")
-    with pytest.raises(DriveSegError, match=r"1\.png has no annotation '1st_manual'"):
-        load_datalist(tmp_path, "training")
+def link(name: str, target: str) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        (root / name).unlink(missing_ok=True)
+        (root / name).symlink_to(root / target)
+
+    return make
 
 
-def test_folders_without_cases(tmp_path: Path) -> None:
-    with pytest.raises(DriveSegError, match="DRIVE layout"):
-        load_datalist(tmp_path, "training")
-    with pytest.raises(DriveSegError, match="not a folder"):
-        load_datalist(tmp_path / "nothing", "training")
-    with pytest.raises(DriveSegError, match="section"):
-        load_datalist(tmp_path, "train")
+@pytest.mark.parametrize(("change", "message"), [
+    (remove("training/1st_manual/22_manual1.gif"),
+     "{root}/training/images/22_training.tif has no partner in {root}/training/1st_manual, "
+     "expected a file named 22_… there"),
+    (remove("training/mask/23_training_mask.gif"),
+     "{root}/training/images/23_training.tif has no partner in {root}/training/mask, "
+     "expected a file named 23_… there"),
+    (remove("training/images/24_training.tif", "training/mask/24_training_mask.gif"),
+     "{root}/training/1st_manual/24_manual1.gif has no image in {root}/training/images, "
+     "expected a file named 24_… there"),
+    (add("training/mask/99_training_mask.gif"),
+     "{root}/training/mask/99_training_mask.gif has no image in {root}/training/images, "
+     "expected a file named 99_… there"),
+    (remove_folder("training/images"), "has no image in {root}/training/images"),
+    (add("training/images/22_training.png"),
+     "{root}/training/images/22_training.png and {root}/training/images/22_training.tif are both of case 22, "
+     "expected one file a case"),
+    (add("training/1st_manual/22_manual2.gif"), "are both of case 22"),
+    (remove_folder("training/1st_manual"), "has no annotation '1st_manual', expected one for every training case"),
+    (link("training/images/22_training.tif", "test/images/01_test.tif"),
+     "{root}: {root}/test/images/01_test.tif is in training and in test, expected it in one of them"),
+])  # fmt: skip
+def test_files_that_do_not_fit(small: Path, change: Callable[[Path], None], message: str) -> None:
+    change(small)
+    with pytest.raises(DriveSegError) as raised:
+        load_datalist(small, "training")
+    assert message.format(root=small) in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
-def with_json(root: Path, content: object) -> Path:
-    (root / "dataset.json").write_text(content if isinstance(content, str) else json.dumps(content))
+def test_validation_cases_need_annotations_too(small: Path) -> None:
+    sections = {"training": read_drive_layout(small)["training"][:5], "validation": [{
+        "case_id": "26", "image": str(small / "training/images/26_training.tif"),
+    }]}  # fmt: skip
+    write_dataset_json(small, sections, {})
+    with pytest.raises(DriveSegError, match=r"26_training\.tif has no annotation '1st_manual', .*every validation"):
+        load_datalist(small, "validation")
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda root: None, "{root} is not a folder"),
+    (lambda root: root.mkdir(), "{root} holds no case, expected images in training/images or test/images"),
+    (lambda root: touch(root / "somewhere" / "21.tif"), "{root} holds no case"),
+    (lambda root: touch(root), "{root} is not a folder"),
+])  # fmt: skip
+def test_no_dataset(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
+    make(tmp_path / "DRIVE")
+    with pytest.raises(DriveSegError) as raised:
+        load_datalist(tmp_path / "DRIVE", "training")
+    assert f"dataset_dir: {message}".format(root=tmp_path / "DRIVE") in str(raised.value)
+
+
+def test_arguments(drive: Path) -> None:
+    with pytest.raises(DriveSegError, match=r"^section: expected one of training, validation, test, got 'train'$"):
+        load_datalist(drive, "train")
+
+
+@pytest.mark.parametrize("validation_every", [1, 0, -1, 2.5])
+def test_validation_must_leave_something_to_train_on(drive: Path, validation_every: Any) -> None:
+    with pytest.raises(DriveSegError, match=f"^validation_every: .*got {validation_every}$"):
+        load_datalist(drive, "training", validation_every=validation_every)
+
+
+def write_json(root: Path, content: Any) -> Path:
+    path = root / "dataset.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> Path:
+    """Files whose names say nothing, which only a ``dataset.json`` can put together."""
+    root = tmp_path / "named"
+    touch(*(root / "files" / f"{kind}{n}.png" for kind in ("photo", "drawn", "circle") for n in range(4)))
     return root
 
 
-def test_dataset_json_counts_where_there_is_one(tmp_path: Path) -> None:
-    drive(tmp_path)
-    touch(tmp_path / "x" / "a.png", tmp_path / "x" / "a_label.png", tmp_path / "x" / "b.png", tmp_path / "x" / "c.png")
-    with_json(
-        tmp_path,
+def entry(number: int, **others: str) -> dict[str, str]:
+    return {"image": f"files/photo{number}.png", "1st_manual": f"files/drawn{number}.png", **others}
+
+
+def test_dataset_json(named: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_json(named, {
+        "name": "four",
+        "training": [entry(2), entry(1, fov="./files/circle1.png", case_id="one")],
+        "validation": [{"image": "files/photo0.png", "label": "files/drawn0.png"}],
+        "test": ["files/photo3.png"],
+    })  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    files = named.resolve() / "files"
+    assert load_datalist(named, "training") == [
         {
-            "training": [{"image": "x/a.png", "label": "x/a_label.png"}],
-            "validation": [{"case_id": "second", "image": "./x/b.png", "1st_manual": "x/a_label.png"}],
-            "test": ["x/c.png"],
+            "case_id": "one",
+            "image": str(files / "photo1.png"),
+            "fov": str(files / "circle1.png"),
+            "label": str(files / "drawn1.png"),
         },
-    )
-    assert load_datalist(tmp_path, "training") == [
-        {"case_id": "a", "image": str(tmp_path / "x" / "a.png"), "label": str(tmp_path / "x" / "a_label.png")}
+        {"case_id": "photo2", "image": str(files / "photo2.png"), "label": str(files / "drawn2.png")},
     ]
-    assert ids(load_datalist(tmp_path, "validation")) == ["second"]
-    assert load_datalist(tmp_path, "test") == [{"case_id": "c", "image": str(tmp_path / "x" / "c.png")}]
+    assert load_datalist(named, "validation") == [
+        {"case_id": "photo0", "image": str(files / "photo0.png"), "label": str(files / "drawn0.png")}
+    ]
+    assert load_datalist(named, "test") == [{"case_id": "photo3", "image": str(files / "photo3.png")}]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "cannot be read as JSON"),
-        ([], "expected an object with the keys"),
-        ({"training": {}}, "training: expected a list"),
-        ({"training": [{"label": "a.png"}]}, "expected the key image"),
-        ({"training": [{"image": "none.png"}]}, "there is no file"),
-        ({"training": [3]}, "expected a path"),
-        ({"training": [{"image": "a.png"}, {"image": "a.png"}]}, "listed twice"),
-        ({"training": [{"image": "a.png"}], "test": ["a.png"]}, "is in training and in test"),
-    ],
-)
-def test_a_wrong_dataset_json_is_refused(tmp_path: Path, content: object, message: str) -> None:
+def test_dataset_json_is_all_that_counts(small: Path) -> None:
+    write_json(small, {"training": [{"image": "training/images/21_training.tif"}], "test": []})
+    assert ids(load_datalist(small, "training", {})) == ["21"]
+    assert load_datalist(small, "test") == []
+
+
+def test_dataset_json_that_names_no_validation_cases_is_split(named: Path) -> None:
+    write_json(named, {"training": [entry(n) for n in range(4)]})
+    assert ids(load_datalist(named, "training", validation_every=2)) == ["photo0", "photo2"]
+    assert ids(load_datalist(named, "validation", validation_every=2)) == ["photo1", "photo3"]
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("{", "{path}: cannot be read as JSON ("),
+    ("", "{path}: cannot be read as JSON ("),
+    ([], "{path}: expected an object with the keys training, validation, test"),
+    ({"train": []}, "{path}: expected an object with the keys training, validation, test"),
+    ({"training": {"image": "files/photo0.png"}}, "{path}: training: expected a list of cases, got dict"),
+    ({"training": None}, "{path}: training: expected a list of cases, got NoneType"),
+    ({"training": [entry(0), 3]}, "{path}: training[1]: expected a path or an object of paths, got 3"),
+    ({"test": [{"image": 1}]}, "{path}: test[0]: expected a path or an object of paths, got"),
+    ({"test": [{"label": "files/drawn0.png"}]}, "{path}: test[0]: expected the key image, got label"),
+    ({"test": [{}]}, "{path}: test[0]: expected the key image, got nothing"),
+    ({"test": ["files/photo9.png"]}, "{path}: test[0]: image: there is no file {root}/files/photo9.png"),
+    ({"test": [entry(0, fov="circle0.png")]}, "{path}: test[0]: fov: there is no file {root}/circle0.png"),
+    ({"test": [entry(0), entry(0)]}, "{path}: test[1]: case photo0 is listed twice"),
+    ({"test": [entry(0, case_id="a"), entry(1, case_id="a")]}, "{path}: test[1]: case a is listed twice"),
+    ({"training": [entry(0), entry(1)], "validation": [entry(1)]},
+     "{root}/files/photo1.png is in training and in validation"),
+    ({"training": [entry(0)], "validation": [entry(1)], "test": [entry(0, case_id="other")]},
+     "{root}/files/photo0.png is in training and in test"),
+])  # fmt: skip
+def test_dataset_json_that_does_not_fit(named: Path, content: Any, message: str) -> None:
+    path = write_json(named, content)
+    with pytest.raises(DriveSegError) as raised:
+        load_datalist(named, "test")
+    assert message.format(path=path, root=named) in str(raised.value)
+
+
+def test_written_dataset_json_gives_the_same_cases(drive: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(drive, root)
+    before = {section: load_datalist(root, section, OBSERVERS, validation_every=4) for section in SECTIONS}
+    stored = {
+        section: [{OBSERVERS.get(key, key): value for key, value in case.items()} for case in cases]
+        for section, cases in before.items()
+    }
+    path = write_dataset_json(root, stored, {"0": "background", "1": "vessel"}, name="DRIVE", licence="none")
+    assert path == root / "dataset.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["name"] == "DRIVE" and content["labels"] == {"0": "background", "1": "vessel"}
+    assert [content[key] for key in ("numTraining", "numValidation", "numTest")] == [15, 5, 20]
+    assert content["validation"][0] == {
+        "case_id": "24",
+        "image": "training/images/24_training.tif",
+        "1st_manual": "training/1st_manual/24_manual1.gif",
+        "fov": "training/mask/24_training_mask.gif",
+    }
+    for section, cases in before.items():
+        assert load_datalist(root, section, OBSERVERS) == cases, "the sections are explicit now"
+
+    moved = root.rename(tmp_path / "moved")
+    assert ids(load_datalist(moved, "validation")) == ids(before["validation"])
+
+
+def test_list_images(tmp_path: Path) -> None:
+    touch(*(tmp_path / name for name in ("b.TIF", "a.jpeg", "c.txt", ".d.png", "e.nii")))
+    (tmp_path / "f.png.d").mkdir()
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.TIF"]
+    assert list_images(tmp_path / "nothing") == []
+
+
+def test_photographs_of_files_and_folders_in_the_order_given(tmp_path: Path) -> None:
+    touch(*(tmp_path / name for name in ("eyes/b.jpg", "eyes/a.png", "eyes/notes.txt", "z.tif", "y.raw")))
+    cases = photographs([tmp_path / "z.tif", str(tmp_path / "eyes"), tmp_path / "y.raw"])
+    assert cases == [
+        {"case_id": "z", "image": str(tmp_path / "z.tif")},
+        {"case_id": "a", "image": str(tmp_path / "eyes/a.png")},
+        {"case_id": "b", "image": str(tmp_path / "eyes/b.jpg")},
+        {"case_id": "y", "image": str(tmp_path / "y.raw")},
+    ]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_photograph_or_folder(tmp_path: Path, kind: type) -> None:
     touch(tmp_path / "a.png")
-    with pytest.raises(DriveSegError, match=message):
-        load_datalist(with_json(tmp_path, content), "test")
+    expected = [{"case_id": "a", "image": str(tmp_path / "a.png")}]
+    assert photographs(kind(tmp_path)) == photographs(kind(tmp_path / "a.png")) == expected
 
 
-def test_written_dataset_json_reads_back(tmp_path: Path) -> None:
-    drive(tmp_path)
-    sections = {"training": [], "validation": [], "test": []}
-    from drive_seg.data import read_drive_layout
-
-    layout = read_drive_layout(tmp_path)
-    sections = {"training": layout["training"][:18], "validation": layout["training"][18:], "test": layout["test"]}
-    path = write_dataset_json(tmp_path, sections, {"0": "background", "1": "vessel"}, name="DRIVE")
-    content = json.loads(path.read_text())
-    assert content["name"] == "DRIVE" and content["numTraining"] == 18
-    assert content["training"][0]["image"] == "training/images/21_training.tif"
-    assert ids(load_datalist(tmp_path, "validation")) == ["39", "40"]
+def test_each_photograph_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert ids(photographs(["a.png", tmp_path, "./a.png", "link.png"])) == ["a"]
 
 
-def test_photographs_of_files_and_folders(tmp_path: Path) -> None:
-    touch(tmp_path / "a" / "x.jpg", tmp_path / "a" / "notes.txt", tmp_path / "b" / "y.PNG", tmp_path / "b" / "x.tif")
-    cases = photographs([tmp_path / "a", tmp_path / "b" / "y.PNG", tmp_path / "a" / "x.jpg"])
-    assert [(case["case_id"], Path(case["image"]).name) for case in cases] == [("x", "x.jpg"), ("y", "y.PNG")]
-    assert ids(photographs([tmp_path / "a", tmp_path / "b"])) == ["x_jpg", "x_tif", "y"]
-    assert ids(photographs(tmp_path / "a")) == ["x"]
+@pytest.mark.parametrize(("names", "expected"), [
+    (["a.png", "a.jpg", "b.jpg"], ["a_png", "a_jpg", "b"]),
+    (["one/a.png", "two/a.png"], ["one_a_png", "two_a_png"]),
+    (["one/a.png", "two/a.png", "two/a.jpg"], ["one_a_png", "two_a_png", "a_jpg"]),
+    (["a.png", "a.jpg", "a_png.tif"], ["a_png", "a_jpg", "a_png_tif"]),
+    (["a.b.png", "a.c.png"], ["a.b", "a.c"]),
+])  # fmt: skip
+def test_photographs_of_one_name_get_names_of_their_own(tmp_path: Path, names: list[str], expected: list[str]) -> None:
+    touch(*(tmp_path / name for name in names))
+    found = ids(photographs([tmp_path / name for name in names]))
+    assert len(set(found)) == len(names)
+    assert all(name.endswith(ending) for name, ending in zip(found, expected, strict=True))
 
 
-def test_photographs_of_one_name_in_two_folders(tmp_path: Path) -> None:
-    touch(tmp_path / "a" / "x.jpg", tmp_path / "b" / "x.jpg")
-    names = ids(photographs([tmp_path / "a", tmp_path / "b"]))
-    assert len(set(names)) == 2 and names[0].endswith("a_x_jpg") and names[1].endswith("b_x_jpg")
-
-
-def test_no_photographs(tmp_path: Path) -> None:
-    with pytest.raises(DriveSegError, match="holds no photograph"):
-        photographs(tmp_path)
-    with pytest.raises(DriveSegError, match="no such file"):
-        photographs([tmp_path / "none.jpg"])
-    with pytest.raises(DriveSegError, match="at least one"):
-        photographs([])
+@pytest.mark.parametrize(("paths", "message"), [
+    (["nothing.png"], "{root}/nothing.png: there is no such file or folder"),
+    (["a.png", "nowhere"], "{root}/nowhere: there is no such file or folder"),
+    (["empty"], "{root}/empty: holds no photograph, expected files ending in .bmp, .gif, .jpeg, .jpg,"),
+    ([], "expected at least one photograph, got none"),
+])  # fmt: skip
+def test_no_photograph(tmp_path: Path, paths: list[str], message: str) -> None:
+    touch(tmp_path / "a.png", tmp_path / "empty" / "notes.txt")
+    with pytest.raises(DriveSegError) as raised:
+        photographs([tmp_path / path for path in paths])
+    assert message.format(root=tmp_path) in str(raised.value)

@@ -1,153 +1,181 @@
-"""Inferers and precision, with networks whose answer is known."""
+"""Inferers: precision, whole images and windows, mirror images."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.engines import SupervisedTrainer
+from monai.inferers import SimpleInferer
+from torch import nn
 
-from drive_seg.engines import TrainingStep, autocast, fast_dtype
 from drive_seg.errors import DriveSegError
 from drive_seg.inference import FlipInferer, LargeImageInferer, PrecisionInferer
-from drive_seg.losses import DiceCELoss
 from drive_seg.networks import UNet
 
-CPU = torch.device("cpu")
 
-
-def pointwise(images: torch.Tensor) -> torch.Tensor:
-    return torch.cat([-images[:, :1], images[:, 1:2] * 2], dim=1)
-
-
-def columns(images: torch.Tensor) -> torch.Tensor:
-    """Not the same for a mirror image: every pixel minus the one to its left."""
-    return images[:, :2] - images[:, :2].roll(1, dims=-1)
-
-
-def test_logits_are_float32_and_keep_what_is_known_of_the_image() -> None:
-    image = MetaTensor(torch.rand(1, 3, 32, 40), meta={"filename_or_obj": "eye.tif"})
-    logits = PrecisionInferer()(image, UNet(base_channels=4).eval())
-    assert logits.dtype is torch.float32 and logits.shape == (1, 2, 32, 40)
-    assert isinstance(logits, MetaTensor) and logits.meta["filename_or_obj"] == "eye.tif"
-    assert not isinstance(PrecisionInferer()(image.as_tensor(), UNet(base_channels=4).eval()), MetaTensor)
-
-
-def test_bfloat16_is_close_to_float32() -> None:
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
     torch.manual_seed(0)
-    network, image = UNet(base_channels=4).eval(), torch.rand(1, 3, 48, 48)
-    with torch.inference_mode():
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Any:
+    with torch.no_grad():
+        yield
+
+
+class Recording(nn.Module):
+    """Runs a network and keeps the inputs it saw."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.seen: list[torch.Tensor] = []
+        self.given: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x)
+        self.given.append(self.network(x))
+        return self.given[-1]
+
+
+def pointwise() -> nn.Module:
+    return nn.Conv2d(3, 2, kernel_size=1).eval()
+
+
+def unet() -> UNet:
+    return UNet(base_channels=4, depth=2).eval()
+
+
+class TestPrecisionInferer:
+    @pytest.mark.parametrize(("precision", "dtype"), [
+        ("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16),
+    ])  # fmt: skip
+    def test_runs_in_the_precision_and_returns_float32(self, precision: str, dtype: torch.dtype) -> None:
+        network = Recording(pointwise())
+        logits = PrecisionInferer(precision=precision)(torch.randn(1, 3, 8, 9), network)
+        assert network.given[0].dtype is dtype
+        assert logits.dtype is torch.float32 and logits.shape == (1, 2, 8, 9)
+
+    def test_bfloat16_is_close_to_float32(self) -> None:
+        network, image = unet(), torch.randn(1, 3, 33, 40)
         exact = PrecisionInferer(precision="float32")(image, network)
-        half = PrecisionInferer(precision="bfloat16")(image, network)
-        torch.testing.assert_close(exact, network(image), atol=1e-5, rtol=1e-4)
-    assert 0 < (half - exact).abs().max() < 0.05
+        near = PrecisionInferer(precision="bfloat16")(image, network)
+        torch.testing.assert_close(exact, network(image))
+        assert not torch.equal(near, exact)
+        assert (near - exact).abs().max() < 0.05 * exact.std()
+
+    def test_auto_asks_the_hardware(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for capabilities, dtype in (({"amx_bf16": True}, torch.bfloat16), ({}, torch.float32)):
+            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+            network = Recording(pointwise())
+            PrecisionInferer()(torch.randn(1, 3, 4, 4), network)
+            assert network.given[0].dtype is dtype
+
+    def test_the_network_gets_a_plain_channels_last_tensor(self) -> None:
+        network = Recording(pointwise())
+        PrecisionInferer(precision="float32")(MetaTensor(torch.randn(2, 3, 8, 9)), network)
+        assert type(network.seen[0]) is torch.Tensor
+        assert network.seen[0].is_contiguous(memory_format=torch.channels_last)
+
+    def test_metadata_are_kept(self) -> None:
+        image = MetaTensor(torch.randn(1, 3, 8, 9), meta={"filename_or_obj": ["eye.tif"]})
+        logits = PrecisionInferer(precision="bfloat16")(image, pointwise())
+        assert isinstance(logits, MetaTensor) and logits.meta["filename_or_obj"] == ["eye.tif"]
+        assert logits.dtype is torch.float32
+        assert not isinstance(PrecisionInferer()(image.as_tensor(), pointwise()), MetaTensor)
+
+    def test_volumes(self) -> None:
+        network = UNet(base_channels=2, depth=1, spatial_dims=3).eval()
+        volume = torch.randn(1, 3, 4, 5, 6)
+        torch.testing.assert_close(PrecisionInferer(precision="float32")(volume, network), network(volume))
+
+    def test_arguments_go_through(self) -> None:
+        def network(x: torch.Tensor, factor: float, *, shift: float) -> torch.Tensor:
+            return x * factor + shift
+
+        image = torch.randn(1, 3, 4, 4)
+        out = PrecisionInferer(precision="float32")(image, network, 2.0, shift=1.0)
+        torch.testing.assert_close(out, image * 2 + 1)
+
+    def test_unknown_precision_is_refused_at_once(self) -> None:
+        with pytest.raises(DriveSegError, match=r"^precision: expected auto, float32, .*, got 'double'$"):
+            PrecisionInferer(precision="double")
 
 
-def test_precision_by_what_the_cpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    for capabilities, expected in (
-        ({"amx_bf16": True}, torch.bfloat16),
-        ({"avx512_bf16": True}, torch.bfloat16),
-        ({"avx512_f": True}, torch.float32),
-        ({}, torch.float32),
-    ):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
-        assert fast_dtype(CPU) is expected
-    assert fast_dtype(CPU, "bfloat16") is torch.bfloat16
-    with pytest.raises(DriveSegError, match="expected auto, float32, bfloat16, float16, got 'half'"):
-        PrecisionInferer(precision="half")
+class TestLargeImageInferer:
+    @pytest.mark.parametrize("roi_size", [64, (64, 64), [30, 41]], ids=str)
+    def test_whole_where_it_fits(self, roi_size: Any) -> None:
+        network, image = Recording(unet()), torch.randn(1, 3, 30, 41)
+        logits = LargeImageInferer(roi_size)(image, network)
+        assert len(network.seen) == 1 and network.seen[0].shape == image.shape, "neither padded nor cut"
+        assert torch.equal(logits, network.network(image))
+
+    @pytest.mark.parametrize(("roi_size", "size"), [
+        ((32, 32), (50, 70)),
+        (32, (33, 32)),
+        ((64, 32), (30, 41)),  # one side fits, the other does not
+    ])  # fmt: skip
+    def test_windows_where_it_does_not(self, roi_size: Any, size: tuple[int, int]) -> None:
+        network, image = Recording(pointwise()), torch.randn(1, 3, *size)
+        logits = LargeImageInferer(roi_size, overlap=0.25, mode="gaussian")(image, network)
+        windows = [roi_size] * 2 if isinstance(roi_size, int) else list(roi_size)
+        assert all(list(seen.shape[2:]) == windows for seen in network.seen)
+        assert sum(len(seen) for seen in network.seen) > 1
+        torch.testing.assert_close(logits, network.network(image))
+
+    def test_windows_are_nearly_the_whole(self) -> None:
+        network, image = unet(), torch.rand(1, 3, 96, 120)
+        whole = network(image)
+        windows = LargeImageInferer((64, 64), overlap=0.5, mode="gaussian")(image, network)
+        assert (windows - whole).abs().mean() < 0.1 * whole.std()
+
+    def test_several_images(self) -> None:
+        network, images = pointwise(), torch.randn(3, 3, 20, 50)
+        torch.testing.assert_close(LargeImageInferer((32, 32), sw_batch_size=2)(images, network), network(images))
 
 
-def test_autocast_of_float32_is_nothing() -> None:
-    with autocast(CPU, "float32"):
-        assert not torch.is_autocast_enabled("cpu")
-    with autocast(CPU, "bfloat16"):
-        assert torch.is_autocast_enabled("cpu")
+class TestFlipInferer:
+    def test_mean_of_four(self) -> None:
+        network, image = unet(), torch.randn(2, 3, 17, 22)
+        mirrored = [
+            network(image),
+            network(image.flip(3)).flip(3),
+            network(image.flip(2)).flip(2),
+            network(image.flip(2, 3)).flip(2, 3),
+        ]
+        logits = FlipInferer(SimpleInferer())(image, network)
+        torch.testing.assert_close(logits, sum(mirrored) / 4)
+        assert not torch.allclose(logits, mirrored[0])
 
+    def test_a_pointwise_network_does_not_see_the_flips(self) -> None:
+        network, image = pointwise(), torch.randn(1, 3, 6, 9)
+        torch.testing.assert_close(FlipInferer(SimpleInferer())(image, network), network(image))
 
-def test_whole_images_where_they_fit_and_windows_where_they_do_not() -> None:
-    sizes: list[tuple[int, ...]] = []
+    def test_neither_the_image_nor_what_the_network_gave_is_changed(self) -> None:
+        image = torch.randn(1, 3, 6, 9)
+        before = image.clone()
+        torch.testing.assert_close(FlipInferer(SimpleInferer())(image, nn.Identity()), before)
+        assert torch.equal(image, before)
 
-    def network(images: torch.Tensor) -> torch.Tensor:
-        sizes.append(tuple(images.shape[2:]))
-        return pointwise(images)
+    def test_without_flips(self) -> None:
+        network, image = Recording(unet()), torch.randn(1, 3, 17, 22)
+        assert torch.equal(FlipInferer(SimpleInferer(), flips=False)(image, network), network.given[0])
+        assert len(network.seen) == 1
 
-    image = torch.rand(1, 3, 50, 70)
-    whole = LargeImageInferer([50, 70])(image, network)
-    assert sizes == [(50, 70)] and torch.equal(whole, pointwise(image))
-    sizes.clear()
-    windows = LargeImageInferer([32, 32], overlap=0.25, mode="gaussian")(image, network)
-    assert len(sizes) > 1 and set(sizes) == {(32, 32)}
-    torch.testing.assert_close(windows, whole)
+    def test_float32_whatever_the_network_gives(self) -> None:
+        def network(x: torch.Tensor) -> torch.Tensor:
+            return x.bfloat16()
 
+        for flips in (True, False):
+            assert FlipInferer(SimpleInferer(), flips)(torch.randn(1, 3, 4, 5), network).dtype is torch.float32
 
-def test_flips_are_averaged() -> None:
-    image = torch.rand(2, 3, 6, 8)
-    expected = sum(columns(image.flip(dims)).flip(dims) for dims in ((), (-1,), (-2,), (-1, -2))) / 4
-    torch.testing.assert_close(FlipInferer(PrecisionInferer(precision="float32"))(image, columns), expected)
-    torch.testing.assert_close(FlipInferer(PrecisionInferer(precision="float32"))(image, pointwise), pointwise(image))
-    alone = FlipInferer(PrecisionInferer(precision="float32"), flips=False)(image, columns)
-    assert torch.equal(alone, columns(image))
-
-
-def trained(batches: list[int], accumulate: int, clip: float | None = None, rate: float = 0.1) -> torch.nn.Module:
-    """A network without batch statistics after one epoch over six fixed images, in batches of these sizes."""
-    torch.manual_seed(0)
-    network = UNet(base_channels=2, depth=1, norm=None)
-    images, labels = torch.rand(6, 3, 8, 8), (torch.rand(6, 1, 8, 8) > 0.7).float()
-    data = [
-        {"image": image, "label": label}
-        for image, label in zip(images.split(batches), labels.split(batches), strict=True)
-    ]
-    SupervisedTrainer(
-        device=CPU,
-        max_epochs=1,
-        train_data_loader=data,
-        network=network,
-        loss_function=DiceCELoss(),
-        optimizer=torch.optim.SGD(network.parameters(), lr=rate),
-        inferer=PrecisionInferer(precision="float32"),
-        iteration_update=TrainingStep(max_gradient_norm=clip),
-        accumulation_steps=accumulate,
-        decollate=False,
-    ).run()
-    return network
-
-
-@pytest.mark.parametrize(("batches", "steps"), [([2, 2, 2], 3), ([3, 3], 2), ([1] * 6, 6)])
-def test_accumulated_gradients_are_those_of_one_batch(batches: list[int], steps: int) -> None:
-    together, one_by_one = trained([6], 1), trained(batches, steps)
-    for parameter, other in zip(together.parameters(), one_by_one.parameters(), strict=True):
-        torch.testing.assert_close(parameter, other, atol=1e-6, rtol=1e-5)
-
-
-def test_the_last_group_of_an_epoch_may_be_smaller() -> None:
-    # Groups of two: the third batch is alone, and its gradient must count in full.
-    whole, parts = trained([4, 2], 1), trained([2, 2, 2], 2)
-    for parameter, other in zip(whole.parameters(), parts.parameters(), strict=True):
-        torch.testing.assert_close(parameter, other, atol=1e-6, rtol=1e-5)
-
-
-def test_gradients_are_clipped() -> None:
-    torch.manual_seed(0)
-    before = UNet(base_channels=2, depth=1, norm=None)
-    after = trained([6], 1, clip=0.01, rate=1.0)
-    moved = torch.cat([(a - b).flatten() for a, b in zip(after.parameters(), before.parameters(), strict=True)]).norm()
-    assert moved.item() == pytest.approx(0.01, rel=1e-3)
-
-
-def test_a_loss_that_is_not_finite_never_reaches_the_weights() -> None:
-    network = UNet(base_channels=2, depth=1)
-    before = {name: value.clone() for name, value in network.named_parameters()}
-    trainer = SupervisedTrainer(
-        device=CPU,
-        max_epochs=1,
-        train_data_loader=[{"image": torch.full((1, 3, 8, 8), torch.nan), "label": torch.zeros(1, 1, 8, 8)}],
-        network=network,
-        loss_function=DiceCELoss(),
-        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
-        iteration_update=TrainingStep(),
-        decollate=False,
-    )
-    with pytest.raises(DriveSegError, match="the loss became nan in epoch 1, iteration 1"):
-        trainer.run()
-    assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
+    def test_as_nested_in_the_bundle(self) -> None:
+        inferer = PrecisionInferer(FlipInferer(LargeImageInferer((16, 16), overlap=0.25)), precision="float32")
+        network = Recording(pointwise())
+        image = MetaTensor(torch.randn(1, 3, 20, 30), meta={"filename_or_obj": ["eye.tif"]})
+        logits = inferer(image, network)
+        torch.testing.assert_close(logits.as_tensor(), network.network(image.as_tensor()))
+        assert logits.meta["filename_or_obj"] == ["eye.tif"]

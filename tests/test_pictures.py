@@ -1,8 +1,9 @@
-"""Pictures of small arrays, pixel by pixel."""
+"""Pictures of small arrays, pixel by pixel, and the files of a photograph's result."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,41 @@ from drive_seg.pictures import (
     SaveVesselsd,
     agreement,
     overlay,
+    save_curves,
+    save_png,
 )
+
+
+def read(path: str | Path) -> tuple[str, np.ndarray]:
+    with Image.open(path) as image:
+        return image.mode, np.asarray(image)
+
+
+@pytest.mark.parametrize(("shape", "dtype", "mode"), [
+    ((5, 7), np.uint8, "L"), ((5, 7), np.uint16, "I;16"), ((5, 7, 3), np.uint8, "RGB"),
+])  # fmt: skip
+def test_what_is_saved_is_read_back(tmp_path: Path, shape: tuple[int, ...], dtype: type, mode: str) -> None:
+    array = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    save_png(array, tmp_path / "deep" / "picture.png")
+    found, back = read(tmp_path / "deep" / "picture.png")
+    assert found == mode and back.dtype == dtype
+    np.testing.assert_array_equal(back, array)
+
+
+def test_a_failure_leaves_the_picture_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    save_png(np.full((2, 3), 7, np.uint8), path)
+    with pytest.raises(TypeError):
+        save_png(np.zeros((2, 3, 5), np.complex64), path)
+    assert (read(path)[1] == 7).all() and [file.name for file in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_overlay_by_hand() -> None:
+    photograph = np.full((1, 2, 3), (100, 50, 200), np.uint8)
+    drawn = overlay(photograph, np.array([[0, 1]]))
+    assert ONE_CLASS == (0, 255, 200)
+    # 0.4 × 100 + 0.6 × 0, 0.4 × 50 + 0.6 × 255, 0.4 × 200 + 0.6 × 200
+    assert drawn.dtype == np.uint8 and drawn.tolist() == [[[100, 50, 200], [40, 173, 200]]]
 
 
 def test_overlay_colours_vessels_only() -> None:
@@ -29,53 +64,105 @@ def test_overlay_colours_vessels_only() -> None:
     drawn = overlay(photograph, mask)
     assert drawn[0, 1].tolist() == [round(0.4 * 100 + 0.6 * value) for value in ONE_CLASS]
     assert (np.delete(drawn.reshape(6, 3), 1, axis=0) == 100).all() and (photograph == 100).all()
-    drawn = overlay(photograph, mask * 2)
-    assert drawn[0, 1].tolist() == [round(0.4 * 100 + 0.6 * value) for value in CLASS_COLOURS[1]]
 
 
-def test_overlay_without_vessels_is_the_photograph() -> None:
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_overlay_of_several_classes(classes: int) -> None:
+    drawn = overlay(np.full((1, classes + 1, 3), 100, np.uint8), np.arange(classes + 1, dtype=np.uint8)[None])
+    colours = [CLASS_COLOURS[value % 5] for value in range(classes)]
+    assert drawn[0].tolist() == [[100] * 3] + [[round(40 + 0.6 * part) for part in colour] for colour in colours]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_overlay_without_vessels_is_the_photograph(dtype: type) -> None:
     photograph = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
-    assert np.array_equal(overlay(photograph, np.zeros((2, 3), np.uint8)), photograph)
+    assert np.array_equal(overlay(photograph, np.zeros((2, 3), dtype)), photograph)
 
 
 def test_agreement() -> None:
-    pred = np.array([[1, 1, 0, 0, 1]])
-    label = np.array([[1, 0, 1, 0, 1]])
-    counted = np.array([[True, True, True, True, False]])
-    colours = [TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, (0, 0, 0), (48, 48, 48)]
-    assert agreement(pred, label, counted)[0].tolist() == [list(colour) for colour in colours]
+    pred = np.array([[1, 1, 0, 0, 1, 2]])
+    label = np.array([[1, 0, 1, 0, 1, 1]])
+    counted = np.array([[True, True, True, True, False, True]])
+    colours = [TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, (0, 0, 0), (48, 48, 48), TRUE_POSITIVE]
+    picture = agreement(pred, label, counted)
+    assert picture.dtype == np.uint8 and picture.shape == (1, 6, 3)
+    assert picture[0].tolist() == [list(colour) for colour in colours]
 
 
-def result(height: int = 5, width: int = 7, classes: int = 2) -> dict[str, object]:
+def test_agreement_outside_is_grey_whatever_is_there() -> None:
+    counted = np.zeros((2, 2), bool)
+    for pred, label in ((0, 255), (1, 0), (1, 1)):
+        assert (agreement(np.full((2, 2), pred), np.full((2, 2), label), counted) == 48).all()
+
+
+def test_curves(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [
+        {"epoch": epoch, "loss": 1 / epoch, "learning_rate": 0.1, "val_dice": "" if epoch % 2 else 0.5}
+        for epoch in range(1, 5)
+    ]
+    save_curves(rows, "val_dice", tmp_path / "curves.png")
+    mode, picture = read(tmp_path / "curves.png")
+    assert mode.startswith("RGB") and picture.shape[0] > 200 and len(np.unique(picture)) > 10
+    save_curves(rows[:1], "val_dice", tmp_path / "curves.png")
+    assert not np.array_equal(read(tmp_path / "curves.png")[1], picture), "never validated, and drawn anew"
+
+
+def result(height: int = 5, width: int = 7, classes: int = 2) -> dict[str, Any]:
+    """One dark row of three vessel pixels in a photograph in which no two pixels are alike."""
     pred = torch.zeros(1, height, width, dtype=torch.uint8)
     pred[0, 1, 2:5] = classes - 1
     probability = torch.zeros(classes, height, width)
     probability[0] = 1
     probability[0, 1, 2:5] = 0.25
-    probability[-1, 1, 2:5] = 0.75
-    photograph = MetaTensor(torch.zeros(3, height, width, dtype=torch.uint8), meta={"filename_or_obj": "eyes/a.b.jpg"})
+    probability[1:, 1, 2:5] = 0.75 / (classes - 1)
+    pixels = torch.arange(3 * height * width, dtype=torch.uint8).reshape(3, height, width)
+    photograph = MetaTensor(pixels, meta={"filename_or_obj": "eyes/a.b.jpg"})
     return {"case_id": "a.b", "pred": pred, "probability": probability, "photograph": photograph}
 
 
 def test_saved_files_hold_what_was_found(tmp_path: Path) -> None:
-    saved = SaveVesselsd(str(tmp_path))(result())["saved"]
-    assert sorted(saved) == ["overlay", "probability", "vessels"]
-    with Image.open(tmp_path / "a.b_vessels.png") as image:
-        mask = np.asarray(image)
+    case = result()
+    saved = SaveVesselsd(str(tmp_path / "out"))(case)["saved"]
+    assert saved == {kind: str(tmp_path / "out" / f"a.b_{kind}.png") for kind in ("vessels", "probability", "overlay")}
+    mode, mask = read(saved["vessels"])
+    assert mode == "L"
     assert mask.shape == (5, 7) and mask[1].tolist() == [0, 0, 255, 255, 255, 0, 0] and mask.sum() == 3 * 255
-    with Image.open(tmp_path / "a.b_probability.png") as image:
-        assert image.mode == "I;16" and np.asarray(image)[1, 2] == round(0.75 * 65535)
-    with Image.open(tmp_path / "a.b_overlay.png") as image:
-        assert image.size == (7, 5)
+    mode, probability = read(saved["probability"])
+    assert mode == "I;16"
+    assert probability[1, 2] == 49151  # 0.75 × 65535 = 49151.25
+    assert probability.sum(dtype=np.int64) == 3 * 49151
+    photograph = case["photograph"].numpy().transpose(1, 2, 0)
+    np.testing.assert_array_equal(read(saved["overlay"])[1], overlay(photograph, mask // 255))
+    np.testing.assert_array_equal(read(saved["overlay"])[1][2:], photograph[2:])
 
 
 def test_several_classes_are_saved_as_class_values(tmp_path: Path) -> None:
-    SaveVesselsd(str(tmp_path))(result(classes=3))
-    with Image.open(tmp_path / "a.b_vessels.png") as image:
-        assert set(np.unique(np.asarray(image))) == {0, 2}
+    saved = SaveVesselsd(str(tmp_path))(result(classes=3))["saved"]
+    assert set(np.unique(read(saved["vessels"])[1])) == {0, 2}
+    assert read(saved["probability"])[1][1, 2] == 49151, "of the vessel classes together"
+
+
+@pytest.mark.parametrize("vessel", [1.0000001, -0.0000001])
+def test_probabilities_a_rounding_error_beyond_their_range_do_not_wrap(tmp_path: Path, vessel: float) -> None:
+    case = result()
+    case["probability"][1] = vessel
+    saved = SaveVesselsd(str(tmp_path))(case)["saved"]
+    assert set(np.unique(read(saved["probability"])[1])) == {65535 if vessel > 0.5 else 0}
+
+
+def test_keys_and_names(tmp_path: Path) -> None:
+    case = result()
+    del case["case_id"]
+    case = {f"my_{key}": value for key, value in case.items()}
+    saver = SaveVesselsd(str(tmp_path), "my_pred", "my_probability", "my_photograph", output_key="files")
+    files = saver(case)["files"]
+    assert Path(files["vessels"]).name == "a.b_vessels.png", "without a case id, the file's name is taken"
+    assert "files" not in case
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
-    wrong = {**result(), "pred": torch.zeros(1, 5, 6, dtype=torch.uint8)}
-    with pytest.raises(DriveSegError, match=r"a\.b\.jpg: the mask has the size"):
+    wrong = {**result(), "pred": torch.zeros(1, 7, 5, dtype=torch.uint8)}
+    with pytest.raises(DriveSegError, match=r"a\.b\.jpg: the mask has the size \(7, 5\), expected \(5, 7\)$"):
         SaveVesselsd(str(tmp_path))(wrong)
+    assert not list(tmp_path.iterdir())

@@ -1,121 +1,286 @@
-"""Reading photographs, annotations and masks in the forms that datasets have them in."""
+"""Reading the files of a case: palettes, depths, orientation, axis order, and files that cannot be read."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from monai.transforms import LoadImaged
+from builders import save_palette
+from monai.transforms import Compose, LoadImaged
 from PIL import Image
 
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.readers import PhotographReader, read_image
 
-FIGURE = np.zeros((6, 9), np.uint8)
-FIGURE[1:4, 2] = 1
-FIGURE[3, 2:7] = 1  # an L: rows and columns cannot be mixed up, nor any mirror image
+DRAWN = np.array([[0, 0, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 1]], dtype=np.uint8)
+"""3 rows, 5 columns; no mirror image of it is the same."""
+
+COLOURS = np.arange(3 * 5 * 3, dtype=np.uint8).reshape(3, 5, 3) * 5
+
+ORIENTATION = 0x0112
 
 
-def palette_image(indices: np.ndarray, colours: list[int]) -> Image.Image:
-    image = Image.fromarray(indices, mode="P")
-    image.putpalette(colours)
-    return image
-
-
-def load(path: Path, content: str = "photograph") -> torch.Tensor:
-    loader = LoadImaged("image", reader=PhotographReader(content), ensure_channel_first=True, dtype=torch.uint8)
-    return loader({"image": str(path)})["image"]
-
-
-def test_rows_come_first_all_the_way(tmp_path: Path) -> None:
-    colours = np.stack([FIGURE * 200, FIGURE * 100, FIGURE * 50], axis=2)
-    Image.fromarray(colours).save(tmp_path / "a.tif")
-    loaded = load(tmp_path / "a.tif")
-    assert loaded.shape == (3, 6, 9) and loaded.dtype is torch.uint8
-    assert np.array_equal(np.asarray(loaded), colours.transpose(2, 0, 1))
-    Image.fromarray(FIGURE * 255).save(tmp_path / "label.png")
-    assert np.array_equal(np.asarray(load(tmp_path / "label.png", "binary"))[0] > 0, FIGURE > 0)
-
-
-@pytest.mark.parametrize(
-    ("indices", "palette"),
-    [
-        (FIGURE * 255, [v for i in range(256) for v in (i, i, i)]),  # DRIVE's first observer
-        (FIGURE, [0, 0, 0, 255, 255, 255]),  # DRIVE's second observer: raw indices 0 and 1
-        (FIGURE, [v for i in range(256) for v in (i, i, i)]),  # the same where 1 is almost black
-    ],
-)
-def test_binary_gifs(tmp_path: Path, indices: np.ndarray, palette: list[int]) -> None:
-    palette_image(indices, palette).save(tmp_path / "a.gif")
-    assert np.array_equal(read_image(tmp_path / "a.gif", "binary") > 0, FIGURE > 0)
-
-
-def test_one_bit_and_colour_masks(tmp_path: Path) -> None:
-    Image.fromarray(FIGURE > 0).save(tmp_path / "bit.png")
-    Image.fromarray(np.repeat(FIGURE[..., None] * 255, 3, axis=2)).save(tmp_path / "colour.tif")
-    for name in ("bit.png", "colour.tif"):
-        assert np.array_equal(read_image(tmp_path / name, "binary") > 0, FIGURE > 0)
-
-
-def test_class_values_are_the_indices(tmp_path: Path) -> None:
-    classes = FIGURE * 2
-    classes[0, 0] = 1
-    palette_image(classes, [0, 0, 0, 255, 0, 0, 0, 0, 255]).save(tmp_path / "av.png")
-    Image.fromarray(classes).save(tmp_path / "grey.png")
-    for name in ("av.png", "grey.png"):
-        assert np.array_equal(read_image(tmp_path / name, "classes"), classes)
-    Image.fromarray(np.zeros((6, 9, 3), np.uint8)).save(tmp_path / "rgb.png")
-    with pytest.raises(DriveSegError, match=r"rgb\.png: expected one channel of class values"):
-        read_image(tmp_path / "rgb.png", "classes")
-
-
-def test_photographs_in_other_modes_become_rgb(tmp_path: Path) -> None:
-    grey = np.arange(54, dtype=np.uint8).reshape(6, 9) * 4
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "grey16.png")
-    Image.fromarray(np.dstack([grey, grey, grey, np.full_like(grey, 7)])).save(tmp_path / "alpha.png")
-    palette_image(FIGURE, [10, 20, 30, 40, 50, 60]).save(tmp_path / "palette.png")
-    expected = np.repeat(grey[..., None], 3, axis=2)
-    for name in ("grey.png", "grey16.png", "alpha.png"):
-        assert np.array_equal(read_image(tmp_path / name), expected), name
-    assert read_image(tmp_path / "palette.png")[3, 3].tolist() == [40, 50, 60]
-
-
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    Image.fromarray(FIGURE * 255).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(read_image(tmp_path / "turned.png", "binary"), np.rot90(FIGURE * 255, -1))
-
-
-def spoilt(folder: Path, kind: str) -> Path:
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    path = folder / f"eye.{kind.split('-')[-1]}"
-    if kind.startswith("truncated"):
-        Image.fromarray(noise).save(path)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif kind.startswith("text"):
-        path.write_text("these are not pixels")
-    elif kind.startswith("empty"):
-        path.write_bytes(b"")
+def save(picture: Image.Image, path: Path, **options: object) -> Path:
+    picture.save(path, **options)
     return path
 
 
-@pytest.mark.parametrize(
-    "kind", ["truncated-png", "truncated-jpg", "truncated-tif", "text-tif", "empty-png", "missing-png"]
-)
-def test_what_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
-    path = spoilt(tmp_path, kind)
-    with pytest.raises(DriveSegError) as raised:
+def load(path: Path, content: str) -> torch.Tensor:
+    reader = PhotographReader(content)
+    transform = Compose([LoadImaged("image", reader=reader, ensure_channel_first=True, dtype=torch.uint8)])
+    return transform({"image": str(path)})["image"]
+
+
+def drive_manual(folder: Path) -> Path:
+    return save_palette(folder / "21_manual1.gif", DRAWN * 255, {255: (255, 255, 255)})
+
+
+def raw_white(folder: Path) -> Path:
+    return save_palette(folder / "01_manual2.gif", DRAWN, {1: (255, 255, 255)})
+
+
+def raw_indices(folder: Path) -> Path:
+    return save_palette(folder / "01_manual2.gif", DRAWN, {1: (1, 1, 1)})
+
+
+def one_bit(folder: Path) -> Path:
+    return save(Image.fromarray(DRAWN.astype(bool)), folder / "drawn.png")
+
+
+def grey(folder: Path) -> Path:
+    return save(Image.fromarray(DRAWN * 200), folder / "drawn.bmp")
+
+
+def colour(folder: Path) -> Path:
+    return save(Image.fromarray(np.repeat(DRAWN[..., None] * 255, 3, axis=2)), folder / "drawn.tif")
+
+
+def deep(folder: Path) -> Path:
+    return save(Image.fromarray(DRAWN.astype(np.uint16) * 65535), folder / "drawn.png")
+
+
+@pytest.mark.parametrize(("make", "foreground"), [
+    (drive_manual, 255), (raw_white, 255), (raw_indices, 1), (one_bit, 255), (grey, 200), (colour, 255), (deep, 255),
+])  # fmt: skip
+def test_binary(tmp_path: Path, make: Callable[[Path], Path], foreground: int) -> None:
+    path = make(tmp_path)
+    array = read_image(path, "binary")
+    assert array.dtype == np.uint8
+    np.testing.assert_array_equal(array, DRAWN * foreground)
+    loaded = load(path, "binary")
+    assert loaded.shape == (1, 3, 5)
+    np.testing.assert_array_equal(loaded[0], DRAWN * foreground)
+
+
+def test_a_gif_of_drive_is_a_palette_image(tmp_path: Path) -> None:
+    with Image.open(raw_indices(tmp_path)) as picture:
+        assert picture.mode == "P" and set(np.unique(np.asarray(picture))) == {0, 1}
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".bmp", ".ppm", ".TIFF"])
+def test_colour_photograph(tmp_path: Path, suffix: str) -> None:
+    path = save(Image.fromarray(COLOURS), tmp_path / f"eye{suffix}")
+    array = read_image(path)
+    assert array.dtype == np.uint8
+    np.testing.assert_array_equal(array, COLOURS)
+
+
+def test_jpeg_photograph(tmp_path: Path) -> None:
+    smooth = np.linspace(40, 200, 32 * 48).reshape(32, 48, 1).repeat(3, axis=2).astype(np.uint8)
+    array = read_image(save(Image.fromarray(smooth), tmp_path / "eye.jpg", quality=95))
+    assert array.shape == (32, 48, 3)
+    assert np.abs(array.astype(int) - smooth).max() < 12
+
+
+def as_grey(folder: Path) -> tuple[Path, np.ndarray]:
+    return save(Image.fromarray(COLOURS[..., 0]), folder / "eye.png"), COLOURS[..., :1].repeat(3, axis=2)
+
+
+def as_alpha(folder: Path) -> tuple[Path, np.ndarray]:
+    alpha = np.full((3, 5, 1), 90, np.uint8)
+    return save(Image.fromarray(np.concatenate([COLOURS, alpha], axis=2)), folder / "eye.png"), COLOURS
+
+
+def as_palette(folder: Path) -> tuple[Path, np.ndarray]:
+    path = save_palette(folder / "eye.gif", DRAWN, {0: (9, 8, 7), 1: (200, 100, 50)})
+    return path, np.where(DRAWN[..., None], (200, 100, 50), (9, 8, 7))
+
+
+def as_16_bit(folder: Path) -> tuple[Path, np.ndarray]:
+    values = np.array([[0, 256, 257], [513, 514, 65535]], dtype=np.uint16)
+    levels = np.array([[0, 0, 1], [1, 2, 255]])  # 65535 / 255 = 257 to a level
+    return save(Image.fromarray(values), folder / "eye.png"), levels[..., None].repeat(3, axis=2)
+
+
+def as_16_bit_tif(folder: Path) -> tuple[Path, np.ndarray]:
+    path, levels = as_16_bit(folder)
+    with Image.open(path) as picture:
+        return save(picture, folder / "eye.tif"), levels
+
+
+@pytest.mark.parametrize("make", [as_grey, as_alpha, as_palette, as_16_bit, as_16_bit_tif])
+def test_other_photographs_become_rgb(tmp_path: Path, make: Callable[[Path], tuple[Path, np.ndarray]]) -> None:
+    path, expected = make(tmp_path)
+    array = read_image(path)
+    assert array.dtype == np.uint8
+    np.testing.assert_array_equal(array, expected)
+    np.testing.assert_array_equal(load(path, "photograph").numpy(), expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.int32(70_000)])
+def test_pixels_of_more_than_16_bits_are_refused(tmp_path: Path, value: np.generic) -> None:
+    path = save(Image.fromarray(np.full((2, 3), value)), tmp_path / "eye.tif")
+    with pytest.raises(DriveSegError, match=r"eye\.tif: expected 8 or 16 bits a channel, got pixels of mode [FI]$"):
         read_image(path)
-    assert str(raised.value).startswith(f"{path}: ") and "\n" not in str(raised.value)
-    with pytest.raises(Exception) as wrapped:
-        load(path)
-    assert str(user_error(wrapped.value)) == str(raised.value)
 
 
-def test_unknown_content() -> None:
-    with pytest.raises(ValueError, match="photograph, binary, classes"):
-        PhotographReader("colour")
+@pytest.mark.parametrize(("orientation", "turned"), [
+    (1, lambda a: a),
+    (2, lambda a: a[:, ::-1]),
+    (3, lambda a: a[::-1, ::-1]),
+    (6, lambda a: np.rot90(a, -1)),  # the camera was turned to the left: a quarter clockwise puts it right
+    (8, lambda a: np.rot90(a)),
+])  # fmt: skip
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_exif_orientation(
+    tmp_path: Path, suffix: str, orientation: int, turned: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = save(Image.fromarray(COLOURS), tmp_path / f"eye{suffix}", exif=exif)
+    np.testing.assert_array_equal(read_image(path), turned(COLOURS))
+
+
+def test_exif_orientation_of_a_jpeg(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    path = save(Image.fromarray(COLOURS), tmp_path / "eye.jpg", exif=exif)
+    assert read_image(path).shape == (5, 3, 3)
+
+
+def test_first_of_several_frames(tmp_path: Path) -> None:
+    frames = [Image.fromarray(DRAWN * value) for value in (255, 0)]
+    path = save(frames[0], tmp_path / "drawn.tif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(read_image(path, "binary"), DRAWN * 255)
+
+
+CLASSES = DRAWN + np.array([0, 0, 0, 0, 2], dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".tif"])
+@pytest.mark.parametrize("palette", [True, False])
+def test_classes_are_raw_values_or_palette_indices(tmp_path: Path, suffix: str, palette: bool) -> None:
+    path = tmp_path / f"av{suffix}"
+    if palette:
+        save_palette(path, CLASSES, {1: (255, 0, 0), 2: (0, 0, 255), 3: (0, 255, 0)})
+    else:
+        save(Image.fromarray(CLASSES), path)
+    array = read_image(path, "classes")
+    assert array.dtype == np.uint8
+    np.testing.assert_array_equal(array, CLASSES)
+
+
+def test_classes_of_one_bit(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_image(one_bit(tmp_path), "classes"), DRAWN)
+
+
+def test_classes_in_colours_are_refused(tmp_path: Path) -> None:
+    path = save(Image.fromarray(COLOURS), tmp_path / "av.png")
+    with pytest.raises(DriveSegError, match=r"av\.png: expected one channel of class values, got pixels of mode RGB$"):
+        read_image(path, "classes")
+
+
+def test_rows_come_first(tmp_path: Path) -> None:
+    image = load(save(Image.fromarray(COLOURS), tmp_path / "21_training.tif"), "photograph")
+    label = load(drive_manual(tmp_path), "binary")
+    classes = load(save(Image.fromarray(CLASSES), tmp_path / "av.png"), "classes")
+    assert image.shape == (3, 3, 5) and label.shape == classes.shape == (1, 3, 5)
+    assert image.dtype is label.dtype is torch.uint8
+    np.testing.assert_array_equal(image.numpy(), COLOURS.transpose(2, 0, 1))
+    np.testing.assert_array_equal(label.numpy()[0], DRAWN * 255)
+    np.testing.assert_array_equal(classes.numpy()[0], CLASSES)
+    assert image.meta["filename_or_obj"] == str(tmp_path / "21_training.tif")
+
+
+def picture_bytes(suffix: str) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    path = Path(f"eye{suffix}")
+    save(Image.fromarray(noise), path)
+    return path.read_bytes()
+
+
+def missing(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def zero_bytes(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text(path: Path) -> None:
+    path.write_text("not a picture")
+
+
+def half(path: Path) -> None:
+    content = picture_bytes(path.suffix)
+    path.write_bytes(content[: len(content) // 2])
+
+
+def first_bytes(path: Path) -> None:
+    path.write_bytes(picture_bytes(path.suffix)[:30])
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize(("name", "damage", "message"), [
+    ("a.png", missing, "there is no such file"),
+    ("a.tif", zero_bytes, "is not an image of a format that can be read"),
+    ("a.tif", text, "is not an image of a format that can be read"),
+    ("a.png", half, "cannot be read as an image, it seems damaged ("),
+    ("a.jpg", half, "cannot be read as an image, it seems damaged ("),
+    ("a.tif", half, ""),  # a TIFF file may have its table of contents at the end
+    ("a.bmp", half, "cannot be read as an image, it seems damaged ("),
+    ("a.gif", half, "cannot be read as an image, it seems damaged ("),
+    ("a.png", first_bytes, ""),
+    ("a.jpg", first_bytes, ""),
+    ("a.tif", first_bytes, ""),
+    ("a.png", folder, "cannot be read as an image"),
+])  # fmt: skip
+def test_files_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[Path], None], message: str
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    path = tmp_path / name
+    damage(path)
+    for content in ("photograph", "binary", "classes"):
+        with pytest.raises(DriveSegError) as raised:
+            read_image(path, content)
+        assert str(raised.value).startswith(f"{path}: {message}")
+        assert "\n" not in str(raised.value)
+        with pytest.raises(RuntimeError) as wrapped:
+            load(path, content)
+        assert str(user_error(wrapped.value)) == str(raised.value)
+
+
+def test_a_picture_too_large_to_be_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(Image.fromarray(COLOURS), tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)  # of 15; Pillow refuses more than twice as many
+    with pytest.raises(DriveSegError, match=r"bomb\.png: cannot be read as an image"):
+        read_image(path)
+
+
+def test_one_file_at_a_time() -> None:
+    with pytest.raises(DriveSegError, match=r"^a, b: expected one file, got 2$"):
+        PhotographReader().get_data(["a", "b"])
+
+
+def test_content_must_be_known() -> None:
+    with pytest.raises(ValueError, match="content: expected one of photograph, binary, classes, got 'mask'"):
+        PhotographReader("mask")

@@ -133,14 +133,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(bundle: Path, five_phantoms: Pa
     assert set(weights)
 
 
-def torchrun(processes: int, bundle: Path, dataset: Path, output: Path) -> list[dict[str, str]]:
-    configs = [str(bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
-    values = overrides(dataset, output, max_epochs=3, precision="float32")
-    values["network_def#norm"] = "$None"  # batch statistics are of a process's own batch on CPUs
+def torchrun(processes: int, bundle: Path, names: list[str], run_id: str, values: dict[str, Any]) -> None:
+    configs = [str(bundle / "configs" / f"{name}.json") for name in names]
     arguments = [part for key, value in values.items() for part in (f"--{key}", str(value))]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        + ["-m", "monai.bundle", "run", "training", "--bundle_root", str(bundle), "--config_file", str(configs)]
+        + ["-m", "monai.bundle", "run", run_id, "--bundle_root", str(bundle), "--config_file", str(configs)]
         + arguments,
         capture_output=True,
         text=True,
@@ -148,19 +146,33 @@ def torchrun(processes: int, bundle: Path, dataset: Path, output: Path) -> list[
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    with (output / "history.csv").open() as file:
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
         return list(csv.DictReader(file))
 
 
-def test_two_processes_train_as_one(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
-    one = torchrun(1, bundle, five_phantoms, tmp_path / "1")
-    two = torchrun(2, bundle, five_phantoms, tmp_path / "2")
-    weights = [torch.load(tmp_path / n / "last.pt", weights_only=True)["network"] for n in ("1", "2")]
+def test_two_processes_train_and_evaluate_as_one(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    folders = {processes: tmp_path / str(processes) for processes in (1, 2)}
+    for processes, folder in folders.items():
+        values = overrides(five_phantoms, folder, max_epochs=3, precision="float32")
+        values["network_def#norm"] = "$None"  # batch statistics are of a process's own batch on CPUs
+        torchrun(processes, bundle, ["train", "multi_gpu_train"], "training", values)
+    weights = [torch.load(folder / "last.pt", weights_only=True)["network"] for folder in folders.values()]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, atol=1e-6, rtol=1e-4, msg=name)
-    for row, other in zip(one, two, strict=True):
+    histories = [table(folder / "history.csv") for folder in folders.values()]
+    for row, other in zip(*histories, strict=True):
         assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
         assert float(row["val_dice"]) == pytest.approx(float(other["val_dice"]), abs=1e-5)
+
+    for processes, folder in folders.items():
+        values = overrides(five_phantoms, folder, precision="float32", section="training")
+        values |= {"network_def#norm": "$None", "checkpoint": str(folders[1] / "model.pt")}
+        torchrun(processes, bundle, ["train", "evaluate", "multi_gpu_evaluate"], "evaluating", values)
+    scores = [table(folder / "metrics.csv") for folder in folders.values()]
+    assert scores[0] == scores[1] and len(scores[0]) == 4, "every case once"
 
 
 def train_once(bundle: str, dataset: str, output: str) -> None:

@@ -1,16 +1,19 @@
-"""The field of view in transforms, by hand and against numpy."""
+"""The field of view in a case, labels, the way to the network's scale and back, and vessel masks."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from builders import disc, fundus, tensor
 from monai.data import MetaTensor
-from monai.transforms import Compose, Invertd
+from monai.transforms import Compose, CopyItemsd, DeleteItemsd, Invertd
+from PIL import Image
 
-from drive_seg.errors import DriveSegError
+from drive_seg.errors import DriveSegError, user_error
 from drive_seg.transforms import (
     EnsureFOVd,
     EnsureLabeld,
@@ -24,160 +27,379 @@ from drive_seg.transforms import (
 )
 
 
-def named(array: np.ndarray, name: str) -> MetaTensor:
-    return MetaTensor(torch.from_numpy(np.ascontiguousarray(array)), meta={"filename_or_obj": name})
+def image_of(height: int = 2, width: int = 3, file: str = "eye.tif") -> MetaTensor:
+    return tensor(np.full((3, height, width), 100, np.uint8), file)
 
 
-def disc(height: int = 60, width: int = 80, centre: tuple[int, int] = (30, 35), radius: int = 25) -> np.ndarray:
-    rows, columns = np.mgrid[:height, :width]
-    return (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2
+class TestEnsureFOV:
+    @pytest.mark.parametrize("inside", [1, 255, 7])
+    def test_a_mask_becomes_0_and_1(self, inside: int) -> None:
+        fov = tensor(np.array([[[0, inside, inside], [0, 0, inside]]], np.uint8), "mask.gif")
+        case = {"image": image_of(), "fov": fov}
+        out = EnsureFOVd()(case)["fov"]
+        assert out.dtype is torch.uint8
+        assert out.tolist() == [[[0, 1, 1], [0, 0, 1]]]
+        assert fov.max() == inside, "the case that was given stays as it was"
+
+    def test_without_a_mask_it_is_estimated(self) -> None:
+        picture = fundus()
+        out = EnsureFOVd()({"image": tensor(picture.transpose(2, 0, 1))})["fov"]
+        assert isinstance(out, MetaTensor) and out.dtype is torch.uint8 and out.shape == (1, 120, 180)
+        drawn = disc(120, 180, 58, 84, 50)
+        assert (out.numpy()[0].astype(bool) != drawn).sum() < 0.02 * drawn.sum()
+
+    def test_plain_tensors(self) -> None:
+        out = EnsureFOVd()({"image": torch.from_numpy(fundus().transpose(2, 0, 1).copy())})
+        assert out["fov"].any()
+
+    def test_other_keys(self) -> None:
+        out = EnsureFOVd("photograph", "circle")({"photograph": image_of(), "circle": torch.ones(1, 2, 3)})
+        assert out["circle"].dtype is torch.uint8
+
+    def test_wrong_size(self) -> None:
+        case = {"image": image_of(584, 565), "fov": tensor(np.ones((1, 565, 584), np.uint8), "mask.gif")}
+        with pytest.raises(
+            DriveSegError, match=r"^mask\.gif: fov: expected the size of eye\.tif, 565×584, got 584×565$"
+        ):
+            EnsureFOVd()(case)
+
+    def test_empty_mask(self) -> None:
+        case = {"image": image_of(), "fov": tensor(np.zeros((1, 2, 3), np.uint8), "mask.gif")}
+        with pytest.raises(DriveSegError, match=r"^mask\.gif: fov: expected a field of view, got an empty mask$"):
+            EnsureFOVd()(case)
+
+    def test_black_photograph(self) -> None:
+        with pytest.raises(DriveSegError, match=r"^black\.tif: image: no field of view found"):
+            EnsureFOVd()({"image": tensor(np.zeros((3, 60, 80), np.uint8), "black.tif")})
+
+    def test_black_array_without_a_file(self) -> None:
+        with pytest.raises(DriveSegError, match=r"^the array that was given: image: no field of view found"):
+            EnsureFOVd()({"image": torch.zeros(3, 60, 80, dtype=torch.uint8)})
 
 
-def case(fov: np.ndarray | None = None) -> dict[str, Any]:
-    inside = disc() if fov is None else fov
-    image = np.random.default_rng(0).integers(60, 200, (3, *inside.shape), dtype=np.uint8) * inside
-    return {"image": named(image.astype(np.uint8), "eye.tif"), "fov": named(inside[None].astype(np.uint8), "mask.gif")}
+class TestEnsureLabel:
+    @pytest.mark.parametrize(("values", "expected"), [
+        ([0, 255, 0, 255], [0, 1, 0, 1]),
+        ([0, 1, 0, 1], [0, 1, 0, 1]),
+        ([0, 200, 200, 200], [0, 1, 1, 1]),
+        ([0, 0, 0, 0], [0, 0, 0, 0]),
+    ])  # fmt: skip
+    @pytest.mark.parametrize("plain", [True, False])
+    def test_binary(self, values: list[int], expected: list[int], plain: bool) -> None:
+        label = tensor(np.array(values, np.uint8).reshape(1, 2, 2), "drawn.gif")
+        case = {"image": image_of(2, 2), "label": label.as_tensor() if plain else label}
+        out = EnsureLabeld("label", num_classes=2)(case)["label"]
+        assert out.dtype is torch.uint8
+        assert out.flatten().tolist() == expected
+
+    @pytest.mark.parametrize(("values", "got"), [
+        ([255, 255, 255, 255], "255"),
+        ([255, 0, 128, 0], "0, 128, 255"),
+        ([1, 2, 1, 2], "1, 2"),
+        ([*range(9)], "0, 1, 2, 3, 4, 5, … (9 values)"),
+    ])  # fmt: skip
+    def test_not_binary(self, values: list[int], got: str) -> None:
+        label = tensor(np.array(values, np.uint8).reshape(1, 1, -1), "drawn.gif")
+        with pytest.raises(DriveSegError) as raised:
+            EnsureLabeld("label", num_classes=2)({"image": image_of(1, len(values)), "label": label})
+        assert str(raised.value) == (
+            f"drawn.gif: label: expected a binary annotation, 0 and one other value, got {got}"
+        )
+
+    @pytest.mark.parametrize("num_classes", [3, 4])
+    def test_class_values(self, num_classes: int) -> None:
+        label = tensor(np.array([[[0, 2, num_classes - 1]]], np.uint8), "av.png")
+        out = EnsureLabeld("label", num_classes)({"image": image_of(1, 3), "label": label})["label"]
+        assert out.tolist() == [[[0, 2, num_classes - 1]]]
+
+    def test_class_values_out_of_range(self) -> None:
+        label = tensor(np.array([[[0, 1, 3]]], np.uint8), "av.png")
+        with pytest.raises(DriveSegError, match=r"^av\.png: label: expected class values 0 to 2, got 0, 1, 3$"):
+            EnsureLabeld("label", 3)({"image": image_of(1, 3), "label": label})
+
+    @pytest.mark.parametrize("num_classes", [2, 3])
+    def test_wrong_size(self, num_classes: int) -> None:
+        label = tensor(np.zeros((1, 3, 2), np.uint8), "drawn.gif")
+        with pytest.raises(DriveSegError, match=r"^drawn\.gif: label: expected the size of eye\.tif, 3×2, got 2×3$"):
+            EnsureLabeld("label", num_classes)({"image": image_of(), "label": label})
+
+    def test_missing(self) -> None:
+        case = {"image": image_of()}
+        assert EnsureLabeld("label", 2, allow_missing_keys=True)(case).keys() == {"image"}
+        with pytest.raises(KeyError):
+            EnsureLabeld("label", 2)(case)
 
 
-def test_normalising_is_numpy_inside_and_zero_outside() -> None:
-    one = case()
-    inside = disc()
-    pixels = np.asarray(one["image"])[:, inside].astype(np.float64)
-    expected = (pixels - pixels.mean(1, keepdims=True)) / pixels.std(1, keepdims=True)
-    normalised = normalize_in_fov(one["image"].as_tensor(), one["fov"].as_tensor())
-    np.testing.assert_allclose(np.asarray(normalised)[:, inside], expected, atol=1e-5)
-    assert (np.asarray(normalised)[:, ~inside] == 0).all()
+class TestIgnoreOutsideFOV:
+    @pytest.mark.parametrize("ignore_index", [255, 9])
+    def test_labels_outside_become_the_ignored_value(self, ignore_index: int) -> None:
+        label = tensor(np.array([[[0, 1], [1, 0]]], np.uint8))
+        case = {"label": label, "fov": tensor(np.array([[[0, 1], [0, 7]]], np.uint8))}
+        out = IgnoreOutsideFOVd("label", ignore_index=ignore_index)(case)["label"]
+        assert out.dtype is torch.uint8
+        assert out.tolist() == [[[ignore_index, 1], [ignore_index, 0]]]
+        assert label.tolist() == [[[0, 1], [1, 0]]]
+
+    def test_missing(self) -> None:
+        case = {"fov": torch.ones(1, 2, 2)}
+        assert IgnoreOutsideFOVd("label", allow_missing_keys=True)(case).keys() == {"fov"}
+        with pytest.raises(KeyError):
+            IgnoreOutsideFOVd("label")(case)
 
 
-def test_pixels_outside_change_nothing() -> None:
-    one, other = case(), case()
-    other["image"][:, torch.from_numpy(~disc())] = 255
-    transform = Compose([NormalizeInFOVd("image"), ScaleToFOVd(["image"], diameter=70)])
-    assert torch.equal(transform(one)["image"].as_tensor(), transform(other)["image"].as_tensor())
+class TestNormalize:
+    def test_by_hand(self) -> None:
+        image = torch.tensor([[[1, 3, 90]], [[10, 30, 0]]], dtype=torch.uint8)
+        fov = torch.tensor([[[1, 1, 0]]], dtype=torch.uint8)
+        # means 2 and 20, deviations 1 and 10
+        assert normalize_in_fov(image, fov).tolist() == [[[-1.0, 1.0, 0.0]], [[-1.0, 1.0, 0.0]]]
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32, np.float64])
+    def test_against_numpy(self, dtype: type) -> None:
+        rng = np.random.default_rng(0)
+        image = rng.integers(0, 256, (3, 21, 30)).astype(dtype)
+        inside = disc(21, 30, 9, 14, 9)
+        before = image.copy()
+        out = normalize_in_fov(torch.from_numpy(image), torch.from_numpy(inside[None].astype(np.uint8)))
+        pixels = image[:, inside].astype(np.float64)
+        expected = (image - pixels.mean(1)[:, None, None]) / pixels.std(1)[:, None, None]
+        assert out.dtype is torch.float32
+        np.testing.assert_allclose(out.numpy(), np.where(inside, expected, 0), atol=2e-5)
+        np.testing.assert_array_equal(image, before)
+
+    def test_what_is_outside_does_not_matter(self) -> None:
+        inside = torch.from_numpy(disc(40, 50, 20, 20, 15))[None]
+        image = torch.randint(0, 256, (3, 40, 50), generator=torch.manual_seed(0)).to(torch.uint8)
+        other = torch.where(inside, image, 255 - image)
+        assert not torch.equal(image, other)
+        assert torch.equal(normalize_in_fov(image, inside), normalize_in_fov(other, inside))
+
+    def test_a_constant_channel_becomes_0(self) -> None:
+        image = torch.stack([torch.full((5, 5), 117.0), torch.arange(25.0).reshape(5, 5)])
+        fov = torch.ones(1, 5, 5)
+        fov[0, 0, 0] = 0
+        image[0, 0, 0] = 3
+        out = normalize_in_fov(image, fov)
+        assert not out[0].any() and out[1].abs().max() > 1
+
+    def test_wrapper_keeps_what_is_known_of_the_file(self) -> None:
+        image = tensor(np.arange(12, dtype=np.uint8).reshape(3, 2, 2), "eye.tif")
+        case = {"image": image, "fov": torch.ones(1, 2, 2)}
+        out = NormalizeInFOVd("image")(case)["image"]
+        assert isinstance(out, MetaTensor) and out.meta["filename_or_obj"] == "eye.tif"
+        torch.testing.assert_close(out.as_tensor(), normalize_in_fov(image.as_tensor(), case["fov"]))
+        plain = NormalizeInFOVd("image")({**case, "image": image.as_tensor()})["image"]
+        assert not isinstance(plain, MetaTensor)
 
 
-def test_a_constant_channel_becomes_zero() -> None:
-    image = torch.full((3, 4, 4), 9)
-    assert torch.equal(normalize_in_fov(image, torch.ones(1, 4, 4)), torch.zeros(3, 4, 4))
+class TestResize:
+    @pytest.mark.parametrize("nearest", [True, False])
+    def test_the_same_size_is_the_same_picture(self, nearest: bool) -> None:
+        image = torch.randint(0, 256, (3, 7, 9), dtype=torch.uint8)
+        assert torch.equal(resize(image, (7, 9), nearest), image)
+
+    def test_nearest_keeps_class_values(self) -> None:
+        label = torch.tensor([[[0, 255], [2, 1]]], dtype=torch.uint8)
+        assert resize(label, (4, 2), nearest=True).tolist() == [[[0, 255], [0, 255], [2, 1], [2, 1]]]
+
+    def test_smaller_is_the_mean(self) -> None:
+        image = torch.zeros(1, 40, 40)
+        image[0, ::2] = 100.0
+        assert resize(image, (10, 10))[0, 2:-2, 2:-2].sub(50).abs().max() < 2
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+    def test_type_stays(self, dtype: torch.dtype) -> None:
+        assert resize(torch.zeros(3, 5, 6, dtype=dtype), (8, 3)).dtype is dtype
+        assert resize(torch.zeros(1, 5, 6, dtype=dtype), (8, 3), nearest=True).shape == (1, 8, 3)
 
 
-def test_fov_is_found_where_there_is_no_mask() -> None:
-    one = case(disc(300, 320, (150, 160), 130))
-    given = one.pop("fov")
-    found = EnsureFOVd()(one)["fov"]
-    assert found.shape == (1, 300, 320) and found.dtype is torch.uint8
-    overlap = ((found > 0) & (given > 0)).sum() / ((found > 0) | (given > 0)).sum()
-    assert overlap > 0.97
+BOX = (10, 50, 5, 85)
+"""Rows and columns of a field of view of 40×80 pixels in a photograph of 70×100."""
 
 
-def test_unfitting_masks_are_named() -> None:
-    one = case()
-    one["fov"] = named(np.ones((1, 60, 70), np.uint8), "mask.gif")
-    with pytest.raises(DriveSegError, match=r"mask\.gif: fov: expected the size of eye\.tif, 80×60, got 70×60"):
-        EnsureFOVd()(one)
-    one["fov"] = named(np.zeros((1, 60, 80), np.uint8), "mask.gif")
-    with pytest.raises(DriveSegError, match=r"mask\.gif: fov: expected a field of view, got an empty mask"):
-        EnsureFOVd()(one)
-    black = {"image": named(np.zeros((3, 60, 80), np.uint8), "dark.jpg")}
-    with pytest.raises(DriveSegError, match=r"dark\.jpg: image: no field of view found"):
-        EnsureFOVd()(black)
+def boxed_case() -> dict[str, Any]:
+    top, bottom, left, right = BOX
+    fov = np.zeros((1, 70, 100), np.uint8)
+    fov[0, top:bottom, (left + right) // 2] = 1
+    fov[0, (top + bottom) // 2, left:right] = 1
+    image = np.random.default_rng(0).integers(1, 256, (3, 70, 100)).astype(np.uint8)
+    return {"image": tensor(image, "eye.tif"), "label": tensor(image[:1] % 2), "fov": tensor(fov)}
 
 
-@pytest.mark.parametrize("vessel", [1, 255])
-def test_binary_annotations_become_zero_and_one(vessel: int) -> None:
-    label = np.zeros((1, 60, 80), np.uint8)
-    label[0, 10:20] = vessel
-    result = EnsureLabeld("label", num_classes=2)({**case(), "label": named(label, "a.gif")})["label"]
-    assert result.dtype is torch.uint8
-    assert np.array_equal(np.asarray(result), (label > 0).astype(np.uint8))
+class TestScaleToFOV:
+    @pytest.mark.parametrize(("diameter", "margin", "size"), [
+        (None, 2, (44, 84)),
+        (None, 0, (40, 80)),
+        (80, 2, (44, 84)),
+        (160, 2, (84, 164)),  # twice as large
+        (160, 3, (86, 166)),
+        (20, 2, (14, 24)),  # 40 / 4 + 4, 80 / 4 + 4
+        (50, 2, (29, 54)),  # 40 × 50 / 80 = 25
+        (1, 0, (1, 1)),  # half a row, of which one is left
+    ])  # fmt: skip
+    def test_size(self, diameter: int | None, margin: int, size: tuple[int, int]) -> None:
+        keys = ["image", "label", "fov"]
+        out = ScaleToFOVd(keys, diameter, margin=margin, nearest=[False, True, True])(boxed_case())
+        assert [tuple(out[key].shape) for key in keys] == [(3, *size), (1, *size), (1, *size)]
+        assert all(out[key].dtype is torch.uint8 for key in keys)
+        assert out["image"].meta["filename_or_obj"] == "eye.tif"
+
+    @pytest.mark.parametrize("margin", [0, 2])
+    def test_only_cropped(self, margin: int) -> None:
+        case = boxed_case()
+        out = ScaleToFOVd(["image", "label"], None, margin=margin)(case)
+        top, bottom, left, right = BOX
+        for key in ("image", "label"):
+            inner = out[key][:, margin : 40 + margin, margin : 80 + margin]
+            assert torch.equal(inner.as_tensor(), case[key][:, top:bottom, left:right].as_tensor())
+            assert out[key].sum() == inner.sum(), "the margin is black"
+
+    def test_class_values_are_not_mixed(self) -> None:
+        case = boxed_case()
+        case["label"] = tensor(np.where(case["label"], 255, 1).astype(np.uint8))
+        out = ScaleToFOVd(["image", "label"], 130, margin=0, nearest=[False, True])(case)
+        assert set(out["label"].unique().tolist()) == {1, 255}
+        assert len(out["image"].unique()) > 100
+
+    def test_twice_as_large_repeats_class_values(self) -> None:
+        case = boxed_case()
+        out = ScaleToFOVd("label", 160, margin=0, nearest=True)(case)["label"]
+        box = case["label"].numpy()[:, 10:50, 5:85]
+        np.testing.assert_array_equal(out.numpy(), box.repeat(2, axis=1).repeat(2, axis=2))
+
+    def test_the_fov_itself_may_be_among_the_keys(self) -> None:
+        case = boxed_case()
+        first, last = (ScaleToFOVd(keys, 40)(case) for keys in (["fov", "image"], ["image", "fov"]))
+        assert torch.equal(first["image"].as_tensor(), last["image"].as_tensor())
+
+    @pytest.mark.parametrize("margin", [0, 2])
+    def test_cropped_and_back_is_exact_in_the_box(self, margin: int) -> None:
+        case = boxed_case()
+        transform = ScaleToFOVd("image", None, margin=margin)
+        back = transform.inverse(transform(case))["image"]
+        expected = torch.zeros_like(case["image"].as_tensor())
+        expected[:, 10:50, 5:85] = case["image"].as_tensor()[:, 10:50, 5:85]
+        assert torch.equal(back.as_tensor(), expected)
+        assert not back.applied_operations
+
+    @pytest.mark.parametrize("diameter", [57, 100, 233])
+    @pytest.mark.parametrize("place", [(58, 84), (60, 49), (69, 130)], ids=str)
+    def test_scaled_and_back_is_at_the_same_place(self, diameter: int, place: tuple[int, int]) -> None:
+        picture = fundus(row=place[0], column=place[1])
+        fov = disc(120, 180, *place, 50)
+        case = {"image": tensor(picture.transpose(2, 0, 1) / np.float32(255)), "fov": tensor(fov[None])}
+        transform = ScaleToFOVd("image", diameter)
+        back = transform.inverse(transform(case))["image"].numpy()
+        assert back.shape == case["image"].shape
+        difference = np.abs(back - case["image"].numpy())[:, fov].mean()
+        assert difference < 0.03
+        mirrored = (back[:, ::-1], back[:, :, ::-1])
+        moved = (np.roll(back, shift, axis) for shift in (-2, 2) for axis in (1, 2))
+        for other in (*mirrored, *moved):
+            assert np.abs(other - case["image"].numpy())[:, fov].mean() > 1.3 * difference
+
+    @pytest.mark.parametrize(("diameter", "dice"), [(None, 1.0), (61, 0.75), (230, 0.95)])
+    def test_inverted_as_the_bundle_does(self, diameter: int | None, dice: float) -> None:
+        preprocessing = Compose([
+            EnsureFOVd(),
+            CopyItemsd(["image", "fov"], times=1, names=["photograph", "fov_scaled"]),
+            ScaleToFOVd(["image", "fov_scaled"], diameter, nearest=[False, True]),
+            NormalizeInFOVd("image", fov_key="fov_scaled"),
+            DeleteItemsd("fov_scaled"),
+        ])  # fmt: skip
+        picture = fundus()
+        fov = disc(120, 180, 58, 84, 50)
+        case = preprocessing({"image": tensor(picture.transpose(2, 0, 1), "eye.tif"), "fov": tensor(fov[None])})
+        assert case["photograph"].shape == (3, 120, 180) and case["fov"].shape == (1, 120, 180)
+        assert case["image"].shape[1:] != (120, 180)
+        dark = (case["image"][:1] < -2.0).float()  # half way from the retina, about 0, to the figure, about -4
+        case["pred"] = torch.cat([1 - dark, dark])
+        back = Invertd("pred", preprocessing, "image", nearest_interp=False, to_tensor=True)(case)["pred"]
+        assert back.shape == (2, 120, 180)
+        drawn = picture[..., 0] == 110
+        found = back[1].numpy() > 0.5
+        assert 2 * (found & drawn).sum() / (found.sum() + drawn.sum()) >= dice, "a stroke is 6 pixels wide"
+        outside = np.ones((120, 180), bool)
+        outside[8:109, 34:135] = False
+        assert not back[:, outside].any()
+
+    @pytest.mark.parametrize("diameter", [0, -5])
+    def test_diameter_must_be_positive(self, diameter: int) -> None:
+        with pytest.raises(DriveSegError, match=f"^diameter: expected a positive number .*, got {diameter}$"):
+            ScaleToFOVd("image", diameter)
+
+    def test_one_interpolation_for_each_key(self) -> None:
+        with pytest.raises(ValueError, match="must have length 3, got 2"):
+            ScaleToFOVd(["image", "label", "fov"], 100, nearest=[False, True])
 
 
-def test_an_annotation_without_vessels_is_one() -> None:
-    empty = named(np.zeros((1, 60, 80), np.uint8), "a.gif")
-    assert EnsureLabeld("label", 2)({**case(), "label": empty})["label"].sum() == 0
+class TestVesselMask:
+    @pytest.mark.parametrize(("threshold", "expected"), [
+        (0.5, [0, 1, 1, 1]),
+        (0.51, [0, 0, 1, 1]),
+        (0.75, [0, 0, 1, 1]),
+        (0.0, [1, 1, 1, 1]),
+        (1.0, [0, 0, 0, 1]),
+    ])  # fmt: skip
+    def test_a_pixel_on_the_threshold_is_vessel(self, threshold: float, expected: list[int]) -> None:
+        vessel = torch.tensor([[[0.25, 0.5, 0.75, 1.0]]])
+        mask = vessel_mask(torch.cat([1 - vessel, vessel]), threshold)
+        assert mask.dtype is torch.uint8 and mask.shape == (1, 1, 4)
+        assert mask.flatten().tolist() == expected
+
+    def test_with_two_classes_and_a_half_it_is_the_likelier_one(self) -> None:
+        probabilities = torch.rand(2, 9, 8, generator=torch.Generator().manual_seed(0)).softmax(0)
+        assert torch.equal(vessel_mask(probabilities, 0.5)[0].long(), probabilities.argmax(0))
+
+    def test_several_classes(self) -> None:
+        probabilities = torch.tensor([
+            [0.6, 0.4, 0.4, 0.0],
+            [0.3, 0.35, 0.1, 0.0],
+            [0.1, 0.25, 0.5, 1.0],
+        ]).reshape(3, 1, 4)  # fmt: skip
+        # Together 0.4, 0.6, 0.6, 1; the first class is likelier in the first two pixels.
+        assert vessel_mask(probabilities, 0.5).flatten().tolist() == [0, 1, 2, 2]
+        assert vessel_mask(probabilities, 0.375).flatten().tolist() == [1, 1, 2, 2]
+        assert vessel_mask(probabilities, 0.75).flatten().tolist() == [0, 0, 0, 2]
+
+    def test_nothing_outside_the_field_of_view(self) -> None:
+        probabilities = torch.tensor([0.0, 1.0]).reshape(2, 1, 1).expand(2, 1, 3)
+        fov = torch.tensor([[[0, 1, 255]]], dtype=torch.uint8)
+        assert vessel_mask(probabilities, 0.5, fov).flatten().tolist() == [0, 1, 1]
+        assert vessel_mask(probabilities, 0.0, fov).flatten().tolist() == [0, 1, 1]
+
+    def test_wrapper(self) -> None:
+        vessel = torch.tensor([[[0.2, 0.9, 0.9]]])
+        pred = MetaTensor(torch.cat([1 - vessel, vessel]))
+        case = {"pred": pred, "fov": torch.tensor([[[1, 1, 0]]])}
+        assert VesselMaskd("pred")(case)["pred"].tolist() == [[[0, 1, 1]]]
+        assert VesselMaskd("pred", threshold=0.95)(case)["pred"].tolist() == [[[0, 0, 0]]]
+        out = VesselMaskd("pred", fov_key="fov", probability_keys="map")(case)
+        assert out["pred"].tolist() == [[[0, 1, 0]]]
+        assert torch.equal(out["map"], pred)
+        assert case.keys() == {"pred", "fov"} and case["pred"] is pred
+
+    def test_several_keys(self) -> None:
+        maps = [torch.tensor([1 - value, value]).reshape(2, 1, 1) for value in (0.2, 0.8)]
+        out = VesselMaskd(["a", "b"], probability_keys=["pa", "pb"])({"a": maps[0], "b": maps[1]})
+        assert (out["a"].item(), out["b"].item()) == (0, 1)
+        assert out["pa"] is maps[0] and out["pb"] is maps[1]
+        with pytest.raises(ValueError, match=r"^probability_keys: expected 2, one for each of keys, got 1$"):
+            VesselMaskd(["a", "b"], probability_keys="p")
+
+    @pytest.mark.parametrize("threshold", [-0.1, 1.1, 127])
+    def test_threshold_is_a_probability(self, threshold: float) -> None:
+        with pytest.raises(DriveSegError, match=f"^threshold: expected a probability from 0 to 1, got {threshold}$"):
+            VesselMaskd("pred", threshold)
 
 
-@pytest.mark.parametrize(
-    ("label", "classes", "message"),
-    [
-        (np.arange(4800, dtype=np.uint8).reshape(1, 60, 80), 2, r"a\.gif: label: expected a binary annotation"),
-        (np.full((1, 60, 80), 255, np.uint8), 2, "0 and one other value, got 255"),
-        (np.zeros((1, 60, 81), np.uint8), 2, r"a\.gif: label: expected the size of eye\.tif, 80×60, got 81×60"),
-        (np.full((1, 60, 80), 3, np.uint8), 3, "class values 0 to 2, got 3"),
-    ],
-)
-def test_unfitting_annotations_are_named(label: np.ndarray, classes: int, message: str) -> None:
-    with pytest.raises(DriveSegError, match=message):
-        EnsureLabeld("label", classes)({**case(), "label": named(label, "a.gif")})
+def test_the_file_is_named_through_a_compose(tmp_path: Path) -> None:
+    from monai.transforms import LoadImaged
 
+    from drive_seg.readers import PhotographReader
 
-def test_labels_outside_are_ignored() -> None:
-    label = named(np.ones((1, 60, 80), np.uint8), "a.gif")
-    result = np.asarray(IgnoreOutsideFOVd("label")({**case(), "label": label})["label"])[0]
-    assert np.array_equal(result, np.where(disc(), 1, 255))
-
-
-@pytest.mark.parametrize(("diameter", "longer"), [(None, 51), (100, 100), (20, 20)])
-def test_scaling_makes_the_field_of_view_as_large_as_wanted(diameter: int | None, longer: int) -> None:
-    scaled = ScaleToFOVd(["image", "fov"], diameter=diameter, margin=3, nearest=[False, True])(case())
-    assert scaled["image"].shape == (3, longer + 6, longer + 6) and scaled["fov"].shape == (1, longer + 6, longer + 6)
-    assert scaled["image"].dtype is torch.uint8
-    assert scaled["fov"][0, :3].sum() == 0, "a margin outside the field of view"
-
-
-@pytest.mark.parametrize("margin", [0, 2])
-def test_without_a_diameter_going_back_is_exact(margin: int) -> None:
-    one = case()
-    one["image"][0, 20, 30] = 17
-    transform = Compose([ScaleToFOVd(["image"], diameter=None, margin=margin)])
-    scaled = transform(one)
-    assert torch.equal(transform.inverse({"image": scaled["image"]})["image"].as_tensor(), one["image"].as_tensor())
-
-
-@pytest.mark.parametrize("diameter", [30, 51, 140])
-def test_a_prediction_comes_back_to_its_place(diameter: int) -> None:
-    figure = np.zeros((60, 80), bool)
-    figure[15:45, 25:30] = True
-    figure[40:45, 25:50] = True
-    one = case()
-    one["image"] = named(np.where(figure, 200, 0)[None].repeat(3, 0).astype(np.uint8), "eye.tif")
-    preprocessing = Compose([ScaleToFOVd(["image"], diameter=diameter)])
-    prepared = preprocessing(one)
-    prepared["pred"] = MetaTensor(prepared["image"].as_tensor()[:1].float() / 200)
-    back = Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True)(prepared)["pred"]
-    assert back.shape == (1, 60, 80)
-    found = np.asarray(back)[0] > 0.5
-    assert 2 * (found & figure).sum() / (found.sum() + figure.sum()) > 0.9
-
-
-def test_resizing_averages_and_keeps_classes() -> None:
-    checkers = (torch.arange(8)[:, None] + torch.arange(8)) % 2
-    assert resize(checkers[None].float(), (4, 4)).sub(0.5).abs().max() < 0.15
-    classes = resize(checkers[None].to(torch.uint8) * 2, (5, 7), nearest=True)
-    assert classes.shape == (1, 5, 7) and set(classes.unique().tolist()) == {0, 2}
-
-
-def test_vessel_mask_thresholds_all_vessel_classes_together() -> None:
-    # Four pixels; the vessel classes together have 0.6, 0.5, 0.4 and 0.9.
-    probabilities = torch.tensor([[0.4, 0.5, 0.6, 0.1], [0.35, 0.2, 0.4, 0.2], [0.25, 0.3, 0.0, 0.7]])[:, None]
-    assert vessel_mask(probabilities, 0.5).tolist() == [[[1, 2, 0, 2]]]
-    assert vessel_mask(probabilities, 0.4).tolist() == [[[1, 2, 1, 2]]]
-    assert vessel_mask(probabilities, 0.5, fov=torch.tensor([[[1, 1, 1, 0]]])).tolist() == [[[1, 2, 0, 0]]]
-
-
-def test_vessel_mask_of_two_classes_is_the_likelier_one() -> None:
-    probabilities = torch.rand(2, 9, 9).softmax(0)
-    assert torch.equal(vessel_mask(probabilities, 0.5)[0].long(), probabilities.argmax(0))
-
-
-def test_masks_of_a_case_keep_their_probabilities() -> None:
-    probabilities = torch.rand(2, 60, 80).softmax(0)
-    result = VesselMaskd("pred", threshold=0.6, fov_key="fov")({**case(), "pred": probabilities})
-    assert torch.equal(result["probability"], probabilities)
-    assert torch.equal(result["pred"], vessel_mask(probabilities, 0.6, torch.from_numpy(disc())[None]))
-
-
-@pytest.mark.parametrize("threshold", [-0.1, 1.5])
-def test_a_threshold_is_a_probability(threshold: float) -> None:
-    with pytest.raises(DriveSegError, match="probability from 0 to 1"):
-        VesselMaskd("pred", threshold=threshold)
+    Image.new("RGB", (80, 60)).save(tmp_path / "black.png")
+    transform = Compose([LoadImaged("image", PhotographReader(), ensure_channel_first=True), EnsureFOVd()])
+    with pytest.raises(RuntimeError) as raised:
+        transform({"image": str(tmp_path / "black.png")})
+    assert str(user_error(raised.value)).startswith(f"{tmp_path / 'black.png'}: image: no field of view found")

@@ -1,0 +1,78 @@
+"""Small files and arrays that several test files are about."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from PIL import Image
+
+RGB = tuple[int, int, int]
+
+
+def save_palette(path: Path, indices: np.ndarray, palette: Mapping[int, RGB]) -> Path:
+    """A palette image of the indices (H, W), in the format of the path's suffix."""
+    picture = Image.fromarray(indices.astype(np.uint8))
+    picture.putpalette([value for index in range(256) for value in palette.get(index, (0, 0, 0))])
+    picture.save(path)
+    return path
+
+
+@cache
+def _tiny(suffix: str, mode: str) -> bytes:
+    content = io.BytesIO()
+    Image.new(mode, (7, 5), 1).save(content, format={"tif": "TIFF", "gif": "GIF"}[suffix])
+    return content.getvalue()
+
+
+def write_drive_layout(
+    root: Path,
+    training: Iterable[int] = range(21, 41),
+    test: Iterable[int] = range(1, 21),
+    annotated_test: bool = True,
+    second_observer: bool = True,
+    masks: bool = True,
+) -> Path:
+    """DRIVE with its own names and tiny pictures; the test cases alone have a second observer, as there."""
+    for section, numbers in (("training", training), ("test", test)):
+        annotated = section == "training" or annotated_test
+        folders = {
+            "images": f"_{section}.tif",
+            "1st_manual": "_manual1.gif" if annotated else "",
+            "2nd_manual": "_manual2.gif" if section == "test" and annotated and second_observer else "",
+            "mask": f"_{section}_mask.gif" if masks else "",
+        }
+        for folder, ending in folders.items():
+            if not ending:
+                continue
+            (root / section / folder).mkdir(parents=True, exist_ok=True)
+            content = _tiny("tif", "RGB") if folder == "images" else _tiny("gif", "P")
+            for number in numbers:
+                (root / section / folder / f"{number:02d}{ending}").write_bytes(content)
+    return root
+
+
+def tensor(array: np.ndarray | list, file: str | Path | None = None) -> MetaTensor:
+    """An array (C, H, W) as the loading transforms hand it on, with the name of the file it came from."""
+    return MetaTensor(torch.as_tensor(np.asarray(array)), meta={"filename_or_obj": str(file)} if file else {})
+
+
+def disc(height: int, width: int, row: float, column: float, radius: float) -> np.ndarray:
+    """(H, W), bool: the pixels nearer to a point than the radius."""
+    rows, columns = np.mgrid[:height, :width]
+    return (rows - row) ** 2 + (columns - column) ** 2 < radius**2
+
+
+def fundus(height: int = 120, width: int = 180, row: int = 58, column: int = 84, radius: int = 50) -> np.ndarray:
+    """(H, W, 3), uint8: a lit disc with a dark L, so that no rotation or mirror image of it is the same."""
+    picture = np.where(disc(height, width, row, column, radius)[..., None], np.array([200, 120, 60]), 0)
+    figure = np.zeros((height, width), dtype=bool)
+    figure[row - 30 : row + 10, column - 20 : column - 14] = True
+    figure[row + 4 : row + 10, column - 20 : column + 20] = True
+    picture[figure] = (110, 40, 20)
+    return picture.astype(np.uint8)

@@ -1,0 +1,222 @@
+"""Precision by device, and the training step inside MONAI's own trainer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from torch import nn
+
+from drive_seg.engines import TrainingStep, autocast, fast_dtype
+from drive_seg.errors import DriveSegError
+from drive_seg.inference import PrecisionInferer
+from drive_seg.losses import DiceCELoss
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+class TestFastDtype:
+    @pytest.mark.parametrize(("capabilities", "dtype"), [
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_f": True, "avx512_bf16": False}, torch.float32),
+        ({}, torch.float32),
+    ])  # fmt: skip
+    def test_cpu(self, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], dtype: torch.dtype) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+        assert fast_dtype(CPU) is dtype
+
+    def test_cpu_of_a_torch_that_cannot_tell(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+        assert fast_dtype(CPU) is torch.float32
+
+    @pytest.mark.parametrize(("capability", "dtype"), [
+        ((6, 1), torch.float32), ((7, 0), torch.float16), ((7, 5), torch.float16),
+        ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16),
+    ])  # fmt: skip
+    def test_cuda(self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        assert fast_dtype(CUDA) is dtype
+
+    def test_any_other_device(self) -> None:
+        assert fast_dtype(torch.device("mps")) is torch.float32
+
+    @pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+    @pytest.mark.parametrize(("precision", "dtype"), [
+        ("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16),
+    ])  # fmt: skip
+    def test_a_named_precision_is_taken(self, device: torch.device, precision: str, dtype: torch.dtype) -> None:
+        assert fast_dtype(device, precision) is dtype
+
+    @pytest.mark.parametrize("precision", ["half", "fp32", "", "Auto"])
+    def test_unknown(self, precision: str) -> None:
+        with pytest.raises(DriveSegError) as raised:
+            fast_dtype(CPU, precision)
+        assert str(raised.value) == f"precision: expected auto, float32, bfloat16, float16, got {precision!r}"
+
+
+def test_autocast() -> None:
+    with autocast(CPU, "float32"):
+        assert not torch.is_autocast_enabled("cpu")
+    with autocast(CPU, "bfloat16"):
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.get_autocast_dtype("cpu") is torch.bfloat16
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def images_and_labels(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(count, 3, 8, 9, generator=generator),
+        torch.randint(0, 2, (count, 1, 8, 9), generator=generator),
+    )
+
+
+def network() -> nn.Module:
+    """Without batch statistics, so that gradients of several batches add up to that of one."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+
+def trainer_of(
+    batches: Sequence[int],
+    accumulation_steps: int = 1,
+    max_gradient_norm: float | None = None,
+    learning_rate: float = 0.5,
+    precision: str = "float32",
+    epochs: int = 1,
+    momentum: float = 0.0,
+    step: TrainingStep | None = None,
+) -> SupervisedTrainer:
+    """A trainer over the same images, in batches of the given sizes, for one or more epochs."""
+    images, labels = images_and_labels(sum(batches))
+    trained = network()
+    sizes = list(batches)
+    return SupervisedTrainer(
+        device=CPU,
+        max_epochs=epochs,
+        train_data_loader=[
+            {"image": image, "label": label}
+            for image, label in zip(images.split(sizes), labels.split(sizes), strict=True)
+        ],
+        network=trained,
+        optimizer=torch.optim.SGD(trained.parameters(), lr=learning_rate, momentum=momentum),
+        loss_function=DiceCELoss(),
+        inferer=PrecisionInferer(precision=precision),
+        iteration_update=step or TrainingStep(max_gradient_norm),
+        accumulation_steps=accumulation_steps,
+        decollate=False,
+    )
+
+
+def trained(*args: Any, **kwargs: Any) -> torch.Tensor:
+    trainer = trainer_of(*args, **kwargs)
+    trainer.run()
+    return weights(trainer.network)
+
+
+def weights(network: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+def moved(*args: Any, **kwargs: Any) -> float:
+    return (trained(*args, **kwargs) - weights(network())).norm().item()
+
+
+def by_hand(groups: Sequence[int], learning_rate: float = 0.5) -> torch.Tensor:
+    """One plain step for each group of images."""
+    images, labels = images_and_labels(sum(groups))
+    trained = network()
+    for image, label in zip(images.split(list(groups)), labels.split(list(groups)), strict=True):
+        loss = DiceCELoss()(trained(image), label)
+        gradients = torch.autograd.grad(loss, list(trained.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(trained.parameters(), gradients, strict=True):
+                parameter -= learning_rate * gradient
+    return weights(trained)
+
+
+@pytest.mark.parametrize(("batches", "accumulation_steps", "groups"), [
+    ([4], 1, [4]),
+    ([2, 2, 2], 1, [2, 2, 2]),
+    ([2, 2], 2, [4]),
+    ([1, 1, 1, 1], 4, [4]),
+    ([2, 2, 2, 2], 2, [4, 4]),
+    ([2, 2, 2], 2, [4, 2]),  # the last batch is a group of its own and counts in full
+    ([1, 1, 1, 1, 1], 3, [3, 2]),
+    ([2, 2], 5, [4]),  # more steps than the epoch has
+])  # fmt: skip
+def test_a_step_is_that_of_its_whole_group(batches: list[int], accumulation_steps: int, groups: list[int]) -> None:
+    torch.testing.assert_close(trained(batches, accumulation_steps), by_hand(groups), atol=1e-6, rtol=1e-5)
+
+
+def test_no_group_reaches_into_the_next_epoch() -> None:
+    steps: list[int] = []
+    trainer = trainer_of([2, 2, 2], accumulation_steps=2, epochs=2)
+    trainer.optimizer.register_step_post_hook(lambda *_: steps.append(trainer.state.iteration))
+    trainer.run()
+    assert steps == [2, 3, 5, 6]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_gradients_are_clipped_once_they_are_whole(precision: str, accumulation_steps: int) -> None:
+    # At rate 1 a single step moves the weights by the gradient; clipped, by no more than the norm that is allowed.
+    setting = {"learning_rate": 1.0, "accumulation_steps": accumulation_steps, "precision": precision}
+    batches = [2] * accumulation_steps
+    assert moved(batches, **setting) > 0.1
+    assert moved(batches, max_gradient_norm=0.05, **setting) == pytest.approx(0.05, rel=1e-3)
+    assert moved(batches, max_gradient_norm=100.0, **setting) == pytest.approx(moved(batches, **setting), rel=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "scaled", "tolerance"), [
+    ("float32", False, 1e-6), ("bfloat16", False, 0.02), ("float16", True, 0.005),
+])  # fmt: skip
+def test_precision_is_the_inferers(precision: str, scaled: bool, tolerance: float) -> None:
+    step = TrainingStep()
+    trainer = trainer_of([4], precision=precision, step=step)
+    trainer.run()
+    assert step.scaler is not None and step.scaler.is_enabled() == scaled
+    assert all(parameter.dtype is torch.float32 for parameter in trainer.network.parameters())
+    assert trainer.state.output["loss"].dtype is trainer.state.output["pred"].dtype is torch.float32
+    torch.testing.assert_close(weights(trainer.network), by_hand([4]), atol=tolerance, rtol=0)
+
+
+def test_output_and_events_are_those_of_monai() -> None:
+    trainer = trainer_of([2, 2], accumulation_steps=2)
+    trainer.network.eval()
+    fired: list[str] = []
+    for event in IterationEvents:
+        trainer.add_event_handler(event, lambda engine, name=event.name: fired.append(name))
+    trainer.run()
+    assert fired == ["FORWARD_COMPLETED", "LOSS_COMPLETED", "BACKWARD_COMPLETED", "MODEL_COMPLETED"] * 2
+    output = trainer.state.output
+    assert set(output) == {"image", "label", "pred", "loss"}
+    assert output["pred"].shape == (2, 2, 8, 9)
+    torch.testing.assert_close(output["loss"], DiceCELoss()(output["pred"], output["label"]))
+    assert trainer.network.training
+
+
+@pytest.mark.parametrize(("value", "shown"), [(float("nan"), "nan"), (float("inf"), "(nan|inf)")])
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_a_loss_that_is_not_finite_changes_nothing(value: float, shown: str, accumulation_steps: int) -> None:
+    trainer = trainer_of([2, 2, 2, 2], accumulation_steps=accumulation_steps, momentum=0.9)
+    trainer.data_loader[2]["image"][0, 0, 3, 3] = value
+    kept: dict[str, Any] = {}
+
+    def keep(engine: Any) -> None:
+        if engine.state.iteration == 2:
+            kept["weights"] = weights(engine.network)
+            kept["optimizer"] = copy.deepcopy(engine.optimizer.state_dict())
+
+    trainer.add_event_handler(IterationEvents.MODEL_COMPLETED, keep)
+    with pytest.raises(DriveSegError, match=f"^the loss became {shown} in epoch 1, iteration 3: expected a finite"):
+        trainer.run()
+    assert torch.equal(weights(trainer.network), kept["weights"])
+    momenta = [state["state"][0]["momentum_buffer"] for state in (trainer.optimizer.state_dict(), kept["optimizer"])]
+    assert torch.equal(*momenta)

@@ -1,0 +1,122 @@
+"""Files are whole or not there."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from drive_seg.errors import DriveSegError, user_error
+from drive_seg.files import replacing, sha256, write_csv, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    return path
+
+
+def test_a_file_is_replaced_at_the_end(old: Path) -> None:
+    with replacing(old) as temporary:
+        assert temporary.parent == old.parent and temporary.suffix == ".txt" and temporary != old
+        temporary.write_text("new")
+        assert old.read_text() == "old"
+    assert old.read_text() == "new" and names(old.parent) == ["file.txt"]
+
+
+def test_a_new_file_in_a_new_folder(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b" / "file.txt", "größer\n")
+    assert (tmp_path / "a" / "b" / "file.txt").read_bytes() == "größer\n".encode()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_permissions_are_those_of_any_new_file(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "file.txt", "")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_file_and_nothing_else(old: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), replacing(old) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert old.read_text() == "old" and names(old.parent) == ["file.txt"]
+
+
+def test_a_full_disk_is_told_with_the_file(old: Path) -> None:
+    with pytest.raises(DriveSegError) as raised, replacing(old) as temporary:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(raised.value) == f"{old}: cannot be written (No space left on device)"
+    assert old.read_text() == "old" and names(old.parent) == ["file.txt"]
+
+
+def test_a_folder_that_cannot_be_written_to(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # the permissions themselves do not stop root
+    with pytest.raises(DriveSegError) as raised:
+        write_text(old, "new")
+    assert str(raised.value) == f"{old}: cannot be written (Permission denied)"
+    assert old.read_text() == "old"
+
+
+def test_a_folder_that_is_a_file(old: Path) -> None:
+    with pytest.raises(DriveSegError, match=r"file\.txt/new\.txt: cannot be written \("):
+        write_text(old / "new.txt", "")
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").mkdir()
+    with pytest.raises(DriveSegError, match=r"file\.txt: cannot be written \("):
+        write_text(tmp_path / "file.txt", "")
+    assert names(tmp_path) == ["file.txt"]
+
+
+def test_csv(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    write_csv(path, [{"case": "01", "dice": 0.5}, {"case": "a, b", "dice": ""}])
+    assert path.read_bytes() == b'case,dice\n01,0.5\n"a, b",\n'
+    with path.open(newline="") as file:
+        assert list(csv.DictReader(file)) == [{"case": "01", "dice": "0.5"}, {"case": "a, b", "dice": ""}]
+
+
+@pytest.mark.parametrize("size", [0, 3, (1 << 20) + 1])
+def test_sha256(tmp_path: Path, size: int) -> None:
+    content = bytes(range(256)) * (size // 256 + 1)
+    (tmp_path / "file").write_bytes(content[:size])
+    assert sha256(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()
+
+
+def test_sha256_of_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DriveSegError, match="nothing: cannot be read \\(No such file or directory\\)"):
+        sha256(tmp_path / "nothing")
+
+
+def test_the_cause_of_an_error_is_found() -> None:
+    inner = DriveSegError("the file")
+    try:
+        try:
+            raise inner
+        except DriveSegError as error:
+            raise RuntimeError("applying transform") from error
+    except RuntimeError as outer:
+        assert user_error(outer) is inner
+    assert user_error(ValueError("a bug")) is None
