@@ -231,13 +231,13 @@ def _print_comparison(compared: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, title=f"Second less first, over {len(compared['cases'])} cases")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"Second less first, over {len(compared['cases'])} cases")
     for heading in ("", "first", "second", "change", "95 % interval", "p"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name, row in compared["figures"].items():
         interval = " to ".join(f"{end:+.4f}" for end in row["ci"])
         means = [f"{row[key]:.4f}" for key in ("first", "second")]
-        table.add_row(name, *means, f"{row['difference']:+.4f}", interval, f"{row['p']:.2g}")
+        table.add_row(name, *means, f"{row['difference']:+.4f}", interval, f"{row['p']:.3f}")
     Console().print(table)
     for which, cases in zip(("first", "second"), compared["only"], strict=True):
         if cases:

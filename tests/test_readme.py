@@ -50,9 +50,8 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_constraints_pin_every_dependency() -> None:
-    pinned = {
-        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
-    }
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
     project = (ROOT / "pyproject.toml").read_text()
     wanted = re.findall(r'^    "([a-z][\w-]*)>=', project, flags=re.MULTILINE)
     assert wanted and not [name for name in wanted if name.lower() not in pinned]
@@ -71,10 +70,11 @@ def test_commands_name_what_there_is(bundle: Path, command: list[str]) -> None:
         check_overrides(files, values)
         assert command[command.index("monai.bundle") + 2] in ("training", "evaluating", "run")
     elif Path(command[0]).name == "drive-seg":
-        options = {"--dataset-dir", "--output-dir", "--checkpoint"}
+        options = {"--dataset-dir", "--output-dir", "--checkpoint", "--fold"}
         words = [word for word in command[2:] if word != "--resume"]
         keys = [word[2:] for word in words if word.startswith("--") and word not in options]
-        files = config_files(bundle, "inference" if command[1] == "predict" else "train")
+        overlaid = {"predict": ["inference"], "evaluate": ["train", "evaluate"]}
+        files = config_files(bundle, *overlaid.get(command[1], ["train"]))
         check_overrides(files, dict.fromkeys(keys))
 
 
