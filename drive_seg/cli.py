@@ -233,12 +233,13 @@ def _print_comparison(compared: dict[str, Any]) -> None:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"Second less first, over {len(compared['cases'])} cases")
     for heading in ("", "first", "second", "change", "95 % interval", "p"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for name, row in compared["figures"].items():
         interval = " to ".join(f"{end:+.4f}" for end in row["ci"])
         means = [f"{row[key]:.4f}" for key in ("first", "second")]
-        table.add_row(name, *means, f"{row['difference']:+.4f}", interval, f"{row['p']:.3f}")
-    Console().print(table)
+        table.add_row(name, *means, f"{row['difference']:+.4f}", interval, f"{row['p']:.4f}")
+    # In a file or a pipe there is no width to fit into, and figures must not be cut off.
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
     for which, cases in zip(("first", "second"), compared["only"], strict=True):
         if cases:
             typer.echo(f"only in the {which}, left out: {', '.join(cases)}")
