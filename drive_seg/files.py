@@ -44,6 +44,21 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: str | os.PathLike) -> Path:
+    """Make a folder to write into, if it is not there yet.
+
+    Raises:
+        DriveSegError: if it cannot be made or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise DriveSegError(f"{path}: cannot be written to ({error.strerror or error})") from error
+    return path
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write ``text`` as UTF-8."""
     with replacing(path) as temporary:

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from drive_seg.configs import check_overrides, config_files
 from drive_seg.data import photographs
-from drive_seg.errors import DriveSegError
+from drive_seg.errors import DriveSegError, user_error
 from drive_seg.evaluation import CaseScores
-from drive_seg.files import write_text
+from drive_seg.files import make_folder, write_text
 from drive_seg.segmenter import Segmenter
 from drive_seg.thresholds import read_threshold
 
@@ -49,16 +49,33 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
         The workflow after its run; its ``parser`` gives every part that took part.
 
     Raises:
-        DriveSegError: if an override is of a key that the configs do not have.
+        DriveSegError: if an override is of a key that the configs do not have or of a value that does not fit, or
+            if a folder cannot be written to.
     """
     files = config_files(root, *names)
     values = {"bundle_root": str(root), **overrides}
     check_overrides(files, values)
+    for key in ("output_dir", "ckpt_dir"):
+        if key in values:
+            make_folder(values[key])
     workflow = ConfigWorkflow(config_file=files, workflow_type="train", run_id=run_id, logging_file=False, **values)
-    workflow.initialize()
-    workflow.run()
+    try:
+        workflow.initialize()
+        workflow.run()
+    except RuntimeError as error:
+        raise _refused_value(error) or error from error.__cause__
     workflow.finalize()
     return workflow
+
+
+def _refused_value(error: BaseException) -> DriveSegError | None:
+    """What a component said of a value that it refused, where MONAI could not make it."""
+    if user_error(error) is not None or "Failed to instantiate component" not in str(error):
+        return None
+    component = str(error).split("'")[1]
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return DriveSegError(f"{component.rpartition('.')[2]} refuses its settings: {error}")
 
 
 def evaluate_weights(root: Path, overrides: Mapping[str, Any], threshold: str | None = None) -> CaseScores:
@@ -120,6 +137,7 @@ def segment_photographs(
         DriveSegError: if there is no photograph, or an override or the weights do not fit.
     """
     cases = photographs(paths)
+    make_folder(output_dir)
     values = {"bundle_root": str(root), "output_dir": str(output_dir), **overrides}
     segmenter = Segmenter.from_config(config_files(root, *names), values)
     failed: list[tuple[str, str]] = []

@@ -114,6 +114,20 @@ def test_empty_and_missing_folders(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "holds no photograph" in refused(["predict", str(tmp_path)], capsys)
 
 
+def test_values_that_a_component_refuses(phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["train", "--dataset-dir", str(phantoms), "--output-dir", str(tmp_path / "run")]
+    assert "base_channels: expected a whole number" in refused([*common, "--base_channels", "0"], capsys)
+    assert "precision: expected auto" in refused([*common, "--precision", "half"], capsys)
+
+
+def test_folders_that_cannot_be_written_to(phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    output = ["--output-dir", str(tmp_path / "file" / "run")]
+    assert "cannot be written to" in refused(["train", "--dataset-dir", str(phantoms), *output], capsys)
+    photograph = str(phantoms / "test" / "images" / "01_test.tif")
+    assert "cannot be written to" in refused(["predict", photograph, *output], capsys)
+
+
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
