@@ -31,8 +31,9 @@ def start() -> None:
 
 
 def finish() -> None:
-    """Leave the process group."""
+    """Leave the process group, all processes together: the first of them may still be writing."""
     if distributed.is_initialized():
+        distributed.barrier()
         distributed.destroy_process_group()
 
 
