@@ -179,12 +179,12 @@ def test_gradients_are_clipped_once_they_are_whole(precision: str, accumulation_
 ])  # fmt: skip
 def test_precision_is_the_inferers(precision: str, scaled: bool, tolerance: float) -> None:
     step = TrainingStep()
-    trainer = trainer_of([4], precision=precision, step=step)
+    trainer = trainer_of([2, 2], precision=precision, step=step)
     trainer.run()
     assert step.scaler is not None and step.scaler.is_enabled() == scaled
     assert all(parameter.dtype is torch.float32 for parameter in trainer.network.parameters())
     assert trainer.state.output["loss"].dtype is trainer.state.output["pred"].dtype is torch.float32
-    torch.testing.assert_close(weights(trainer.network), by_hand([4]), atol=tolerance, rtol=0)
+    torch.testing.assert_close(weights(trainer.network), by_hand([2, 2]), atol=tolerance, rtol=0)
 
 
 def test_output_and_events_are_those_of_monai() -> None:

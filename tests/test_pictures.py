@@ -143,8 +143,8 @@ def test_several_classes_are_saved_as_class_values(tmp_path: Path) -> None:
     assert read(saved["probability"])[1][1, 2] == 49151, "of the vessel classes together"
 
 
-@pytest.mark.parametrize("vessel", [1.0000001, -0.0000001])
-def test_probabilities_a_rounding_error_beyond_their_range_do_not_wrap(tmp_path: Path, vessel: float) -> None:
+@pytest.mark.parametrize("vessel", [1.001, -0.001])
+def test_probabilities_a_little_beyond_their_range_do_not_wrap(tmp_path: Path, vessel: float) -> None:
     case = result()
     case["probability"][1] = vessel
     saved = SaveVesselsd(str(tmp_path))(case)["saved"]

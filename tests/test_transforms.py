@@ -204,8 +204,12 @@ class TestResize:
 
     def test_smaller_is_the_mean(self) -> None:
         image = torch.zeros(1, 40, 40)
-        image[0, ::2] = 100.0
-        assert resize(image, (10, 10))[0, 2:-2, 2:-2].sub(50).abs().max() < 2
+        image[0, ::4] = 100.0  # every fourth row, which two samples between the rows of the result would miss
+        assert resize(image, (10, 10))[0, 2:-2, 2:-2].sub(25).abs().max() < 2
+
+    def test_nearest_takes_the_pixel_in_the_middle(self) -> None:
+        label = torch.arange(9, dtype=torch.uint8).reshape(1, 3, 3)
+        assert resize(label, (1, 1), nearest=True).item() == 4
 
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
     def test_type_stays(self, dtype: torch.dtype) -> None:
