@@ -71,7 +71,13 @@ def load_datalist(
     if section not in SECTIONS:
         raise DriveSegError(f"section: expected one of {', '.join(SECTIONS)}, got {section!r}")
     annotations = {"label": FIRST_OBSERVER} if annotations is None else dict(annotations)
-    cases = _read_sections(Path(dataset_dir), validation_every)[section]
+    sections = _read_sections(Path(dataset_dir), validation_every)
+    cases = sections[section]
+    if section == "validation" and sections["training"] and not cases:
+        raise DriveSegError(
+            f"{dataset_dir}: its {len(sections['training'])} training cases leave none for validation, expected "
+            f"validation_every to be at most their number, got {validation_every}"
+        )
     return [_with_annotations(case, section, annotations) for case in cases]
 
 

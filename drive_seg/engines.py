@@ -60,7 +60,7 @@ class TrainingStep:
 
     It does what MONAI's own does, with these differences: the precision is the inferer's, on any device; the loss
     is computed in float32 outside of autocast; gradients are clipped once they are unscaled and summed up; and a
-    loss that is not finite ends the run before it can reach the weights.
+    loss or gradient that is not finite ends the run before it can reach the weights.
 
     Args:
         max_gradient_norm: the gradient's norm is clipped to this; None: not at all.
@@ -92,22 +92,28 @@ class TrainingStep:
         output[CommonKeys.LOSS] = loss
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         if not math.isfinite(loss.item()):
-            raise DriveSegError(
-                f"the loss became {loss.item()} in epoch {engine.state.epoch}, iteration {engine.state.iteration}: "
-                "expected a finite number; the checkpoints written so far are whole, try a lower learning rate"
-            )
+            raise _not_finite("loss", loss.item(), engine)
 
         scaler = self._scaler_for(engine)
         scaler.scale(loss / group_length).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if position == group_start + group_length - 1:
-            if self.max_gradient_norm is not None:
-                scaler.unscale_(engine.optimizer)
-                torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_gradient_norm)
+            self._check_gradients(engine, scaler)
             scaler.step(engine.optimizer)
             scaler.update()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
+
+    def _check_gradients(self, engine: SupervisedTrainer, scaler: torch.amp.GradScaler) -> None:
+        """Clip the gradients, and end the run if they are not finite, which a finite loss does not rule out."""
+        scaler.unscale_(engine.optimizer)
+        parameters = [parameter for parameter in engine.network.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        # Scaled gradients overflow now and then; the scaler then leaves the step out by itself.
+        if not scaler.is_enabled() and not math.isfinite(norm.item()):
+            raise _not_finite("gradient", norm.item(), engine)
+        if self.max_gradient_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_gradient_norm, norm)
 
     def _scaler_for(self, engine: SupervisedTrainer) -> torch.amp.GradScaler:
         if self.scaler is None:
@@ -115,3 +121,10 @@ class TrainingStep:
             dtype = fast_dtype(device, getattr(engine.inferer, "precision", "float32"))
             self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         return self.scaler
+
+
+def _not_finite(what: str, value: float, engine: SupervisedTrainer) -> DriveSegError:
+    return DriveSegError(
+        f"the {what} became {value} in epoch {engine.state.epoch}, iteration {engine.state.iteration}: "
+        "expected a finite number; the checkpoints written so far are whole, try a lower learning rate"
+    )

@@ -92,7 +92,8 @@ def fold_cases(
     number, folds = parse_fold(fold)
     if section not in ("training", "validation"):
         raise DriveSegError(f"section: a fold has training and validation cases, got {section!r}")
-    both = [case for part in ("training", "validation") for case in load_datalist(dataset_dir, part, annotations)]
+    # How the dataset itself parts the two does not matter here; with 2 even a few cases can be parted.
+    both = [case for part in ("training", "validation") for case in load_datalist(dataset_dir, part, annotations, 2)]
     cases = sorted(both, key=lambda case: case["case_id"])
     persons = list(dict.fromkeys(person(case["case_id"]) for case in cases))
     if len(persons) < folds:

@@ -428,3 +428,10 @@ def test_no_photograph(tmp_path: Path, paths: list[str], message: str) -> None:
     with pytest.raises(DriveSegError) as raised:
         photographs([tmp_path / path for path in paths])
     assert message.format(root=tmp_path) in str(raised.value)
+
+
+def test_too_few_cases_to_validate_on(tmp_path: Path) -> None:
+    write_drive_layout(tmp_path, range(21, 24), range(1, 3))
+    with pytest.raises(DriveSegError, match="its 3 training cases leave none for validation"):
+        load_datalist(tmp_path, "validation")
+    assert ids(load_datalist(tmp_path, "validation", validation_every=3)) == ["23"]

@@ -16,6 +16,7 @@ from drive_seg.engines import TrainingStep, autocast, fast_dtype
 from drive_seg.errors import DriveSegError
 from drive_seg.inference import PrecisionInferer
 from drive_seg.losses import DiceCELoss
+from drive_seg.networks import UNet
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -220,3 +221,23 @@ def test_a_loss_that_is_not_finite_changes_nothing(value: float, shown: str, acc
     assert torch.equal(weights(trainer.network), kept["weights"])
     momenta = [state["state"][0]["momentum_buffer"] for state in (trainer.optimizer.state_dict(), kept["optimizer"])]
     assert torch.equal(*momenta)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_gradient_that_is_not_finite_changes_nothing(clip: float | None) -> None:
+    network = UNet(base_channels=2, depth=1, norm=None)
+    before = weights(network)
+    # The square root of nothing is finite, its slope is not.
+    step = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=[{"image": torch.rand(1, 3, 8, 8), "label": torch.zeros(1, 1, 8, 8)}],
+        network=network,
+        loss_function=lambda logits, label: (logits * 0).abs().sum().sqrt(),
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        iteration_update=TrainingStep(max_gradient_norm=clip),
+        decollate=False,
+    )
+    with pytest.raises(DriveSegError, match=r"^the gradient became (nan|inf) in epoch 1, iteration 1: expected"):
+        step.run()
+    assert torch.equal(weights(network), before)
