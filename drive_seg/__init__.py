@@ -1,3 +1,40 @@
-"""Retinal vessel segmentation in colour fundus photographs."""
+"""Retinal vessel segmentation in colour fundus photographs.
 
+>>> import drive_seg
+>>> segment = drive_seg.load()  # doctest: +SKIP
+>>> segment("eye.jpg").mask  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from drive_seg.segmenter import Segmenter
+
+__all__ = ["load"]
 __version__ = "0.1.0"
+
+
+def load(checkpoint: str | os.PathLike | None = None, **settings: Any) -> Segmenter:
+    """Load a network that segments photographs.
+
+    Args:
+        checkpoint: weights, a ``model.pt``; None: the ones that are shipped.
+        settings: keys of ``bundle/configs/inference.json`` and their values, such as ``flips=True``.
+
+    Returns:
+        An object to be called with a photograph, a path or an array, see ``drive_seg.segmenter.Segmenter``.
+
+    Raises:
+        DriveSegError: if the weights are missing or do not fit, or a key does not exist.
+    """
+    from drive_seg.configs import bundle_root, config_files  # torch and MONAI are slow to import
+    from drive_seg.segmenter import Segmenter
+
+    root = bundle_root()
+    values = {"bundle_root": str(root), "save": False, **settings}
+    if checkpoint is not None:
+        values["checkpoint"] = os.fspath(checkpoint)
+    return Segmenter.from_config(config_files(root, "inference"), values)

@@ -40,6 +40,15 @@ DatasetDir = Annotated[
         help="Folder in the DRIVE layout, training|test/{images,1st_manual,mask}, with or without dataset.json.",
     ),
 ]
+DatasetDirs = Annotated[
+    list[Path],
+    typer.Option(
+        "--dataset-dir",
+        "--dataset_dir",
+        help="Folder in the DRIVE layout, training|test/{images,1st_manual,mask}, with or without dataset.json. "
+        "Given several times, the network learns from all of them.",
+    ),
+]
 OutputDir = Annotated[Path, typer.Option("--output-dir", "--output_dir", help="Folder to write into.")]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Weights to use, a model.pt.", show_default="models/model.pt of the bundle")
@@ -59,7 +68,7 @@ def _start(
 @app.command(context_settings=_OVERRIDABLE)
 def train(
     context: typer.Context,
-    dataset_dir: DatasetDir,
+    dataset_dir: DatasetDirs,
     output_dir: OutputDir = Path("drive-seg-training"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt in the output folder.")] = False,
     fold: Annotated[
@@ -71,8 +80,9 @@ def train(
 
     Example: drive-seg train --dataset-dir data/CHASE_DB1 --output-dir runs/chase --max_epochs 100
     """
+    folders = [str(folder) for folder in dataset_dir]
     overrides = {
-        "dataset_dir": str(dataset_dir),
+        "dataset_dir": folders[0] if len(folders) == 1 else folders,
         "output_dir": str(output_dir),
         "ckpt_dir": str(output_dir),
         "resume": resume,

@@ -45,7 +45,7 @@ def case_id(path: str | os.PathLike) -> str:
 
 
 def load_datalist(
-    dataset_dir: str | os.PathLike,
+    dataset_dir: str | os.PathLike | Sequence[str | os.PathLike],
     section: str,
     annotations: Mapping[str, str] | None = None,
     validation_every: int = 5,
@@ -53,7 +53,8 @@ def load_datalist(
     """The cases of one section, sorted by case id.
 
     Args:
-        dataset_dir: folder in the DRIVE layout, with or without a ``dataset.json``.
+        dataset_dir: folder in the DRIVE layout, with or without a ``dataset.json``; or several, whose cases then follow
+            each other, each with the name of its folder before its case id.
         section: ``training``, ``validation`` or ``test``.
         annotations: which annotation goes under which key, ``{"label": "1st_manual"}`` by default. Every
             training and validation case must have the one named ``label``; any other may be absent.
@@ -71,6 +72,8 @@ def load_datalist(
     if section not in SECTIONS:
         raise DriveSegError(f"section: expected one of {', '.join(SECTIONS)}, got {section!r}")
     annotations = {"label": FIRST_OBSERVER} if annotations is None else dict(annotations)
+    if not isinstance(dataset_dir, (str, os.PathLike)):
+        return _load_several([Path(folder) for folder in dataset_dir], section, annotations, validation_every)
     sections = _read_sections(Path(dataset_dir), validation_every)
     cases = sections[section]
     if section == "validation" and sections["training"] and not cases:
@@ -79,6 +82,32 @@ def load_datalist(
             f"validation_every to be at most their number, got {validation_every}"
         )
     return [_with_annotations(case, section, annotations) for case in cases]
+
+
+def _load_several(
+    folders: Sequence[Path], section: str, annotations: Mapping[str, str], validation_every: int
+) -> list[Case]:
+    names = Counter(folder.resolve().name for folder in folders)
+    if not folders or len(names) < len(folders):
+        raise DriveSegError(
+            "dataset_dir: expected one or more folders of different names, "
+            f"got {', '.join(map(str, folders)) or 'none'}"
+        )
+    return [
+        {**case, "case_id": f"{folder.resolve().name}/{case['case_id']}"}
+        for folder in folders
+        for case in load_datalist(folder, section, annotations, validation_every)
+    ]
+
+
+def at_zooms(cases: Sequence[Case], zooms: Sequence[float]) -> list[dict[str, Any]]:
+    """Every case once at each size, to learn from cameras that were not there.
+
+    Args:
+        cases: as ``load_datalist`` returns them.
+        zooms: what the ``zoom`` of a case becomes, see ``drive_seg.transforms.ScaleToFOVd``.
+    """
+    return [{**case, "zoom": zoom} for zoom in zooms for case in cases]
 
 
 def photographs(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Case]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.data import decollate_batch, list_data_collate
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.inferers import Inferer
+from monai.transforms import Compose, LoadImaged
 from torch import nn
 
 from drive_seg.checkpoints import load_weights
@@ -16,11 +23,26 @@ from drive_seg.configs import check_overrides
 from drive_seg.data import Case
 from drive_seg.errors import DriveSegError, user_error
 
-__all__ = ["Segmenter"]
+__all__ = ["Segmentation", "Segmenter"]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was found in a photograph, at its own size.
+
+    Attributes:
+        probability: of vessel, all vessel classes together, (H, W), float32, 0 to 1; 0 outside the field of view's box.
+        mask: class values, (H, W), uint8; 0 is background and everything outside the field of view.
+        fov: field of view, (H, W), bool.
+    """
+
+    probability: np.ndarray
+    mask: np.ndarray
+    fov: np.ndarray
 
 
 class Segmenter:
-    """What turns a case with an ``image`` path into a vessel mask and its files.
+    """Turns photographs into vessel masks.
 
     Args:
         network: with its weights.
@@ -31,9 +53,9 @@ class Segmenter:
     def __init__(
         self,
         network: nn.Module,
-        preprocessing: Callable[[Any], Any],
+        preprocessing: Compose,
         inferer: Inferer,
-        postprocessing: Callable[[Any], Any],
+        postprocessing: Compose,
         device: torch.device,
     ) -> None:
         self.network = network.eval()
@@ -59,9 +81,32 @@ class Segmenter:
             *(parser.get_parsed_content(name) for name in ("preprocessing", "inferer", "postprocessing", "device")),
         )
 
-    @torch.inference_mode()
-    def __call__(self, case: Case) -> dict[str, Any]:
-        """Segment one case.
+    def __call__(
+        self, photograph: str | os.PathLike | np.ndarray, fov: str | os.PathLike | np.ndarray | None = None
+    ) -> Segmentation:
+        """Segment one photograph.
+
+        Args:
+            photograph: a file, or an array (H, W, 3), uint8, RGB, rows first.
+            fov: its FOV mask, a file or an array (H, W) that is non-zero inside; None: it is found in the photograph.
+
+        Returns:
+            Probabilities and masks at the photograph's own size.
+
+        Raises:
+            DriveSegError: if the photograph cannot be read or nothing in it is a field of view.
+        """
+        case: dict[str, Any] = {"image": _channel_first(photograph, "image", 3)}
+        if fov is not None:
+            case["fov"] = _channel_first(fov, "fov", 1)
+            if isinstance(photograph, np.ndarray) != isinstance(fov, np.ndarray):
+                raise DriveSegError("fov: expected a file with a photograph from a file, an array with an array")
+        result = self.segment_case(case)
+        probability = np.asarray(result["probability"][1:].sum(dim=0).clamp(0, 1).cpu(), dtype=np.float32)
+        return Segmentation(probability, np.asarray(result["pred"][0].cpu()), np.asarray(result["fov"][0].cpu()) > 0)
+
+    def segment_case(self, case: Mapping[str, Any]) -> dict[str, Any]:
+        """Segment one case of a datalist, and write its files where the postprocessing does.
 
         Args:
             case: ``image`` (path of a photograph), and if there is one ``fov`` (path of its FOV mask) and ``case_id``.
@@ -73,20 +118,88 @@ class Segmenter:
         Raises:
             DriveSegError: if the photograph cannot be read or nothing in it is a field of view.
         """
-        prepared = self.preprocessing(dict(case))
-        batch = list_data_collate([prepared])
-        batch["pred"] = self.inferer(batch["image"].to(self.device), self.network)
+        try:
+            return self._finish(self._predict(self._prepare(case)))
+        except Exception as error:
+            mendable = user_error(error)  # MONAI wraps what a transform says into errors of its own
+            if mendable is None:
+                raise
+            raise mendable from error
+
+    def each(self, cases: Sequence[Case], ahead: int = 2) -> Iterator[tuple[Case, dict[str, Any] | DriveSegError]]:
+        """Segment all, and go on after one that fails.
+
+        While the network works on one photograph the next ones are read and the last ones written. No more than
+        ``ahead`` wait at either side, so memory does not grow with the number of photographs.
+
+        Args:
+            cases: as for ``segment_case``.
+            ahead: photographs that wait for the network, and that wait to be written.
+
+        Yields:
+            Each case, in order, with its result or with its error.
+        """
+        rest = iter(cases)
+        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="photograph") as pool:
+            prepared = deque((case, pool.submit(self._prepare, case)) for case in islice(rest, ahead))
+            finishing: deque[tuple[Case, Future]] = deque()
+            try:
+                while prepared or finishing:
+                    if prepared:
+                        case, coming = prepared.popleft()
+                        for following in islice(rest, 1):
+                            prepared.append((following, pool.submit(self._prepare, following)))
+                        finishing.append((case, self._submit_finish(pool, coming)))
+                    if len(finishing) > ahead or not prepared:
+                        case, done = finishing.popleft()
+                        yield case, _outcome(done)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit_finish(self, pool: ThreadPoolExecutor, coming: Future) -> Future:
+        try:
+            batch = self._predict(coming.result())
+        except Exception as error:
+            failed: Future = Future()
+            failed.set_exception(error)
+            return failed
+        return pool.submit(self._finish, batch)
+
+    @torch.inference_mode()
+    def _prepare(self, case: Mapping[str, Any]) -> dict[str, Any]:
+        in_memory = isinstance(case["image"], torch.Tensor)
+        transforms = self.preprocessing.transforms
+        # What is an array already need not be loaded.
+        start = sum(isinstance(transform, LoadImaged) for transform in transforms) if in_memory else 0
+        return list_data_collate([self.preprocessing(dict(case), start=start)])
+
+    @torch.inference_mode()
+    def _predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {**batch, "pred": self.inferer(batch["image"].to(self.device), self.network)}
+
+    @torch.inference_mode()
+    def _finish(self, batch: dict[str, Any]) -> dict[str, Any]:
         return self.postprocessing(decollate_batch(batch)[0])
 
-    def each(self, cases: Sequence[Case]) -> Iterator[tuple[Case, dict[str, Any] | DriveSegError]]:
-        """Segment all, and go on after one that fails: each case with its result or with its error."""
-        for case in cases:
-            result: dict[str, Any] | DriveSegError
-            try:
-                result = self(case)
-            except Exception as error:
-                mendable = user_error(error)
-                if mendable is None:
-                    raise
-                result = mendable
-            yield case, result
+
+def _channel_first(picture: str | os.PathLike | np.ndarray, name: str, channels: int) -> str | MetaTensor:
+    if not isinstance(picture, np.ndarray):
+        return os.fspath(picture)
+    expected = "(H, W, 3), uint8" if channels == 3 else "(H, W)"
+    if picture.ndim != (3 if channels == 3 else 2) or (channels == 3 and picture.shape[2] != 3):
+        raise DriveSegError(f"{name}: expected an array {expected}, got one of shape {picture.shape}")
+    if channels == 3 and picture.dtype != np.uint8:
+        raise DriveSegError(f"{name}: expected an array {expected}, got {picture.dtype}")
+    if channels == 1:
+        picture = (picture > 0).astype(np.uint8)[..., None]
+    return MetaTensor(torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))))
+
+
+def _outcome(done: Future) -> dict[str, Any] | DriveSegError:
+    try:
+        return done.result()
+    except Exception as error:
+        mendable = user_error(error)
+        if mendable is None:
+            raise
+        return mendable

@@ -49,6 +49,8 @@ def cases_to_score(
     Raises:
         DriveSegError: as ``load_datalist``, or if there is no case to score.
     """
+    if not isinstance(dataset_dir, (str, os.PathLike)):
+        raise DriveSegError("dataset_dir: expected one folder, datasets are scored one at a time")
     source = section
     if fold is not None:
         source = f"fold {fold}"

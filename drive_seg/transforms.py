@@ -129,14 +129,17 @@ def resize(image: torch.Tensor, size: Sequence[int], nearest: bool = False) -> t
 
 
 class ScaleToFOVd(MapTransform, InvertibleTransform):
-    """Crop to the field of view and scale so that it has a given diameter.
+    """Crop to the field of view and scale so that its diameter is a given one, or in a given range.
 
     Cameras differ in resolution tenfold; the network sees every retina at about one scale. MONAI's crop and
     resize would do it in two steps, ten times as slowly, and scale up again in blocks.
 
     Args:
         keys: what to crop and scale, (C, H, W).
-        diameter: of the field of view afterwards, pixels; None: it is only cropped.
+        diameter: of the field of view afterwards, pixels. Two numbers are the smallest and the largest that are left as
+            they are, so that a small photograph is not blown up and a large one keeps its fine vessels. None: it is
+            only cropped.
+        zoom_key: a case that has this key is scaled by its value once more, to learn from it at several sizes.
         fov_key: FOV mask at the photograph's own size, (1, H, W), non-zero inside.
         margin: pixels around the field of view, after scaling, that stay black or are added.
         nearest: for each key, whether to take the nearest pixel (class values) rather than to interpolate.
@@ -145,15 +148,23 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        diameter: int | None,
+        diameter: int | Sequence[int] | None,
         fov_key: str = "fov",
         margin: int = 2,
         nearest: Sequence[bool] | bool = False,
+        zoom_key: str = "zoom",
     ) -> None:
         MapTransform.__init__(self, keys)
-        if diameter is not None and diameter < 1:
-            raise DriveSegError(f"diameter: expected a positive number of pixels or null, got {diameter}")
+        if diameter is not None:
+            limits = ensure_tuple(diameter)
+            numbers = all(isinstance(limit, (int, float)) and limit >= 1 for limit in limits)
+            if not numbers or not (len(limits) == 1 or (len(limits) == 2 and limits[0] <= limits[1])):
+                raise DriveSegError(
+                    "diameter: expected a positive number of pixels, the smallest and the largest of them, or null, "
+                    f"got {diameter}"
+                )
         self.diameter = diameter
+        self.zoom_key = zoom_key
         self.fov_key = fov_key
         self.margin = margin
         self.nearest = ensure_tuple_rep(nearest, len(self.keys))
@@ -164,7 +175,7 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         rows, columns = fov_box(_plain(case[self.fov_key])[0].numpy() > 0)
         box = (rows.start, rows.stop, columns.start, columns.stop)
         height, width = rows.stop - rows.start, columns.stop - columns.start
-        scale = 1.0 if self.diameter is None else self.diameter / max(height, width)
+        scale = self._scale(max(height, width)) * float(case.get(self.zoom_key, 1.0))
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         for key, nearest in self.key_iterator(case, self.nearest):
             image = case[key]
@@ -176,6 +187,12 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
             self.push_transform(scaled, orig_size=tuple(pixels.shape[1:]), extra_info={"box": box, "nearest": nearest})
             case[key] = scaled
         return case
+
+    def _scale(self, diameter: int) -> float:
+        if self.diameter is None:
+            return 1.0
+        limits = ensure_tuple(self.diameter)
+        return min(max(diameter, limits[0]), limits[-1]) / diameter
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Back to the photograph's own size; what was cropped away is 0."""

@@ -19,8 +19,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from drive_seg.networks import UNet
+from drive_seg.phantom import write_phantom_dataset
 
-CONFIGS = ["train", "evaluate", "inference", "demo", "multi_gpu_train", "multi_gpu_evaluate"]
+CONFIGS = ["train", "evaluate", "inference", "demo", "any_camera", "multi_gpu_train", "multi_gpu_evaluate"]
 SMALL = {
     "base_channels": 4,
     "depth": 3,
@@ -103,6 +104,29 @@ def test_inference_keeps_size_and_orientation(trained: Path, bundle: Path, phant
         assert (tmp_path / f"{photograph.stem}_overlay.png").is_file()
 
 
+def test_two_datasets_at_three_sizes_train_with_the_strong_augmentation(
+    bundle: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    write_phantom_dataset(other, training=5, test=0, seed=3, height=180, width=200)
+    workflow = ConfigWorkflow(
+        config_file=[str(bundle / "configs" / f"{name}.json") for name in ("train", "any_camera")],
+        workflow_type="train",
+        logging_file=False,
+        bundle_root=str(bundle),
+        dataset_dir=[str(phantoms), str(other)],
+        ckpt_dir=str(tmp_path),
+        output_dir=str(tmp_path),
+        **{**SMALL, "max_epochs": 1},
+    )
+    workflow.initialize()
+    assert not workflow.check_properties()
+    cases = workflow.parser.get_parsed_content("train#dataset").data
+    assert len(cases) == 3 * (5 + 4) and len({case["case_id"] for case in cases}) == 9
+    workflow.run()
+    assert (tmp_path / "model.pt").is_file()
+
+
 def test_several_classes_train_from_the_same_config(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
     overrides = {**SMALL, "max_epochs": 1, "num_classes": 3, "annotation": "av"}
     workflow = ConfigWorkflow(
@@ -144,7 +168,7 @@ def test_geometry_from_file_to_mask(bundle: Path, tmp_path: Path) -> None:
     from drive_seg.segmenter import Segmenter
 
     parts = [parser.get_parsed_content(name) for name in ("preprocessing", "inferer", "postprocessing")]
-    Segmenter(Threshold(), *parts, device=torch.device("cpu"))({"image": str(tmp_path / "figure.tif")})
+    Segmenter(Threshold(), *parts, device=torch.device("cpu")).segment_case({"image": str(tmp_path / "figure.tif")})
     with Image.open(tmp_path / "figure_vessels.png") as saved:
         mask = np.asarray(saved) > 0
     assert mask.shape == (180, 300)

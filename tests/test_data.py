@@ -16,6 +16,7 @@ from builders import write_drive_layout
 
 import drive_seg.data
 from drive_seg.data import (
+    at_zooms,
     case_id,
     list_images,
     load_datalist,
@@ -435,3 +436,35 @@ def test_too_few_cases_to_validate_on(tmp_path: Path) -> None:
     with pytest.raises(DriveSegError, match="its 3 training cases leave none for validation"):
         load_datalist(tmp_path, "validation")
     assert ids(load_datalist(tmp_path, "validation", validation_every=3)) == ["23"]
+
+
+def test_several_datasets_follow_each_other(tmp_path: Path) -> None:
+    folders = [write_drive_layout(tmp_path / name, training=range(21, 31)) for name in ("one", "two")]
+    cases = load_datalist(folders, "training")
+    alone = load_datalist(folders[1], "training")
+    assert ids(cases)[:2] == ["one/21", "one/22"] and ids(cases)[len(alone)] == "two/21"
+    assert [case["image"] for case in cases[len(alone) :]] == [case["image"] for case in alone]
+    assert len({case["case_id"] for case in cases}) == len(cases) == 2 * len(alone)
+
+
+def test_several_datasets_have_names_of_their_own(tmp_path: Path) -> None:
+    folders = [write_drive_layout(tmp_path / name / "data", training=range(21, 26)) for name in ("one", "two")]
+    with pytest.raises(DriveSegError, match="dataset_dir: expected one or more folders of different names"):
+        load_datalist(folders, "training")
+    with pytest.raises(DriveSegError, match="got none"):
+        load_datalist([], "training")
+
+
+def test_one_dataset_is_scored_at_a_time(drive: Path) -> None:
+    with pytest.raises(DriveSegError, match="dataset_dir: expected one folder, datasets are scored one at a time"):
+        cases_to_score([drive, drive])  # type: ignore[arg-type]
+
+
+def test_every_case_at_every_zoom() -> None:
+    cases = [{"case_id": "1"}, {"case_id": "2"}]
+    assert at_zooms(cases, [1.0, 0.5]) == [
+        {"case_id": "1", "zoom": 1.0},
+        {"case_id": "2", "zoom": 1.0},
+        {"case_id": "1", "zoom": 0.5},
+        {"case_id": "2", "zoom": 0.5},
+    ]

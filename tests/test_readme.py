@@ -17,6 +17,7 @@ from drive_seg.configs import check_overrides, config_files, parse_overrides
 from drive_seg.networks import UNet
 from drive_seg.phantom import make_phantom
 from drive_seg.pictures import save_png
+from drive_seg.segmenter import Segmentation
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
@@ -86,9 +87,8 @@ def test_python_example(bundle: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     names: dict[str, object] = {}
     exec(compile(example, "README.md", "exec"), names)  # the README is ours
     result = names["result"]
-    assert isinstance(result, dict)
-    assert tuple(result["pred"].shape) == (1, 150, 141) and tuple(result["probability"].shape) == (2, 150, 141)
-    assert (tmp_path / "masks" / "eye_vessels.png").is_file()
+    assert isinstance(result, Segmentation)
+    assert result.mask.shape == result.probability.shape == result.fov.shape == (150, 141)
 
 
 def _made(path: Path) -> Path:

@@ -332,6 +332,24 @@ class TestScaleToFOV:
         with pytest.raises(DriveSegError, match=f"^diameter: expected a positive number .*, got {diameter}$"):
             ScaleToFOVd("image", diameter)
 
+    @pytest.mark.parametrize("limits", [[200, 100], [0, 100], [1, 2, 3], []])
+    def test_limits_must_be_two_in_order(self, limits: list[int]) -> None:
+        with pytest.raises(DriveSegError, match=r"^diameter: expected .*, the smallest and the largest"):
+            ScaleToFOVd("image", limits)
+
+    @pytest.mark.parametrize(("limits", "width"), [([60, 100], 80), ([100, 200], 100), ([20, 40], 40)])
+    def test_only_what_is_outside_the_limits_is_scaled(self, limits: list[int], width: int) -> None:
+        case = boxed_case()  # 80 pixels across
+        transform = ScaleToFOVd("image", limits, margin=0)
+        out = transform(case)
+        assert out["image"].shape[2] == width
+        assert transform.inverse(out)["image"].shape == case["image"].shape
+
+    def test_a_zoomed_case_is_scaled_once_more(self) -> None:
+        case = boxed_case()
+        assert ScaleToFOVd("image", [60, 100], margin=0)({**case, "zoom": 0.5})["image"].shape[2] == 40
+        assert ScaleToFOVd("image", 100, margin=0)({**case, "zoom": 0.7})["image"].shape[2] == 70
+
     def test_one_interpolation_for_each_key(self) -> None:
         with pytest.raises(ValueError, match="must have length 3, got 2"):
             ScaleToFOVd(["image", "label", "fov"], 100, nearest=[False, True])

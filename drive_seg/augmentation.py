@@ -1,0 +1,69 @@
+"""What MONAI's random transforms do not have: the traces of JPEG compression."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, RandomizableTransform
+from PIL import Image
+
+from drive_seg.errors import DriveSegError
+
+__all__ = ["RandJPEGd", "compress"]
+
+
+def compress(image: torch.Tensor, quality: int) -> torch.Tensor:
+    """An image as it comes back from a JPEG file: blocks of 8 pixels, ringing at edges, colour at half the resolution.
+
+    Args:
+        image: (3, H, W), float, of any range; its smallest and largest value become 0 and 255 for the while.
+        quality: of Pillow's JPEG encoder, 1 (worst) to 95.
+
+    Returns:
+        (3, H, W), float32. A constant image is returned as it is.
+    """
+    low, high = image.min(), image.max()
+    if not high > low:
+        return image
+    pixels = ((image - low) * (255 / (high - low))).round().to(torch.uint8)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())).save(file, "JPEG", quality=quality)
+    decoded = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
+    return decoded.float() * ((high - low) / 255) + low
+
+
+class RandJPEGd(RandomizableTransform, MapTransform):
+    """``compress`` at random: clinics keep photographs as JPEG files, often of low quality.
+
+    Args:
+        keys: images, (3, H, W), float.
+        quality: the worst and the best quality, 1 to 95.
+        prob: probability that a case is compressed.
+    """
+
+    def __init__(self, keys: KeysCollection, quality: Sequence[int] = (20, 90), prob: float = 0.1) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        if len(quality) != 2 or not 1 <= quality[0] <= quality[1] <= 95:
+            raise DriveSegError(f"quality: expected the worst and the best of 1 to 95, got {list(quality)}")
+        self.quality = tuple(quality)
+        self._chosen = self.quality[1]
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether to compress, and how much."""
+        super().randomize(data)
+        self._chosen = int(self.R.randint(self.quality[0], self.quality[1] + 1))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The case with what the class says done to it."""
+        case = dict(data)
+        self.randomize()
+        if self._do_transform:
+            for key in self.key_iterator(case):
+                case[key] = compress(torch.as_tensor(case[key]), self._chosen)
+        return case

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from drive_seg.augmentation import RandJPEGd, compress
+from drive_seg.errors import DriveSegError
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    """A red edge on grey, in the range that normalised photographs have."""
+    picture = torch.zeros(3, 48, 64)
+    picture[0, :, 30:] = 3.0
+    picture[:, 10:18] -= 2.0
+    return picture
+
+
+def test_the_better_the_quality_the_closer(image: torch.Tensor) -> None:
+    errors = [(compress(image, quality) - image).abs().mean().item() for quality in (5, 40, 95)]
+    assert errors[0] > errors[1] > errors[2] > 0
+    assert errors[2] < 0.1
+
+
+def test_range_and_type_stay(image: torch.Tensor) -> None:
+    out = compress(image, 30)
+    assert out.shape == image.shape and out.dtype == torch.float32
+    assert image.min() <= out.min() and out.max() <= image.max()
+
+
+def test_axes_are_not_swapped(image: torch.Tensor) -> None:
+    for other in (image.flip(1), image.flip(2), image.flip(0)):
+        assert (compress(image, 80) - image).abs().mean() < (compress(image, 80) - other).abs().mean()
+
+
+def test_a_constant_image_is_left_alone() -> None:
+    flat = torch.full((3, 16, 16), 0.5)
+    assert torch.equal(compress(flat, 10), flat)
+
+
+def test_random_but_repeatable(image: torch.Tensor) -> None:
+    transform = RandJPEGd("image", quality=[10, 80], prob=0.5)
+
+    def some(seed: int) -> list[torch.Tensor]:
+        transform.set_random_state(seed)
+        return [transform({"image": image})["image"] for _ in range(40)]
+
+    first, again, other = some(1), some(1), some(2)
+    assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
+    assert not all(torch.equal(one, two) for one, two in zip(first, other, strict=True))
+    untouched = sum(torch.equal(one, image) for one in first)
+    assert 8 <= untouched <= 32, "half of 40, give or take"
+    assert len({round(one.double().sum().item(), 6) for one in first}) > 5, "qualities differ"
+
+
+@pytest.mark.parametrize("quality", [[0, 50], [50, 20], [20, 100], [20]])
+def test_quality(quality: list[int]) -> None:
+    with pytest.raises(DriveSegError, match="quality: expected the worst and the best"):
+        RandJPEGd("image", quality=quality)

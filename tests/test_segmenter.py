@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import drive_seg
+from drive_seg.errors import DriveSegError
+from drive_seg.networks import UNet
+from drive_seg.phantom import make_phantom
+from drive_seg.segmenter import Segmenter
+
+SMALL = {"base_channels": 4, "depth": 3, "fov_diameter": 128, "precision": "float32"}
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+@pytest.fixture
+def segment(weights: Path) -> Segmenter:
+    return drive_seg.load(weights, **SMALL)
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    path = tmp_path / "eye.png"
+    Image.fromarray(make_phantom(0, 150, 141).image).save(path)
+    return path
+
+
+def test_an_array_gives_what_its_file_gives(segment: Segmenter, photograph: Path) -> None:
+    from_file = segment(photograph)
+    from_array = segment(np.asarray(Image.open(photograph)))
+    for name in ("mask", "probability", "fov"):
+        assert np.array_equal(getattr(from_file, name), getattr(from_array, name)), name
+    assert from_file.mask.shape == (150, 141) and from_file.mask.dtype == np.uint8
+    assert from_file.probability.dtype == np.float32 and from_file.probability.min() >= 0
+    assert from_file.probability.max() <= 1 and from_file.fov.dtype == bool
+    assert np.array_equal(from_file.mask > 0, (from_file.probability >= 0.5) & from_file.fov)
+
+
+def test_nothing_is_written(
+    segment: Segmenter, photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    segment(photograph)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_given_field_of_view_counts(segment: Segmenter, photograph: Path, tmp_path: Path) -> None:
+    left = np.zeros((150, 141), dtype=np.uint8)
+    left[:, :70] = 255
+    Image.fromarray(left).save(tmp_path / "fov.png")
+    from_file = segment(photograph, tmp_path / "fov.png")
+    from_array = segment(np.asarray(Image.open(photograph)), left)
+    assert np.array_equal(from_file.fov, left > 0)
+    assert not from_file.mask[:, 70:].any()
+    assert np.array_equal(from_file.probability, from_array.probability)
+
+
+@pytest.mark.parametrize(
+    ("array", "complaint"),
+    [
+        (np.zeros((3, 20, 20), dtype=np.uint8), r"image: expected an array \(H, W, 3\), uint8, got one of shape"),
+        (np.zeros((20, 20), dtype=np.uint8), "image: expected an array"),
+        (np.zeros((20, 20, 3), dtype=np.float32), "uint8, got float32"),
+        (np.zeros((60, 60, 3), dtype=np.uint8), "field of view|dark|photograph"),
+    ],
+)
+def test_an_array_that_does_not_fit(segment: Segmenter, array: np.ndarray, complaint: str) -> None:
+    with pytest.raises(DriveSegError, match=complaint):
+        segment(array)
+
+
+def test_load_refuses_what_it_does_not_know(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(DriveSegError, match="flips"):
+        drive_seg.load(weights, flip=True)
+    with pytest.raises(DriveSegError, match=r"absent\.pt"):
+        drive_seg.load(tmp_path / "absent.pt")
+
+
+def test_each_in_order_with_errors_in_their_place(segment: Segmenter, tmp_path: Path) -> None:
+    cases = []
+    for number in range(7):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(make_phantom(number, 150, 141).image).save(path)
+        if number in (0, 3, 6):
+            path.write_bytes(path.read_bytes()[:200])
+        cases.append({"case_id": str(number), "image": str(path)})
+    results = list(segment.each(cases))
+    assert [case["case_id"] for case, _ in results] == [str(number) for number in range(7)]
+    for number, (_, result) in enumerate(results):
+        if number in (0, 3, 6):
+            assert isinstance(result, DriveSegError) and f"{number}.png" in str(result)
+        else:
+            assert isinstance(result, dict)
+            alone = segment.segment_case(cases[number])
+            assert torch.equal(torch.as_tensor(result["pred"]), torch.as_tensor(alone["pred"]))
+
+
+def test_no_more_than_a_few_photographs_wait(segment: Segmenter, photograph: Path) -> None:
+    """However long the folder and however slow the writing, what is read ahead stays bounded."""
+    lock, alive, most = threading.Lock(), [0], [0]
+    prepare, finish = segment._prepare, segment._finish
+
+    def counted_prepare(case):  # type: ignore[no-untyped-def]
+        with lock:
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+        return prepare(case)
+
+    def slow_finish(batch):  # type: ignore[no-untyped-def]
+        time.sleep(0.01)
+        result = finish(batch)
+        with lock:
+            alive[0] -= 1
+        return result
+
+    segment._prepare, segment._finish = counted_prepare, slow_finish  # type: ignore[method-assign]
+    assert len(list(segment.each([{"image": str(photograph)}] * 30, ahead=2))) == 30
+    assert most[0] <= 6 and alive[0] == 0
+
+
+def test_an_error_of_ours_is_not_hidden(segment: Segmenter, photograph: Path) -> None:
+    def broken(batch):  # type: ignore[no-untyped-def]
+        raise ZeroDivisionError("a mistake in the program")
+
+    segment._finish = broken  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        list(segment.each([{"image": str(photograph)}] * 5))
