@@ -178,7 +178,8 @@ def predict(
     """
     files, extra = split_overrides(paths)
     overrides = {**_checkpoint(checkpoint), **parse_overrides(extra)}
-    from drive_seg.workflows import quiet, segment_photographs
+    from drive_seg.predict import segment_photographs
+    from drive_seg.workflows import quiet
 
     quiet()
     failed = segment_photographs(bundle_root or shipped_bundle(), files, output_dir, overrides)

@@ -14,8 +14,9 @@ from drive_seg.configs import config_files
 from drive_seg.data import load_datalist
 from drive_seg.phantom import write_phantom_dataset
 from drive_seg.pictures import agreement, save_png
+from drive_seg.predict import segment_photographs
 from drive_seg.readers import read_image
-from drive_seg.workflows import run_workflow, segment_photographs
+from drive_seg.workflows import run_workflow
 
 __all__ = ["run_demo"]
 

@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,19 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | os.PathLike, names: Container[str]) -> None:
+    """Remove the temporary files of ``replacing`` that a killed process has left in a folder.
+
+    Args:
+        folder: where to look; nobody else may be writing there.
+        names: stems of the files that were being written.
+    """
+    for path in Path(folder).glob(".*.*.*"):
+        stem, _, random = path.stem[1:].rpartition(".")
+        if random and stem in names:
+            path.unlink(missing_ok=True)
 
 
 def make_folder(path: str | os.PathLike) -> Path:

@@ -18,7 +18,7 @@ from PIL import Image
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 
-__all__ = ["SaveVesselsd", "agreement", "overlay", "save_curves", "save_png"]
+__all__ = ["SaveVesselsd", "agreement", "overlay", "save_curves", "save_png", "save_thumbnail"]
 
 ONE_CLASS = (0, 255, 200)
 """Vessels, in a colour that no retina has."""
@@ -38,6 +38,24 @@ def save_png(array: np.ndarray, path: str | os.PathLike) -> None:
     """Write an (H, W) uint8 or uint16 or (H, W, 3) uint8 array as PNG, whole or not at all."""
     with replacing(path) as temporary:
         Image.fromarray(array).save(temporary, format="PNG", compress_level=1)
+
+
+def save_thumbnail(pictures: Sequence[np.ndarray], side: int, path: str | os.PathLike) -> None:
+    """Write pictures (H, W, 3), uint8, of one size side by side as a small JPEG file.
+
+    Args:
+        pictures: from left to right.
+        side: longer side of each, pixels; smaller ones are left as they are.
+        path: the file, whole or not at all.
+    """
+    small = []
+    for picture in map(Image.fromarray, pictures):
+        factor = max(picture.size) // side
+        reduced = picture.reduce(factor) if factor > 1 else picture
+        reduced.thumbnail((side, side), Image.Resampling.BILINEAR)
+        small.append(np.asarray(reduced))
+    with replacing(path) as temporary:
+        Image.fromarray(np.concatenate(small, axis=1)).save(temporary, format="JPEG", quality=85)
 
 
 def overlay(photograph: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -111,7 +129,8 @@ class SaveVesselsd(Transform):
     """Writes the result for one photograph, in the photograph's own size and orientation.
 
     ``<name>_vessels.png`` is the mask, 0 and 255 (several classes: the class values); ``<name>_probability.png`` the
-    probability of vessel in 16 bits, 0 to 65535; ``<name>_overlay.png`` the photograph with the vessels coloured.
+    probability of vessel in 16 bits, 0 to 65535; ``<name>_overlay.png`` the photograph with the vessels coloured;
+    ``<name>_thumbnail.jpg`` the photograph and the overlay side by side, small.
 
     Args:
         output_dir: folder to write into.
@@ -119,6 +138,7 @@ class SaveVesselsd(Transform):
         probability_key: probability maps, (num_classes, H, W), background first.
         photograph_key: photograph, (3, H, W), uint8, of which the metadata tell the file name.
         output_key: where the paths of the written files go.
+        thumbnail_side: longer side of either picture in the thumbnail, pixels; 0 writes none.
     """
 
     def __init__(
@@ -128,12 +148,14 @@ class SaveVesselsd(Transform):
         probability_key: str = "probability",
         photograph_key: str = "photograph",
         output_key: str = "saved",
+        thumbnail_side: int = 0,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.pred_key = pred_key
         self.probability_key = probability_key
         self.photograph_key = photograph_key
         self.output_key = output_key
+        self.thumbnail_side = thumbnail_side
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with what the class says done to it."""
@@ -155,6 +177,9 @@ class SaveVesselsd(Transform):
         saved = {kind: self.output_dir / f"{name}_{kind}.png" for kind in pictures}
         for kind, picture in pictures.items():
             save_png(picture, saved[kind])
+        if self.thumbnail_side:
+            saved["thumbnail"] = self.output_dir / f"{name}_thumbnail.jpg"
+            save_thumbnail([pixels, pictures["overlay"]], self.thumbnail_side, saved["thumbnail"])
         case[self.output_key] = {kind: str(path) for kind, path in saved.items()}
         return case
 

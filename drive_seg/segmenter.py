@@ -48,6 +48,7 @@ class Segmenter:
         network: with its weights.
         preprocessing, inferer, postprocessing: as in ``inference.json``.
         device: where the network is.
+        checkpoint: file of its weights, for the record.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class Segmenter:
         inferer: Inferer,
         postprocessing: Compose,
         device: torch.device,
+        checkpoint: str = "",
     ) -> None:
         self.network = network.eval()
         self.preprocessing = preprocessing
         self.inferer = inferer
         self.postprocessing = postprocessing
         self.device = device
+        self.checkpoint = checkpoint
 
     @classmethod
     def from_config(cls, files: Sequence[str], overrides: Mapping[str, Any]) -> Segmenter:
@@ -75,11 +78,10 @@ class Segmenter:
         parser = ConfigParser()
         parser.read_config(list(files))
         parser.update(dict(overrides))
-        network = load_weights(parser.get_parsed_content("network"), parser.get_parsed_content("checkpoint"))
-        return cls(
-            network,
-            *(parser.get_parsed_content(name) for name in ("preprocessing", "inferer", "postprocessing", "device")),
-        )
+        checkpoint = str(parser.get_parsed_content("checkpoint"))
+        network = load_weights(parser.get_parsed_content("network"), checkpoint)
+        names = ("preprocessing", "inferer", "postprocessing", "device")
+        return cls(network, **{name: parser.get_parsed_content(name) for name in names}, checkpoint=checkpoint)
 
     def __call__(
         self, photograph: str | os.PathLike | np.ndarray, fov: str | os.PathLike | np.ndarray | None = None

@@ -1,11 +1,8 @@
-"""Run the bundle's configs from Python: what the command line and the demo are thin layers over."""
+"""Run the bundle's trainings and evaluations from Python: what the command line is a thin layer over."""
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,17 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
-from tqdm import tqdm
 
 from drive_seg.configs import check_overrides, config_files
-from drive_seg.data import photographs
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.evaluation import CaseScores
-from drive_seg.files import make_folder, write_text
-from drive_seg.segmenter import Segmenter
+from drive_seg.files import make_folder
 from drive_seg.thresholds import read_threshold
 
-__all__ = ["evaluate_weights", "quiet", "run_workflow", "segment_photographs"]
+__all__ = ["evaluate_weights", "quiet", "run_workflow"]
 
 
 def quiet() -> None:
@@ -112,44 +106,3 @@ def _probability(text: str) -> float:
         return float(text)
     except ValueError as error:
         raise DriveSegError(f"threshold: expected a probability from 0 to 1 or auto, got {text!r}") from error
-
-
-def segment_photographs(
-    root: Path,
-    paths: Sequence[str | os.PathLike],
-    output_dir: Path,
-    overrides: Mapping[str, Any],
-    names: Sequence[str] = ("inference",),
-) -> list[tuple[str, str]]:
-    """Segment files and folders; one that fails is reported and the others are finished.
-
-    Args:
-        root: the bundle.
-        paths: photographs and folders of photographs.
-        output_dir: where the results go.
-        overrides: config keys and their values.
-        names: configs, the base first.
-
-    Returns:
-        Photograph and reason of those that failed, which ``failed.csv`` in ``output_dir`` lists, too.
-
-    Raises:
-        DriveSegError: if there is no photograph, or an override or the weights do not fit.
-    """
-    cases = photographs(paths)
-    make_folder(output_dir)
-    values = {"bundle_root": str(root), "output_dir": str(output_dir), **overrides}
-    segmenter = Segmenter.from_config(config_files(root, *names), values)
-    failed: list[tuple[str, str]] = []
-    for case, result in tqdm(segmenter.each(cases), total=len(cases), unit="photograph", disable=None):
-        if isinstance(result, DriveSegError):
-            failed.append((case["image"], str(result)))
-            tqdm.write(f"drive-seg: {result}", file=sys.stderr)
-    listing = output_dir / "failed.csv"
-    if failed:
-        table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows([("photograph", "reason"), *failed])
-        write_text(listing, table.getvalue())
-    else:
-        listing.unlink(missing_ok=True)
-    return failed

@@ -1,0 +1,36 @@
+"""A page with every photograph beside its vessels, for looking through a folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from drive_seg.files import write_text
+
+__all__ = ["write_gallery"]
+
+TEMPLATE = Path(__file__).parent / "templates" / "gallery.html"
+
+_logger = logging.getLogger(__name__)
+
+
+def write_gallery(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write the page; without jinja2, which the extra ``report`` installs, a message says that there is none.
+
+    Args:
+        path: the page; the pictures lie in the same folder.
+        entries: of one photograph each: ``case_id``, ``photograph`` (its path), and either ``failed`` (why) or
+            ``width_px``, ``height_px`` and ``saved`` (names of its files, ``thumbnail`` and ``overlay`` among them).
+    """
+    try:
+        import jinja2
+    except ModuleNotFoundError:
+        _logger.info("no gallery.html: it needs pip install 'drive-seg[report]'")
+        return
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    segmented = [entry for entry in entries if "thumbnail" in entry.get("saved", {})]
+    failed = [entry for entry in entries if "failed" in entry]
+    write_text(path, template.render(segmented=segmented, failed=failed))

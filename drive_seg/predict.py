@@ -1,0 +1,147 @@
+"""Segment files and folders, a few photographs or a hundred thousand, in one process or in many.
+
+A photograph that fails is listed and the others are finished; a run that is started again does what is missing. Each
+process notes what it has done in a journal of its own, ``progress_<rank>.jsonl``; the first puts them together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+from tqdm import tqdm
+
+from drive_seg import __version__
+from drive_seg.configs import config_files
+from drive_seg.data import Case, photographs
+from drive_seg.distributed import finish, start
+from drive_seg.errors import DriveSegError
+from drive_seg.files import make_folder, remove_leftovers, sha256, write_csv
+from drive_seg.gallery import write_gallery
+from drive_seg.journal import Journal, read_journals
+from drive_seg.segmenter import Segmenter
+
+__all__ = ["segment_photographs"]
+
+JOURNALS = "progress_*.jsonl"
+KINDS = ("vessels", "probability", "overlay", "thumbnail")
+
+
+def segment_photographs(
+    root: Path,
+    paths: Sequence[str | os.PathLike],
+    output_dir: Path,
+    overrides: Mapping[str, Any],
+    names: Sequence[str] = ("inference",),
+) -> list[tuple[str, str]]:
+    """Segment files and folders; one that fails is reported and the others are finished.
+
+    Under torchrun the processes share the photographs out. What an earlier run has finished in ``output_dir``, with
+    the same weights and settings and from the same bytes, is not done again.
+
+    Args:
+        root: the bundle.
+        paths: photographs and folders of photographs.
+        output_dir: where the results go, with ``failed.csv`` if one failed and ``gallery.html`` to look at.
+        overrides: config keys and their values.
+        names: configs, the base first.
+
+    Returns:
+        Photograph and reason of those that failed, in all processes.
+
+    Raises:
+        DriveSegError: if there is no photograph, or an override or the weights do not fit.
+    """
+    cases = photographs(paths)
+    make_folder(output_dir)
+    values = {"bundle_root": str(root), "output_dir": str(output_dir), **overrides}
+    files = config_files(root, *names)
+    segmenter = Segmenter.from_config(files, values)
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1:
+        start()
+    settings = _fingerprint(files, overrides, segmenter.checkpoint)
+    if rank == 0:
+        remove_leftovers(output_dir, {f"{case['case_id']}_{kind}" for case in cases for kind in KINDS})
+    done = _latest(output_dir, cases, settings)
+    if processes > 1:
+        distributed.barrier()  # nobody notes anything before all have read what is done
+    todo = [case for case in cases if "failed" in done.get(case["case_id"], {"failed": ""})]
+    if len(todo) < len(cases) and rank == 0:
+        print(f"{len(cases) - len(todo)} of {len(cases)} are done already in {output_dir}", file=sys.stderr)  # noqa: T201
+    journal = Journal(output_dir / JOURNALS.replace("*", str(rank)))
+    share = todo[rank::processes]
+    shown = None if rank == 0 else True
+    for case, result in tqdm(segmenter.each(share), total=len(share), unit="photograph", disable=shown):
+        journal.add({**_identity(case, settings), **_entry(result)})
+        if isinstance(result, DriveSegError):
+            tqdm.write(f"drive-seg: {result}", file=sys.stderr)
+    if processes > 1:
+        distributed.barrier()
+    latest = _latest(output_dir, cases, settings)
+    entries = [latest[case["case_id"]] for case in cases if case["case_id"] in latest]
+    failed = [(entry["photograph"], entry["failed"]) for entry in entries if "failed" in entry]
+    if rank == 0:
+        _write_tables(output_dir, entries, failed)
+    finish()
+    return failed
+
+
+def _fingerprint(files: Sequence[str], overrides: Mapping[str, Any], checkpoint: str) -> str:
+    """Of everything that a result depends on beside the photograph."""
+    parts = {
+        "version": __version__,
+        "overrides": {key: str(value) for key, value in sorted(overrides.items()) if key != "checkpoint"},
+        "configs": [sha256(file) for file in files],
+        "weights": sha256(checkpoint),
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _identity(case: Case, settings: str) -> dict[str, Any]:
+    try:
+        status = Path(case["image"]).stat()
+    except OSError:  # gone since the folder was listed, which its error tells
+        return {"case_id": case["case_id"], "photograph": case["image"], "settings": settings}
+    about = {"case_id": case["case_id"], "photograph": case["image"], "settings": settings}
+    return {**about, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def _entry(result: Mapping[str, Any] | DriveSegError) -> dict[str, Any]:
+    if isinstance(result, DriveSegError):
+        return {"failed": str(result)}
+    height, width = result["pred"].shape[1:]
+    saved = {kind: Path(path).name for kind, path in result.get("saved", {}).items()}
+    return {"width_px": int(width), "height_px": int(height), "saved": saved}
+
+
+def _latest(output_dir: Path, cases: Sequence[Case], settings: str) -> dict[str, dict[str, Any]]:
+    """By case id, what is noted of the photographs as they are now: done, if the files are still there, or failed."""
+    wanted = {case["case_id"]: _identity(case, settings) for case in cases}
+    present = {path.name for path in output_dir.iterdir()}
+    found: dict[str, dict[str, Any]] = {}
+    for entry in read_journals(output_dir, JOURNALS):
+        identity = wanted.get(entry.get("case_id", ""))
+        if identity is None or not identity.items() <= entry.items():
+            continue
+        # The journals of several processes have no common order; what succeeded once outlasts a failure.
+        if "failed" in entry:
+            found.setdefault(entry["case_id"], entry)
+        elif present.issuperset(entry["saved"].values()):
+            found[entry["case_id"]] = entry
+    return found
+
+
+def _write_tables(output_dir: Path, entries: Sequence[Mapping[str, Any]], failed: Sequence[tuple[str, str]]) -> None:
+    listing = output_dir / "failed.csv"
+    if failed:
+        write_csv(listing, [{"photograph": photograph, "reason": reason} for photograph, reason in failed])
+    else:
+        listing.unlink(missing_ok=True)
+    write_gallery(output_dir / "gallery.html", entries)

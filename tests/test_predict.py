@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from drive_seg.errors import DriveSegError
+from drive_seg.journal import Journal, read_journals
+from drive_seg.networks import UNet
+from drive_seg.phantom import make_phantom
+from drive_seg.predict import segment_photographs
+
+SMALL = {"base_channels": 4, "depth": 3, "fov_diameter": 128, "precision": "float32"}
+KINDS = ("vessels.png", "probability.png", "overlay.png", "thumbnail.jpg")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five photographs and one that is none."""
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for number in range(5):
+        Image.fromarray(make_phantom(number, 150, 141).image).save(photographs / f"{number}.png")
+    (photographs / "broken.png").write_bytes(b"not an image")
+    return photographs
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, object]:
+    torch.manual_seed(0)
+    torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
+    return {**SMALL, "checkpoint": str(tmp_path / "model.pt")}
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".png", ".jpg")}
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix in (".png", ".jpg")}
+
+
+def test_all_but_the_bad_one(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    failed = segment_photographs(bundle, [folder], out, settings)
+    assert [Path(photograph).name for photograph, _ in failed] == ["broken.png"]
+    assert set(results(out)) == {f"{number}_{kind}" for number in range(5) for kind in KINDS}
+    with (out / "failed.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["photograph"].endswith("broken.png") and "not an image" in row["reason"]
+    page = (out / "gallery.html").read_text()
+    for number in range(5):
+        assert f'src="{number}_thumbnail.jpg"' in page and f'href="{number}_overlay.png"' in page
+    assert "broken.png" in page and "1 could not be segmented" in page
+
+
+def test_run_again_only_what_is_missing_is_done(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    segment_photographs(bundle, [folder], out, settings)
+    before, first = times(out), results(out)
+    (out / "2_overlay.png").unlink()
+    Image.fromarray(make_phantom(9, 150, 141).image).save(folder / "broken.png")  # mended
+    capsys.readouterr()
+    assert segment_photographs(bundle, [folder], out, settings) == []
+    assert "4 of 6 are done already" in capsys.readouterr().err
+    after = times(out)
+    redone = {name for name in after if after[name] != before.get(name)}
+    assert redone == {f"{name}_{kind}" for name in ("2", "broken") for kind in KINDS}
+    assert {name: results(out)[name] for name in first} == first
+    assert not (out / "failed.csv").exists()
+
+
+@pytest.mark.parametrize("change", ["photograph", "setting", "weights"])
+def test_what_has_changed_is_done_again(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, change: str
+) -> None:
+    out = tmp_path / "out"
+    segment_photographs(bundle, [folder], out, settings)
+    before = times(out)
+    if change == "photograph":
+        Image.fromarray(make_phantom(7, 150, 141).image).save(folder / "1.png")
+    elif change == "weights":
+        torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
+    else:
+        settings = {**settings, "threshold": 0.3}
+    segment_photographs(bundle, [folder], out, settings)
+    redone = {name.split("_")[0] for name, stamp in times(out).items() if stamp != before[name]}
+    assert redone == ({"1"} if change == "photograph" else {"0", "1", "2", "3", "4"})
+
+
+def test_journal_with_a_line_cut_off(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "progress_0.jsonl")
+    journal.add({"case_id": "a"})
+    journal.add({"case_id": "b"})
+    whole = journal.path.read_bytes()
+    journal.path.write_bytes(whole[:-5])
+    journal.add({"case_id": "c"})
+    assert read_journals(tmp_path, "progress_*.jsonl") == [{"case_id": "a"}, {"case_id": "c"}]
+    (tmp_path / "progress_1.jsonl").write_bytes(b"\xff\x00garbage\n7\n[]")
+    assert len(read_journals(tmp_path, "progress_*.jsonl")) == 2
+
+
+def test_a_journal_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(DriveSegError, match=r"progress_0\.jsonl: cannot be written"):
+        Journal(tmp_path / "absent" / "progress_0.jsonl").add({})
+
+
+def test_leftovers_of_a_killed_run_are_removed(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    ours, others = out / ".1_overlay.k3_x9abc.png", [out / ".hidden.png", out / ".photo.of.me.png"]
+    for path in (ours, *others):
+        path.write_bytes(b"half a file")
+    segment_photographs(bundle, [folder], out, settings)
+    assert not ours.exists() and all(path.exists() for path in others)
+
+
+def command(folder: Path, out: Path, settings: dict[str, object]) -> list[str]:
+    overrides = [f"--{key}={value}" for key, value in settings.items()]
+    return ["-m", "drive_seg.cli", "predict", str(folder), "--output-dir", str(out), *overrides]
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle(folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
+    """No half-written result remains, and the second run ends with what an undisturbed one gives."""
+    for number in range(5, 40):
+        (folder / f"{number}.png").write_bytes((folder / f"{number % 5}.png").read_bytes())
+    out, clean = tmp_path / "out", tmp_path / "clean"
+    process = subprocess.Popen([sys.executable, *command(folder, out, settings)], stderr=subprocess.DEVNULL)
+    while len(list(out.glob("*_overlay.png"))) < 6:
+        assert process.poll() is None, "it was over before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for path in out.glob("[!.]*.png"):
+        with Image.open(path) as picture:
+            picture.load()
+    killed_after = len(read_journals(out, "progress_*.jsonl"))
+    assert 0 < killed_after < 41
+    for target in (out, clean):
+        done = subprocess.run([sys.executable, *command(folder, target, settings)], capture_output=True, text=True)
+        assert done.returncode == 1 and "1 could not be segmented" in done.stderr
+    assert results(out) == results(clean), "and no temporary file is left"
+    assert len(read_journals(out, "progress_*.jsonl")) < 41 + killed_after, "what was done was not done again"
+
+
+@pytest.mark.slow
+def test_shared_out_over_processes(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    segment_photographs(bundle, [folder], alone, settings)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *command(folder, out, settings)],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert "1 could not be segmented" in done.stderr, done.stderr[-3000:]
+    assert results(out) == results(alone)
+    journals = [path.read_text().splitlines() for path in sorted(out.glob("progress_*.jsonl"))]
+    notes = [[json.loads(line)["case_id"] for line in lines if line] for lines in journals]
+    assert [len(names) for names in notes] == [3, 3] and not set(notes[0]) & set(notes[1])
+    assert (out / "gallery.html").read_text() == (alone / "gallery.html").read_text()
+    assert (out / "failed.csv").read_text() == (alone / "failed.csv").read_text()
