@@ -66,7 +66,7 @@ def segment_photographs(
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1:
         start()
-    settings = _fingerprint(files, overrides, segmenter.checkpoint)
+    settings = _fingerprint(files, overrides, segmenter)
     if rank == 0:
         remove_leftovers(output_dir, {f"{case['case_id']}_{kind}" for case in cases for kind in KINDS})
     done = _latest(output_dir, cases, settings)
@@ -93,13 +93,14 @@ def segment_photographs(
     return failed
 
 
-def _fingerprint(files: Sequence[str], overrides: Mapping[str, Any], checkpoint: str) -> str:
+def _fingerprint(files: Sequence[str], overrides: Mapping[str, Any], segmenter: Segmenter) -> str:
     """Of everything that a result depends on beside the photograph."""
     parts = {
         "version": __version__,
         "overrides": {key: str(value) for key, value in sorted(overrides.items()) if key != "checkpoint"},
         "configs": [sha256(file) for file in files],
-        "weights": sha256(checkpoint),
+        "weights": sha256(segmenter.checkpoint),
+        "engine": segmenter.engine,
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

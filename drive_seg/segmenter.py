@@ -22,6 +22,8 @@ from drive_seg.checkpoints import load_weights
 from drive_seg.configs import check_overrides
 from drive_seg.data import Case
 from drive_seg.errors import DriveSegError, user_error
+from drive_seg.networks import UNet
+from drive_seg.openvino_network import choose_engine, openvino_network
 
 __all__ = ["Segmentation", "Segmenter"]
 
@@ -49,6 +51,7 @@ class Segmenter:
         preprocessing, inferer, postprocessing: as in ``inference.json``.
         device: where the network is.
         checkpoint: file of its weights, for the record.
+        engine: what runs the network, ``torch`` or ``openvino``, for the record.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Segmenter:
         postprocessing: Compose,
         device: torch.device,
         checkpoint: str = "",
+        engine: str = "torch",
     ) -> None:
         self.network = network.eval()
         self.preprocessing = preprocessing
@@ -66,6 +70,7 @@ class Segmenter:
         self.postprocessing = postprocessing
         self.device = device
         self.checkpoint = checkpoint
+        self.engine = engine
 
     @classmethod
     def from_config(cls, files: Sequence[str], overrides: Mapping[str, Any]) -> Segmenter:
@@ -81,7 +86,11 @@ class Segmenter:
         checkpoint = str(parser.get_parsed_content("checkpoint"))
         network = load_weights(parser.get_parsed_content("network"), checkpoint)
         names = ("preprocessing", "inferer", "postprocessing", "device")
-        return cls(network, **{name: parser.get_parsed_content(name) for name in names}, checkpoint=checkpoint)
+        parts = {name: parser.get_parsed_content(name) for name in names}
+        engine = choose_engine(parser.get_parsed_content("engine"), parts["device"], network)
+        if engine == "openvino" and isinstance(network, UNet):
+            network = openvino_network(network, parser.get_parsed_content("precision"))
+        return cls(network, **parts, checkpoint=checkpoint, engine=engine)
 
     def __call__(
         self, photograph: str | os.PathLike | np.ndarray, fov: str | os.PathLike | np.ndarray | None = None

@@ -15,7 +15,7 @@ from drive_seg.networks import UNet
 from drive_seg.phantom import make_phantom
 from drive_seg.segmenter import Segmenter
 
-SMALL = {"base_channels": 4, "depth": 3, "fov_diameter": 128, "precision": "float32"}
+SMALL = {"base_channels": 4, "depth": 3, "fov_diameter": 128, "precision": "float32", "engine": "torch"}
 
 
 @pytest.fixture

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import builtins
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import drive_seg
+from drive_seg import openvino_network as module
+from drive_seg.errors import DriveSegError
+from drive_seg.networks import UNet
+from drive_seg.openvino_network import choose_engine, largest_difference, openvino_network
+from drive_seg.phantom import make_phantom
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def network() -> UNet:
+    torch.manual_seed(0)
+    network = UNet(base_channels=4, depth=2)
+    for _ in range(3):
+        network(torch.randn(2, 3, 32, 32))  # batch statistics that are not the initial ones
+    return network.eval()
+
+
+def test_float32_is_torchs_result_at_any_size(network: UNet, tmp_path: Path) -> None:
+    converted = openvino_network(network, "float32", tmp_path)
+    for size in ((8, 8), (7, 31), (33, 47), (64, 48), (131, 97)):
+        noise = torch.randn(1, 3, *size).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            torch.testing.assert_close(converted(noise), network(noise), rtol=1e-4, atol=1e-4)
+
+
+def test_the_fast_precision_is_near(network: UNet, tmp_path: Path) -> None:
+    assert largest_difference(network, openvino_network(network, "auto", tmp_path)) < 0.02
+
+
+def test_converted_once(network: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = openvino_network(network, "float32", tmp_path)
+    monkeypatch.setattr(module, "_convert", lambda *_: pytest.fail("it was in the cache"))
+    second = openvino_network(network, "float32", tmp_path)
+    noise = torch.randn(1, 3, 40, 40)
+    assert torch.equal(first(noise), second(noise))
+
+
+def test_other_weights_are_another_network(network: UNet, tmp_path: Path) -> None:
+    openvino_network(network, "float32", tmp_path)
+    with torch.no_grad():
+        network.output.conv.bias += 1
+    assert largest_difference(network, openvino_network(network, "float32", tmp_path)) < 1e-4
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_cache_that_is_damaged_or_in_the_way(network: UNet, tmp_path: Path) -> None:
+    openvino_network(network, "float32", tmp_path)
+    (xml,) = tmp_path.glob("*/network.xml")
+    xml.write_text("no network")
+    assert largest_difference(network, openvino_network(network, "float32", tmp_path)) < 1e-4
+    (tmp_path / "file").touch()
+    assert largest_difference(network, openvino_network(network, "float32", tmp_path / "file")) < 1e-4
+
+
+def test_a_result_that_is_not_torchs_is_refused(network: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert, other = module._convert, UNet(base_channels=4, depth=2).eval()
+    monkeypatch.setattr(module, "_convert", lambda _, smallest: convert(other, smallest))
+    with pytest.raises(DriveSegError, match=r"openvino's probabilities differ from torch's by up to 0\.\d+"):
+        openvino_network(network, "float32", tmp_path)
+
+
+def test_engines(monkeypatch: pytest.MonkeyPatch, network: UNet) -> None:
+    assert choose_engine("auto", CPU, network) == "openvino"
+    assert choose_engine("auto", torch.device("cuda"), network) == "torch"
+    assert choose_engine("torch", CPU, network) == "torch"
+    with pytest.raises(DriveSegError, match="engine: expected one of auto, torch, openvino, got 'onnx'"):
+        choose_engine("onnx", CPU, network)
+    with pytest.raises(DriveSegError, match="expected torch on cuda"):
+        choose_engine("openvino", torch.device("cuda"), network)
+    assert choose_engine("auto", CPU, torch.nn.Identity()) == "torch"
+    with pytest.raises(DriveSegError, match="expected torch for Identity"):
+        choose_engine("openvino", CPU, torch.nn.Identity())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert choose_engine("auto", CPU, network) == "torch"
+    with pytest.raises(DriveSegError, match=r"pip install 'drive-seg\[openvino\]'"):
+        choose_engine("openvino", CPU, network)
+
+
+def test_without_openvino_nothing_imports_it(monkeypatch: pytest.MonkeyPatch, network: UNet, tmp_path: Path) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *args: object, **kwargs: object) -> object:
+        assert not name.startswith("openvino")
+        return real(name, *args, **kwargs)  # type: ignore[arg-type]
+
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    photograph = make_phantom(0, 150, 141).image
+    drive_seg.load(tmp_path / "model.pt", base_channels=4, depth=2, fov_diameter=128, engine="torch")(photograph)
+
+
+def test_whole_photographs_agree(network: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    photograph = make_phantom(0, 150, 141).image
+    settings = {"base_channels": 4, "depth": 2, "fov_diameter": 128, "precision": "float32", "flips": True}
+    both = [drive_seg.load(tmp_path / "model.pt", engine=engine, **settings) for engine in ("torch", "openvino")]
+    assert [segment.engine for segment in both] == ["torch", "openvino"]
+    one, other = (segment(photograph) for segment in both)
+    np.testing.assert_allclose(one.probability, other.probability, atol=1e-4)
+    assert list((tmp_path / "cache" / "drive-seg").glob("*/network.xml"))
