@@ -1,0 +1,122 @@
+"""Whole photographs a second, from the file to the written pictures, beside the bare network's speed.
+
+    .venv/bin/python tests/benchmarks/predict_throughput.py --checkpoint bundle/models/model.pt
+
+Prints tables in Markdown: for each engine, photographs of DRIVE's size a second through ``drive-seg predict``
+and through the network alone, in one process and one run; the peak memory for few and for many photographs; and seconds
+and memory for sizes from 0.3 to 33 megapixels, each in a process of its own, cold start included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from drive_seg.phantom import make_phantom
+
+SIZES = {"0.3": (584, 565), "1": (1000, 1000), "8": (2336, 3504), "33": (4700, 7050)}
+
+
+def measure(folder: Path, checkpoint: str, engine: str, bare: bool) -> dict[str, float]:
+    """Seconds and memory of one folder in this process."""
+    begun = time.perf_counter()
+    import torch
+
+    import drive_seg
+    from drive_seg.configs import bundle_root
+    from drive_seg.predict import segment_photographs
+
+    with tempfile.TemporaryDirectory() as out:
+        settings = {"checkpoint": checkpoint, "engine": engine}
+        count = len(list(folder.iterdir()))
+        failed = segment_photographs(bundle_root(), [folder], Path(out), settings)
+        assert not failed, failed
+        whole = time.perf_counter() - begun
+        with tempfile.TemporaryDirectory() as again:
+            begun = time.perf_counter()
+            segment_photographs(bundle_root(), [folder], Path(again), settings)
+            warm = time.perf_counter() - begun
+    result = {"photographs": count, "cold_s": whole, "warm_s": warm}
+    result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if bare:
+        segment = drive_seg.load(checkpoint, engine=engine)
+        batch = segment._prepare({"image": str(next(folder.iterdir()))})
+        seconds = []
+        with torch.inference_mode():
+            for _ in range(20):
+                begun = time.perf_counter()
+                segment._predict(batch)
+                seconds.append(time.perf_counter() - begun)
+        result["forward_s"] = float(np.median(seconds))
+    return result
+
+
+def photographs(folder: Path, count: int, height: int, width: int) -> Path:
+    """A folder of phantoms of one size; few are drawn, and large ones are enlarged, because drawing takes long."""
+    folder.mkdir()
+    drawn = [make_phantom(seed, min(height, 700), min(height, 700) * width // height).image for seed in range(3)]
+    for number in range(count):
+        picture = Image.fromarray(drawn[number % 3]).resize((width, height), Image.Resampling.BILINEAR)
+        picture.save(folder / f"{number:04d}.jpg", quality=92)
+    return folder
+
+
+def in_a_process(folder: Path, checkpoint: str, engine: str, bare: bool = False) -> dict[str, float]:
+    """``measure`` in a process of its own, whose memory is nobody else's."""
+    words = [sys.executable, "-W", "ignore", __file__, "--checkpoint", checkpoint, "--measure", str(folder), engine]
+    done = subprocess.run([*words, *(["bare"] if bare else [])], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="weights")
+    parser.add_argument("--count", type=int, default=100, help="photographs of DRIVE's size")
+    parser.add_argument("--engines", nargs="+", default=["torch", "openvino"])
+    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        folder, engine, *bare = arguments.measure
+        print(json.dumps(measure(Path(folder), arguments.checkpoint, engine, bool(bare))))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        many = photographs(root / "many", arguments.count, *SIZES["0.3"])
+        few = photographs(root / "few", 5, *SIZES["0.3"])
+        print("| engine | photographs/s | network alone, images/s | share | peak MiB, 5 | peak MiB, all |")
+        print("| --- | --- | --- | --- | --- | --- |")
+        for engine in arguments.engines:
+            in_a_process(few, arguments.checkpoint, engine)  # converts the network where that is needed
+            small, large = (in_a_process(folder, arguments.checkpoint, engine, True) for folder in (few, many))
+            rate, bare = large["photographs"] / large["warm_s"], 1 / large["forward_s"]
+            print(
+                f"| {engine} | {rate:.1f} | {bare:.1f} | {rate / bare:.2f} | {small['peak_mib']:.0f} "
+                f"| {large['peak_mib']:.0f} |",
+                flush=True,
+            )
+        print("\n| megapixels | engine | cold start, s | again, s | s per megapixel | peak MiB |")
+        print("| --- | --- | --- | --- | --- | --- |")
+        for name, (height, width) in SIZES.items():
+            one = photographs(root / f"size{name}", 1, height, width)
+            for engine in arguments.engines:
+                row = in_a_process(one, arguments.checkpoint, engine)
+                pixels = height * width / 1e6
+                print(
+                    f"| {pixels:.1f} | {engine} | {row['cold_s']:.2f} | {row['warm_s']:.2f} "
+                    f"| {row['warm_s'] / pixels:.3f} | {row['peak_mib']:.0f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
