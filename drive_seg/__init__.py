@@ -34,7 +34,7 @@ def load(checkpoint: str | os.PathLike | None = None, **settings: Any) -> Segmen
     from drive_seg.segmenter import Segmenter
 
     root = bundle_root()
-    values = {"bundle_root": str(root), "save": False, **settings}
+    values = {"bundle_root": str(root), "save": False, "measure": False, **settings}
     if checkpoint is not None:
         values["checkpoint"] = os.fspath(checkpoint)
     return Segmenter.from_config(config_files(root, "inference"), values)

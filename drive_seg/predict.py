@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,8 @@ def segment_photographs(
     Args:
         root: the bundle.
         paths: photographs and folders of photographs.
-        output_dir: where the results go, with ``failed.csv`` if one failed and ``gallery.html`` to look at.
+        output_dir: where the results go, with ``vessels.csv``, one row a photograph, ``gallery.html`` to look at, and
+            ``failed.csv`` if one failed.
         overrides: config keys and their values.
         names: configs, the base first.
 
@@ -119,7 +121,10 @@ def _entry(result: Mapping[str, Any] | DriveSegError) -> dict[str, Any]:
         return {"failed": str(result)}
     height, width = result["pred"].shape[1:]
     saved = {kind: Path(path).name for kind, path in result.get("saved", {}).items()}
-    return {"width_px": int(width), "height_px": int(height), "saved": saved}
+    values = result.get("measures", {}).items()
+    measures = {name: round(value, 6) if math.isfinite(value) else None for name, value in values}
+    quality = {"quality": "; ".join(result["quality"])} if "quality" in result else {}
+    return {"width_px": int(width), "height_px": int(height), **quality, "measures": measures, "saved": saved}
 
 
 def _latest(output_dir: Path, cases: Sequence[Case], settings: str) -> dict[str, dict[str, Any]]:
@@ -145,4 +150,17 @@ def _write_tables(output_dir: Path, entries: Sequence[Mapping[str, Any]], failed
         write_csv(listing, [{"photograph": photograph, "reason": reason} for photograph, reason in failed])
     else:
         listing.unlink(missing_ok=True)
+    rows = [
+        {
+            **{key: entry[key] for key in ("photograph", "width_px", "height_px")},
+            **entry["measures"],
+            "quality": entry.get("quality", ""),
+        }
+        for entry in entries
+        if entry.get("measures")
+    ]
+    if rows:
+        write_csv(output_dir / "vessels.csv", rows)
+    else:
+        (output_dir / "vessels.csv").unlink(missing_ok=True)
     write_gallery(output_dir / "gallery.html", entries)

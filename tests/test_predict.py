@@ -9,12 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from drive_seg.errors import DriveSegError
+from drive_seg.fov import estimate_fov
 from drive_seg.journal import Journal, read_journals
+from drive_seg.measures import measure_vessels
 from drive_seg.networks import UNet
 from drive_seg.phantom import make_phantom
 from drive_seg.predict import segment_photographs
@@ -57,6 +60,15 @@ def test_all_but_the_bad_one(bundle: Path, folder: Path, settings: dict[str, obj
     with (out / "failed.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert row["photograph"].endswith("broken.png") and "not an image" in row["reason"]
+    with (out / "vessels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["photograph"]).name for row in rows] == [f"{number}.png" for number in range(5)]
+    assert rows[0]["width_px"] == "141" and rows[0]["height_px"] == "150"
+    mask = np.asarray(Image.open(out / "0_vessels.png")) > 0
+    fov = estimate_fov(make_phantom(0, 150, 141).image)
+    expected = measure_vessels(mask, fov)
+    assert float(rows[0]["vessel_density"]) == pytest.approx(expected["vessel_density"], abs=1e-5)
+    assert {*expected, "quality"} < set(rows[0]) and not any(name.endswith("_mm") for name in rows[0])
     page = (out / "gallery.html").read_text()
     for number in range(5):
         assert f'src="{number}_thumbnail.jpg"' in page and f'href="{number}_overlay.png"' in page
@@ -79,6 +91,18 @@ def test_run_again_only_what_is_missing_is_done(
     assert redone == {f"{name}_{kind}" for name in ("2", "broken") for kind in KINDS}
     assert {name: results(out)[name] for name in first} == first
     assert not (out / "failed.csv").exists()
+
+
+def test_measures_in_millimetres_or_none(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    segment_photographs(bundle, [folder / "0.png"], out, {**settings, "pixel_spacing_mm": 0.02})
+    with (out / "vessels.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["fov_diameter_mm"]) == pytest.approx(0.02 * float(row["fov_diameter_px"]), abs=1e-4)
+    segment_photographs(bundle, [folder / "0.png"], out, {**settings, "measure": False})
+    assert not (out / "vessels.csv").exists()
 
 
 @pytest.mark.parametrize("change", ["photograph", "setting", "weights"])
