@@ -20,7 +20,15 @@ from torch import nn
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 
-__all__ = ["BestModelSaver", "TrainingState", "WeightsLoader", "load_checkpoint", "load_weights", "save_checkpoint"]
+__all__ = [
+    "BestModelSaver",
+    "PretrainedWeights",
+    "TrainingState",
+    "WeightsLoader",
+    "load_checkpoint",
+    "load_weights",
+    "save_checkpoint",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -97,6 +105,38 @@ class WeightsLoader:
         load_weights(self.network, self.path)
 
 
+class PretrainedWeights:
+    """Loads the weights that a training starts from, for fine-tuning; its own state goes first where it resumes.
+
+    Args:
+        network: what to load into.
+        path: state dict, see ``load_weights``; None: the training starts from random weights.
+        state: the file that ``TrainingState`` resumes from.
+        resume: as there.
+    """
+
+    def __init__(self, network: nn.Module, path: str | None, state: str, resume: bool = False) -> None:
+        self.network = network
+        self.path = path
+        self.state = Path(state)
+        self.resume = resume
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, before ``TrainingState``."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load, unless the training goes on from an earlier epoch.
+
+        Raises:
+            DriveSegError: if the file is missing or its weights are not those of such a network.
+        """
+        if self.path is None or engine.state.epoch > 0 or (self.resume and self.state.exists()):
+            return
+        load_weights(self.network, self.path)
+        _logger.info("the training starts from the weights of %s", self.path)
+
+
 class BestModelSaver:
     """Writes the network's state dict whenever validation found the best key metric so far.
 
@@ -131,7 +171,8 @@ class TrainingState:
         parts: what has a ``state_dict``: network, optimizer, schedule, … by name.
         evaluator: whose best metric is kept, too.
         resume: go on from ``path``, or start if it was not written yet. Otherwise there must be no such file, so that
-            no training overwrites another.
+            no training overwrites another. A trainer that is run for more epochs, as in every round of a federated
+            training, goes on as it is.
         interval: save every so many epochs, and after the last.
         writes: False in all but one of several processes, which load but neither lock nor save.
     """
@@ -169,6 +210,8 @@ class TrainingState:
         """
         if self.writes:
             self._take_lock()
+        if engine.state.epoch > 0:
+            return
         if self.resume and self.path.exists():
             self._load(engine)
         elif self.resume:

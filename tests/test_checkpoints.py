@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 
 from drive_seg.checkpoints import (
     BestModelSaver,
+    PretrainedWeights,
     TrainingState,
     WeightsLoader,
     load_checkpoint,
@@ -321,6 +322,48 @@ def test_a_training_that_fails_frees_the_folder(tmp_path: Path, fail_at: int) ->
     with pytest.raises(ZeroDivisionError):
         failed.run()
     assert Training(tmp_path / "last.pt", resume=True).run().engine.state.iteration == 8
+
+
+def test_a_trainer_that_is_run_for_more_epochs_goes_on_as_it_is(tmp_path: Path) -> None:
+    whole = Training(tmp_path / "whole" / "last.pt").run()
+    rounds = Training(tmp_path / "rounds" / "last.pt", epochs=2).run()
+    rounds.network.output.conv.bias.data += 0.5  # what a federation has made of the weights is not undone
+    rounds.epochs = 4
+    rounds.run()
+    assert rounds.bias == pytest.approx(whole.bias + 0.5)
+    assert load_checkpoint(tmp_path / "rounds" / "last.pt")["progress"]["epoch"] == 4
+    FileLock(tmp_path / "rounds" / ".last.pt.lock").acquire(blocking=False)
+
+
+@pytest.mark.parametrize(("path", "resume", "begun", "loaded"), [
+    (None, False, False, False),
+    ("model.pt", False, False, True),
+    ("model.pt", True, False, True),
+    ("model.pt", True, True, False),
+    ("gone.pt", True, True, False),
+])  # fmt: skip
+def test_what_a_training_starts_from(tmp_path: Path, path: str | None, resume: bool, begun: bool, loaded: bool) -> None:
+    save_checkpoint(small(seed=1).state_dict(), tmp_path / "model.pt")
+    if begun:
+        (tmp_path / "last.pt").touch()
+    network = small(seed=2)
+    engine = Engine(lambda engine, batch: None)
+    start = None if path is None else str(tmp_path / path)
+    PretrainedWeights(network, start, str(tmp_path / "last.pt"), resume).attach(engine)
+    engine.run([0], max_epochs=1)
+    assert same_weights(network, small(seed=1 if loaded else 2))
+    network.load_state_dict(small(seed=3).state_dict())
+    engine.run([0], max_epochs=2)
+    assert same_weights(network, small(seed=3)), "loaded again in a later round"
+
+
+def test_pretrained_weights_that_do_not_fit(tmp_path: Path) -> None:
+    save_checkpoint(small(base_channels=4).state_dict(), tmp_path / "model.pt")
+    for path, message in (("model.pt", "do not fit the network, are base_channels"), ("gone.pt", "no such checkpoint")):
+        engine = Engine(lambda engine, batch: None)
+        PretrainedWeights(small(), str(tmp_path / path), str(tmp_path / "last.pt")).attach(engine)
+        with pytest.raises(DriveSegError, match=f"{path}.*{message}"):
+            engine.run([0], max_epochs=1)
 
 
 def test_a_training_that_is_refused_frees_the_folder(tmp_path: Path) -> None:

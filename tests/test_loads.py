@@ -16,6 +16,9 @@ import torch
 from conftest import ROOT
 from jsonschema import ValidationError, validate
 from monai.bundle import verify_metadata, verify_net_in_out
+from test_bundle import SMALL
+
+from drive_seg.networks import UNet
 
 SCHEMA = ROOT / "tests" / "data" / "metadata_schema.json"
 
@@ -79,3 +82,45 @@ def test_the_network_is_as_metadata_says(bundle: Path, name: str) -> None:
         verify_net_in_out(
             "network_def", meta_file=files["metadata"], config_file=files[name], device="cpu", num_classes=3
         )
+
+
+def small_network(seed: int) -> UNet:
+    torch.manual_seed(seed)
+    return UNet(base_channels=SMALL["base_channels"], depth=SMALL["depth"])
+
+
+def drive_seg(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "drive_seg.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def fine_tune(dataset: Path, output: Path, pretrained: Path, **others: Any) -> subprocess.CompletedProcess[str]:
+    values = {**SMALL, "max_epochs": 1, "learning_rate": 0.0, "pretrained": str(pretrained), **others}
+    overrides = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
+    return drive_seg("train", "--dataset-dir", str(dataset), "--output-dir", str(output), *overrides)
+
+
+def test_fine_tuning_starts_from_weights(phantoms: Path, tmp_path: Path) -> None:
+    """Without a step the weights that a training ends with are those it started from."""
+    torch.save(small_network(5).state_dict(), tmp_path / "pretrained.pt")
+    done = fine_tune(phantoms, tmp_path / "mine", tmp_path / "pretrained.pt")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "the training starts from the weights of" in done.stderr
+    tuned = torch.load(tmp_path / "mine" / "model.pt", weights_only=True)
+    for name, weight in small_network(5).named_parameters():
+        assert torch.equal(tuned[name], weight), name
+
+
+@pytest.mark.parametrize(("base_channels", "message"), [
+    (16, "pretrained.pt: the weights do not fit the network, are base_channels, depth and num_classes those of the"),
+    (None, "pretrained.pt: there is no such checkpoint"),
+])  # fmt: skip
+def test_fine_tuning_from_what_does_not_fit(
+    phantoms: Path, tmp_path: Path, base_channels: int | None, message: str
+) -> None:
+    if base_channels is not None:
+        torch.save(UNet(base_channels=base_channels).state_dict(), tmp_path / "pretrained.pt")
+    done = fine_tune(phantoms, tmp_path / "mine", tmp_path / "pretrained.pt")
+    assert done.returncode == 1 and message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 or "Traceback" not in done.stderr
+    assert not (tmp_path / "mine" / "model.pt").exists()
