@@ -15,9 +15,10 @@ import pytest
 import torch
 from conftest import ROOT
 from jsonschema import ValidationError, validate
-from monai.bundle import verify_metadata, verify_net_in_out
+from monai.bundle import ConfigWorkflow, create_workflow, load, verify_metadata, verify_net_in_out
 from test_bundle import SMALL
 
+from drive_seg.checkpoints import save_checkpoint
 from drive_seg.networks import UNet
 
 SCHEMA = ROOT / "tests" / "data" / "metadata_schema.json"
@@ -124,3 +125,125 @@ def test_fine_tuning_from_what_does_not_fit(
     assert done.returncode == 1 and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 or "Traceback" not in done.stderr
     assert not (tmp_path / "mine" / "model.pt").exists()
+
+
+@pytest.fixture(scope="module")
+def copied(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle as ``monai.bundle.load`` expects it below ``bundle_dir``, with weights of the shipped size."""
+    folder = tmp_path_factory.mktemp("bundles") / "retinal_vessels"
+    shutil.copytree(bundle / "configs", folder / "configs")
+    torch.manual_seed(1)
+    save_checkpoint(UNet(base_channels=16).state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "models" / "model.pt", weights_only=True)
+
+
+def has_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> bool:
+    state = network.state_dict()
+    return state.keys() == weights.keys() and all(torch.equal(state[name].cpu(), weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("workflow_type", ["train", "inference"])
+def test_load(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workflow_type: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = load(copied.name, bundle_dir=copied.parent, workflow_type=workflow_type, device="cpu")
+    assert isinstance(network, UNet) and has_weights(network, saved_weights(copied))
+    with torch.inference_mode():
+        assert network.eval()(torch.zeros(1, 3, 45, 33)).shape == (1, 2, 45, 33)
+    assert not list(tmp_path.iterdir()), "loading writes nothing"
+
+
+@pytest.mark.parametrize("workflow_type", ["train", "inference"])
+def test_load_with_another_network(copied: Path, workflow_type: str) -> None:
+    """The last layer is another for three classes and stays random; the rest comes from the weights."""
+    network = load(
+        copied.name,
+        bundle_dir=copied.parent,
+        workflow_type=workflow_type,
+        device="cpu",
+        net_override={"num_classes": 3},
+    )
+    weights, state = saved_weights(copied), network.state_dict()
+    assert state["output.conv.weight"].shape[0] == 3
+    shared = [name for name in state if not name.startswith("output.conv")]
+    assert shared and all(torch.equal(state[name], weights[name]) for name in shared)
+
+
+def test_load_into_a_network_of_ones_own(copied: Path) -> None:
+    network = UNet(base_channels=16)
+    assert load(copied.name, model=network, bundle_dir=copied.parent, device="cpu") is network
+    assert has_weights(network, saved_weights(copied))
+
+
+ANOTHER_PROGRAM = """
+import sys
+
+import torch
+from monai.bundle import create_workflow
+from monai.data import decollate_batch, list_data_collate
+
+bundle, photograph, output = sys.argv[1:]
+workflow = create_workflow(
+    config_file=f"{bundle}/configs/inference.json", workflow_type="inference", bundle_root=bundle, output_dir=output
+)
+network = workflow.network_def.eval()
+network.load_state_dict(torch.load(f"{bundle}/models/model.pt", weights_only=True))
+batch = list_data_collate([workflow.preprocessing({"image": photograph})])
+with torch.inference_mode():
+    batch["pred"] = workflow.inferer(batch["image"], network)
+result = workflow.postprocessing(decollate_batch(batch)[0])
+print(tuple(result["pred"].shape), result["pred"].dtype, tuple(result["probability"].shape))
+"""
+
+
+def test_parts_of_a_workflow_in_another_program(copied: Path, phantoms: Path, tmp_path: Path) -> None:
+    photograph = sorted((phantoms / "test" / "images").iterdir())[0]
+    (tmp_path / "program.py").write_text(ANOTHER_PROGRAM)
+    done = subprocess.run(
+        [sys.executable, "program.py", str(copied), str(photograph), str(tmp_path / "masks")],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "(1, 150, 141) torch.uint8 (2, 150, 141)"
+    assert (tmp_path / "masks" / f"{photograph.stem}_vessels.png").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"program.py", "masks"}
+
+
+def workflow_of(bundle: Path, kind: str, dataset: Path, output: Path, **others: Any) -> ConfigWorkflow:
+    return create_workflow(
+        config_file=str(bundle / "configs" / ("train.json" if kind == "train" else "inference.json")),
+        workflow_type=kind, bundle_root=str(bundle), logging_file=False, dataset_dir=str(dataset),
+        output_dir=str(output), **others,
+    )  # fmt: skip
+
+
+def test_properties_of_a_training_can_be_set(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    values = {**SMALL, "ckpt_dir": str(tmp_path)}
+    workflow = workflow_of(bundle, "train", tmp_path / "nowhere", tmp_path, **values)
+    workflow.dataset_dir = str(phantoms)
+    workflow.max_epochs = 3
+    workflow.val_interval = 3
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    absent = ("train_postprocessing", "train_key_metric")
+    assert [name for name in workflow.properties if getattr(workflow, name) is None] == list(absent)
+    assert workflow.dataset_dir == str(phantoms) and workflow.max_epochs == 3
+    workflow.run()
+    assert workflow.trainer.state.epoch == 3
+    assert workflow.evaluator.state.epoch == 3, "validated once, after the third epoch"
+    schedule = workflow.parser.get_parsed_content("lr_scheduler")
+    assert schedule.last_epoch == schedule.lr_lambdas[0].__self__.t_total == 3 * len(workflow.trainer.data_loader)
+
+
+def test_properties_of_an_inference_can_be_set(copied: Path, phantoms: Path, tmp_path: Path) -> None:
+    workflow = workflow_of(copied, "inference", tmp_path / "nowhere", tmp_path)
+    workflow.dataset_dir = str(phantoms / "test" / "images")
+    workflow.device = "cpu"
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert [name for name in workflow.properties if getattr(workflow, name) is None] == ["key_metric"]
+    workflow.run()
+    assert len(list(tmp_path.glob("*_vessels.png"))) == len(workflow.dataset_data) == 2
