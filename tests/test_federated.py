@@ -1,0 +1,112 @@
+"""The bundle in a federated training: MONAI's client as NVFLARE runs it, on two sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from monai.fl.client import MonaiAlgo
+from monai.fl.utils.constants import ExtraItems, FlStatistics, ModelType, WeightType
+from monai.fl.utils.exchange_object import ExchangeObject
+from test_bundle import SMALL
+
+from drive_seg.networks import UNet
+from drive_seg.phantom import write_phantom_dataset
+
+ROUNDS = 2
+LOCAL_EPOCHS = 12
+RECIPE = {**SMALL, "base_channels": 8, "val_interval": LOCAL_EPOCHS, "warmup_steps": 5, "device": "cpu"}
+
+
+def site(bundle: Path, folder: Path, seed: int, send_weight_diff: bool = False) -> MonaiAlgo:
+    """A site with phantoms of its own, 5 to train on and 1 to validate on."""
+    write_phantom_dataset(folder / "data", training=6, test=1, seed=seed, height=150, width=141)
+    values = {**RECIPE, "dataset_dir": str(folder / "data"), "output_dir": str(folder)}
+    algo = MonaiAlgo(
+        bundle_root=str(bundle),
+        local_epochs=LOCAL_EPOCHS,
+        send_weight_diff=send_weight_diff,
+        train_kwargs={
+            **values,
+            "ckpt_dir": str(folder / "local"),
+            # MONAI sets the trainer's epochs to those of a round; the schedule is to last for all rounds.
+            "lr_scheduler#t_total": f"${ROUNDS} * @train#trainer#max_epochs * len(@train#dataloader)",
+        },
+        config_evaluate_filename="configs/train.json",
+        eval_kwargs={**values, "ckpt_dir": str(folder / "global")},
+        best_model_filepath=str(folder / "local" / "model.pt"),
+    )
+    algo.initialize({ExtraItems.CLIENT_NAME: folder.name})
+    return algo
+
+
+def averaged(replies: list[ExchangeObject]) -> dict[str, torch.Tensor]:
+    """FedAvg: the mean of the sites' weights, each counted by its number of steps."""
+    steps = [reply.statistics[FlStatistics.NUM_EXECUTED_ITERATIONS] for reply in replies]
+    names = replies[0].weights
+    return {
+        name: sum(n / sum(steps) * reply.weights[name].double() for n, reply in zip(steps, replies, strict=True)).to(
+            names[name].dtype
+        )
+        for name in names
+    }
+
+
+def dice(algo: MonaiAlgo, weights: Mapping[str, torch.Tensor]) -> float:
+    return float(algo.evaluate(ExchangeObject(weights=dict(weights))).metrics["val_dice"])
+
+
+@pytest.mark.slow
+def test_two_sites_learn_together(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sites = [site(bundle, tmp_path / f"site{number}", seed=number) for number in (1, 2)]
+    torch.manual_seed(0)
+    weights: dict[str, torch.Tensor] = UNet(base_channels=8, depth=3).state_dict()
+    course = [[dice(algo, weights) for algo in sites]]
+    for number in range(1, ROUNDS + 1):
+        replies = []
+        for algo in sites:
+            algo.train(ExchangeObject(weights={name: weight.clone() for name, weight in weights.items()}))
+            replies.append(algo.get_weights())
+            assert algo.trainer.state.epoch == number * LOCAL_EPOCHS
+        assert all(reply.weight_type == WeightType.WEIGHTS for reply in replies)
+        weights = averaged(replies)
+        course.append([dice(algo, weights) for algo in sites])
+    print("validation Dice by round, one figure a site:", course)
+    for before, after in zip(course[0], course[-1], strict=True):
+        assert after > before + 0.2
+    for algo, folder in zip(sites, ("site1", "site2"), strict=True):
+        best = algo.get_weights({ExtraItems.MODEL_TYPE: ModelType.BEST_MODEL})
+        assert best.weights.keys() == weights.keys()
+        assert (tmp_path / folder / "global" / "model.pt").is_file(), "the best weights of the federation"
+        algo.finalize()
+    assert {path.name for path in tmp_path.iterdir()} == {"site1", "site2"}
+
+
+def test_a_round_starts_from_the_servers_weights(bundle: Path, tmp_path: Path) -> None:
+    """Without a step nothing but the batch statistics differs from what the server has sent."""
+    folder = tmp_path / "site"
+    write_phantom_dataset(folder / "data", training=5, test=1, seed=3, height=130, width=121)
+    algo = MonaiAlgo(
+        bundle_root=str(bundle),
+        local_epochs=1,
+        train_kwargs={
+            **RECIPE,
+            "learning_rate": 0.0,
+            "dataset_dir": str(folder / "data"),
+            "output_dir": str(folder),
+            "ckpt_dir": str(folder),
+        },
+        config_evaluate_filename=None,
+    )
+    algo.initialize()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        network = UNet(base_channels=8, depth=3)
+        algo.train(ExchangeObject(weights=network.state_dict()))
+        reply = algo.get_weights()
+        assert reply.weight_type == WeightType.WEIGHT_DIFF
+        assert all(not reply.weights[name].any() for name, _ in network.named_parameters())
+    algo.finalize()
