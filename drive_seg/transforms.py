@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform, Transform
+from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import ImageMetaKey, TraceKeys, ensure_tuple, ensure_tuple_rep
 
 from drive_seg.errors import DriveSegError
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-class EnsureFOVd(Transform):
+class EnsureFOVd(MapTransform):
     """Give every case a FOV mask of its image's size with the values 0 and 1, estimating it where it has none.
 
     Args:
@@ -44,6 +44,7 @@ class EnsureFOVd(Transform):
     """
 
     def __init__(self, image_key: str = "image", fov_key: str = "fov") -> None:
+        super().__init__(image_key)  # MONAI Deploy asks the first transform whether it takes dictionaries
         self.image_key = image_key
         self.fov_key = fov_key
 
