@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,12 @@ import torch
 from conftest import ROOT
 from jsonschema import ValidationError, validate
 from monai.bundle import ConfigWorkflow, create_workflow, load, verify_metadata, verify_net_in_out
+from monai.fl.utils.exchange_object import ExchangeObject
+from PIL import Image
 from test_bundle import SMALL
 
 from drive_seg.checkpoints import save_checkpoint
+from drive_seg.configs import check_overrides, config_files, parse_overrides
 from drive_seg.networks import UNet
 
 SCHEMA = ROOT / "tests" / "data" / "metadata_schema.json"
@@ -247,3 +251,40 @@ def test_properties_of_an_inference_can_be_set(copied: Path, phantoms: Path, tmp
     assert [name for name in workflow.properties if getattr(workflow, name) is None] == ["key_metric"]
     workflow.run()
     assert len(list(tmp_path.glob("*_vessels.png"))) == len(workflow.dataset_data) == 2
+
+
+CARD = (ROOT / "bundle" / "docs" / "README.md").read_text(encoding="utf-8")
+SECTION = CARD.split("## Use it from MONAI")[1].split("\n## ")[0]
+EXAMPLES = re.findall(r"```(\w+)\n(.*?)```", SECTION, flags=re.DOTALL)
+
+
+def test_the_cards_examples(copied: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every one runs as it stands, with the bundle and the data where it names them."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(copied, tmp_path / "bundle")
+    shutil.copytree(phantoms, tmp_path / "data" / "mine")
+    (tmp_path / "photographs").mkdir()
+    with Image.open(sorted((phantoms / "test" / "images").iterdir())[0]) as photograph:
+        photograph.save(tmp_path / "photographs" / "eye.jpg")
+    names: dict[str, Any] = {}
+    for language, example in EXAMPLES:
+        if language == "python":
+            exec(compile(example, "README.md", "exec"), names)  # the card is ours
+    assert has_weights(names["network"], saved_weights(copied))
+    assert names["case"]["image"].shape[0] == 3
+    assert (tmp_path / "bundle" / "eval" / "eye_vessels.png").is_file()
+    algo = names["algo"]
+    assert algo.trainer.state.max_epochs == 5
+    schedule = algo.train_workflow.parser.get_parsed_content("lr_scheduler")
+    assert schedule.lr_lambdas[0].__self__.t_total == 10 * 5 * len(algo.trainer.data_loader)
+    metrics = algo.evaluate(ExchangeObject(weights=names["network"].state_dict())).metrics
+    assert 0 <= metrics["val_dice"] <= 1
+    algo.finalize()
+
+
+def test_the_cards_command(bundle: Path) -> None:
+    (command,) = (shlex.split(example.replace("\\\n", " ")) for language, example in EXAMPLES if language == "bash")
+    assert command[:5] == ["python", "-m", "monai.bundle", "run", "training"]
+    values = parse_overrides(command[5:])
+    assert values.pop("config_file") == "bundle/configs/train.json"
+    check_overrides(config_files(bundle, "train"), values)
