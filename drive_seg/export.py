@@ -7,6 +7,7 @@ for any batch, height and width. It is compared with the network before it gets 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -60,8 +61,8 @@ def export_network(
 ) -> Iterator[Exported]:
     """Write a network with its weights, format by format.
 
-    ``model.ts`` and ``model.pt2`` hold the bundle's ``metadata.json`` and ``inference.json`` as extra files. Images must
-    have at least ``2**depth`` pixels a side for ``model.ts``, and twice that for the others.
+    ``model.ts`` and ``model.pt2`` hold the bundle's ``metadata.json`` and ``inference.json`` as extra files. Images
+    must have at least ``2**depth`` pixels a side for ``model.ts``, and twice that for the others.
 
     Args:
         root: the bundle.
@@ -154,9 +155,11 @@ def _to_torchscript(network: UNet, path: Path, config: str, metadata: str, overr
         "config_file": config,
     }
     arguments.write_text(json.dumps(values), encoding="utf-8")
-    # In a process of its own, because the names of the compiled types are numbered through a process.
+    # In a process of its own and without random hashes, because the compiler numbers the names of types through a
+    # process and writes the constants of a module in the order of a set of strings: the bytes would differ every time.
     done = subprocess.run(
         [sys.executable, "-m", "monai.bundle", "ckpt_export", "--args_file", str(arguments)],
+        env={**os.environ, "PYTHONHASHSEED": "0"},
         capture_output=True,
         text=True,
     )
@@ -179,6 +182,8 @@ def _normalize_torchscript(path: Path) -> None:
 
 def _to_pt2(network: UNet, path: Path, config: str, metadata: str) -> Compute:
     exported = torch.export.export(network, _example(network), dynamic_shapes=_dynamic_shapes(network))
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
     extra_files = {Path(file).name: Path(file).read_text(encoding="utf-8") for file in (config, metadata)}
     torch.export.save(exported, path, extra_files=extra_files)
     return torch.export.load(path).module()
@@ -200,7 +205,7 @@ def _to_onnx(network: UNet, path: Path) -> Compute:
         )
     assert program is not None  # it is only for the exporter without dynamo
     for node in program.model.graph:
-        node.metadata_props.clear()  # tracebacks, with paths of this machine
+        node.metadata_props.clear()  # tracebacks, with paths of this machine, too
     program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
