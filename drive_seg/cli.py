@@ -208,8 +208,7 @@ def export(
 ) -> None:
     """Write weights for other runtimes: TorchScript (model.ts), torch.export (model.pt2) and ONNX (model.onnx).
 
-    Each takes images of any height and width and is compared with the network; --base_channels, --depth and
-    --num_classes as in the training.
+    Each takes images of any height and width and is compared with the network. --base_channels is as in the training.
 
     Example: drive-seg export --checkpoint runs/chase/model.pt --output-dir exported
     """
