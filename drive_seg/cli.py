@@ -18,7 +18,7 @@ from drive_seg.errors import user_error
 
 app = typer.Typer(
     help="Segment the vessels in colour fundus photographs.",
-    epilog="train, evaluate and predict take any key of the bundle's configs as --KEY VALUE, "
+    epilog="train, evaluate, predict and export take any key of the bundle's configs as --KEY VALUE, "
     "spelt as for python -m monai.bundle: --max_epochs 100 --optimizer#momentum 0.95",
     no_args_is_help=True,
     add_completion=False,
@@ -200,6 +200,55 @@ def demo(output_dir: OutputDir = Path("drive-seg-demo"), bundle_root: BundleRoot
 
     quiet()
     run_demo(bundle_root or shipped_bundle(), output_dir, typer.echo)
+
+
+@app.command(context_settings=_OVERRIDABLE)
+def export(
+    context: typer.Context,
+    checkpoint: Checkpoint = None,
+    output_dir: OutputDir = Path("drive-seg-export"),
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="torchscript, pt2 or onnx; may be given several times.",
+            show_default="all that are installed",
+        ),
+    ] = None,
+    bundle_root: BundleRoot = None,
+) -> None:
+    """Write weights for other runtimes: TorchScript (model.ts), torch.export (model.pt2) and ONNX (model.onnx).
+
+    Each takes images of any height and width and is compared with the network. --base_channels is as in the training.
+
+    Example: drive-seg export --checkpoint runs/chase/model.pt --output-dir exported
+    """
+    overrides = {**_checkpoint(checkpoint), **parse_overrides(context.args)}
+    from drive_seg.export import TOLERANCE, export_network
+    from drive_seg.workflows import quiet
+
+    quiet()
+    for exported in export_network(bundle_root or shipped_bundle(), output_dir, overrides, formats or ()):
+        typer.echo(f"{exported.path}: largest difference of a logit {exported.difference:.2g} (accepted {TOLERANCE:g})")
+
+
+@app.command()
+def package(
+    checkpoint: Checkpoint = None,
+    output_dir: OutputDir = Path("drive-seg-package"),
+    bundle_root: BundleRoot = None,
+) -> None:
+    """Pack the bundle with its weights into a zip file that python -m monai.bundle download takes.
+
+    Example: drive-seg package --checkpoint runs/chase/model.pt --output-dir release
+    """
+    from drive_seg.files import sha256
+    from drive_seg.package import package_bundle
+    from drive_seg.workflows import quiet
+
+    quiet()
+    path = package_bundle(bundle_root or shipped_bundle(), output_dir, checkpoint)
+    typer.echo(f"bundle: {path}\nsha256: {sha256(path)}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -27,6 +27,7 @@ def quiet() -> None:
     for name in ("SupervisedTrainer", "SupervisedEvaluator", "TolerantEvaluator"):  # they log what they raise
         logging.getLogger(f"ignite.engine.engine.{name}").setLevel(logging.CRITICAL)
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns that no logging file is used
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision, which is not used, is missing
     logging.getLogger("drive_seg").setLevel(logging.INFO)
 
 

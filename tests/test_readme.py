@@ -74,7 +74,7 @@ def test_commands_name_what_there_is(bundle: Path, command: list[str]) -> None:
         options = {"--dataset-dir", "--output-dir", "--checkpoint", "--fold"}
         words = [word for word in command[2:] if word != "--resume"]
         keys = [word[2:] for word in words if word.startswith("--") and word not in options]
-        overlaid = {"predict": ["inference"], "evaluate": ["train", "evaluate"]}
+        overlaid = {"predict": ["inference"], "export": ["inference"], "evaluate": ["train", "evaluate"]}
         files = config_files(bundle, *overlaid.get(command[1], ["train"]))
         check_overrides(files, dict.fromkeys(keys))
 

@@ -1,0 +1,238 @@
+"""A trained network as one file for other runtimes: TorchScript, ``torch.export`` and ONNX.
+
+Every file computes in float32 and takes what the network takes, normalised images (B, C, H, W), and gives its logits
+for any batch, height and width. It is compared with the network before it gets its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from drive_seg.checkpoints import load_weights, save_checkpoint
+from drive_seg.configs import check_overrides, config_files
+from drive_seg.errors import DriveSegError
+from drive_seg.files import replacing
+from drive_seg.networks import UNet
+
+__all__ = ["FILE_NAMES", "TOLERANCE", "Exported", "available_formats", "export_network", "write_archive"]
+
+FILE_NAMES = {"torchscript": "model.ts", "pt2": "model.pt2", "onnx": "model.onnx"}
+_NEEDED_FOR_ONNX = ("onnx", "onnxscript", "onnxruntime")
+
+TOLERANCE = 1e-3
+"""Largest accepted difference of a logit; as much in two logits moves a probability by 0.0005 at most."""
+
+Compute = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file and how well it agrees with the network: the largest absolute difference of a logit."""
+
+    path: Path
+    difference: float
+
+
+def available_formats() -> list[str]:
+    """The keys of ``FILE_NAMES`` for which everything is installed."""
+    return [name for name in FILE_NAMES if name != "onnx" or not _missing_for_onnx()]
+
+
+def export_network(
+    root: Path,
+    output_dir: Path,
+    overrides: Mapping[str, Any],
+    formats: Sequence[str] = (),
+) -> Iterator[Exported]:
+    """Write a network with its weights, format by format.
+
+    ``model.ts`` and ``model.pt2`` hold the bundle's ``metadata.json`` and ``inference.json`` as extra files. Images
+    must have at least ``2**depth`` pixels a side for ``model.ts``, and twice that for the others.
+
+    Args:
+        root: the bundle.
+        output_dir: where the files go; each is whole or not there.
+        overrides: keys of ``inference.json`` and their values, such as ``checkpoint``.
+        formats: keys of ``FILE_NAMES``; none for all that are available.
+
+    Yields:
+        Each file once it is written and compared.
+
+    Raises:
+        DriveSegError: if a format is unknown or something it needs is not installed, if an override or the weights do
+            not fit, or if a file differs from the network by more than ``TOLERANCE``.
+    """
+    formats = list(dict.fromkeys(formats)) or available_formats()
+    for name in formats:
+        _check_format(name)
+    (config,) = config_files(root, "inference")
+    (metadata,) = config_files(root, "metadata")
+    check_overrides([config], overrides)
+    parser = ConfigParser()
+    parser.read_config(config)
+    parser.update({"bundle_root": str(root), **overrides})
+    network = parser.get_parsed_content("network_def")
+    if not isinstance(network, UNet) or network.spatial_dims != 2:
+        raise DriveSegError(f"{config}: expected a two-dimensional drive_seg.networks.UNet as network_def")
+    load_weights(network, parser.get_parsed_content("checkpoint")).eval()
+
+    for name in formats:
+        # Made under its final name, which TorchScript and torch.export write into the file, then moved.
+        with tempfile.TemporaryDirectory() as scratch:
+            made = Path(scratch) / FILE_NAMES[name]
+            if name == "torchscript":
+                compute = _to_torchscript(network, made, config, metadata, overrides)
+            elif name == "pt2":
+                compute = _to_pt2(network, made, config, metadata)
+            else:
+                compute = _to_onnx(network, made)
+            path = output_dir / made.name
+            difference = _largest_difference(network, compute)
+            if not difference <= TOLERANCE:
+                raise DriveSegError(
+                    f"{path}: is not written because its logits differ from the network's by {difference:.2g}, "
+                    f"more than {TOLERANCE:.2g}"
+                )
+            with replacing(path) as temporary:
+                shutil.copyfile(made, temporary)
+        yield Exported(path, difference)
+
+
+def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
+    """Write a zip file whose bytes depend on nothing but the names and the contents.
+
+    Members are sorted and have the same date and permissions. They are stored as they are: weights hardly shrink, and
+    what deflate makes of them depends on the version of zlib.
+
+    Args:
+        path: the zip file, overwritten.
+        members: contents, or the files that hold them, by their names in the archive.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in sorted(members.items()):
+            member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            member.create_system = 3  # Unix on every system, so that the permissions are read as such
+            member.external_attr = 0o100644 << 16
+            archive.writestr(member, content if isinstance(content, bytes) else content.read_bytes())
+
+
+def _check_format(name: str) -> None:
+    if name not in FILE_NAMES:
+        raise DriveSegError(f"format: expected one of {', '.join(FILE_NAMES)}, got {name!r}")
+    if name == "onnx" and (missing := _missing_for_onnx()):
+        raise DriveSegError(f"onnx: needs {' and '.join(missing)}, which pip install 'drive-seg[export]' brings")
+
+
+def _missing_for_onnx() -> list[str]:
+    return [package for package in _NEEDED_FOR_ONNX if find_spec(package) is None]
+
+
+def _to_torchscript(network: UNet, path: Path, config: str, metadata: str, overrides: Mapping[str, Any]) -> Compute:
+    weights = path.with_name("weights.pt")
+    save_checkpoint(network.state_dict(), weights)
+    arguments = path.with_name("arguments.json")
+    values = {
+        **overrides,
+        "net_id": "network_def",
+        "filepath": str(path),
+        "ckpt_file": str(weights),
+        "meta_file": metadata,
+        "config_file": config,
+    }
+    arguments.write_text(json.dumps(values), encoding="utf-8")
+    # In a process of its own and without random hashes, because the compiler numbers the names of types through a
+    # process and writes the constants of a module in the order of a set of strings: the bytes would differ every time.
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "ckpt_export", "--args_file", str(arguments)],
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"monai.bundle ckpt_export failed:\n{done.stderr}")
+    _normalize_torchscript(path)
+    return torch.jit.load(path)
+
+
+def _normalize_torchscript(path: Path) -> None:
+    """Leave out what depends on where the package is installed: source paths for tracebacks, and a hash of all."""
+    with zipfile.ZipFile(path) as archive:
+        members: dict[str, bytes | Path] = {
+            name: archive.read(name)
+            for name in archive.namelist()
+            if not name.endswith((".debug_pkl", "/.data/serialization_id"))
+        }
+    write_archive(path, members)
+
+
+def _to_pt2(network: UNet, path: Path, config: str, metadata: str) -> Compute:
+    exported = torch.export.export(network, _example(network), dynamic_shapes=_dynamic_shapes(network))
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    extra_files = {Path(file).name: Path(file).read_text(encoding="utf-8") for file in (config, metadata)}
+    torch.export.save(exported, path, extra_files=extra_files)
+    return torch.export.load(path).module()
+
+
+def _to_onnx(network: UNet, path: Path) -> Compute:
+    import onnxruntime
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # of torch about itself
+        program = torch.onnx.export(
+            network,
+            _example(network),
+            dynamo=True,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=_dynamic_shapes(network),
+            verbose=False,
+        )
+    assert program is not None  # it is only for the exporter without dynamo
+    for node in program.model.graph:
+        node.metadata_props.clear()  # tracebacks, with paths of this machine, too
+    program.save(path, external_data=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+
+
+def _example(network: UNet) -> tuple[torch.Tensor]:
+    # Any sizes but those that torch.export takes for constants, 0 and 1, down to the lowest stage.
+    side = network.smallest_size
+    return (torch.zeros(2, network.in_channels, 3 * side + 3, 4 * side + 5),)
+
+
+def _dynamic_shapes(network: UNet) -> dict[str, dict[int, Any]]:
+    # Below twice the smallest size the features at the bottom are one pixel, which torch.export specialises on.
+    least = 2 * network.smallest_size
+    sides = {2: torch.export.Dim("height", min=least), 3: torch.export.Dim("width", min=least)}
+    return {"x": {0: torch.export.Dim("batch"), **sides}}
+
+
+def _largest_difference(network: UNet, compute: Compute) -> float:
+    """The largest absolute difference of a logit on noise of even, odd and mixed sizes, or nan."""
+    least = 2 * network.smallest_size
+    # The last one is that of DRIVE's photographs.
+    shapes = ((1, least, least), (2, least + 1, least + 3), (1, least + 6, 2 * least + 5), (1, 584, 565))
+    generator = torch.Generator().manual_seed(0)
+    differences = []
+    with torch.no_grad():
+        for batch, height, width in shapes:
+            image = torch.randn(batch, network.in_channels, height, width, generator=generator)
+            differences.append((compute(image) - network(image)).abs().max())
+    return float(torch.stack(differences).max())

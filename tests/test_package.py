@@ -1,0 +1,174 @@
+"""The packed bundle goes the way of MONAI's model zoo: downloaded, unpacked, run from anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from monai.apps.utils import HashCheckError
+from monai.bundle import download, download_large_files, load
+from PIL import Image
+from test_cli import refused
+
+from drive_seg.cli import main
+from drive_seg.files import sha256
+from drive_seg.networks import UNet
+from drive_seg.package import NAME
+from drive_seg.phantom import make_phantom
+from drive_seg.pictures import save_png
+
+
+def make_weights(path: Path) -> Path:
+    torch.manual_seed(5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(UNet(base_channels=16).state_dict(), path)
+    return path
+
+
+def pack(weights: Path, output: Path) -> Path:
+    with pytest.raises(SystemExit) as stop:
+        main(["package", "--checkpoint", str(weights), "--output-dir", str(output)])
+    assert not stop.value.code
+    (path,) = output.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    return pack(make_weights(folder / "model.pt"), folder / "release")
+
+
+@pytest.fixture
+def served(packed: Path) -> Iterator[str]:
+    """URL of the folder of the zip file, on the loopback interface."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(packed.parent)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_one_folder_with_everything(packed: Path, bundle: Path) -> None:
+    version = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
+    assert packed.name == f"{NAME}_v{version}.zip"
+    with zipfile.ZipFile(packed) as archive:
+        names = archive.namelist()
+        assert archive.testzip() is None
+        assert all(name.split("/")[0] == NAME for name in names)
+        for name in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/metadata.json"):
+            assert archive.read(f"{NAME}/{name}") == (bundle / name).read_bytes()
+        assert {Path(name).name for name in names if "/models/" in name} == {"model.pt", "model.ts"}
+        listing = yaml.safe_load(archive.read(f"{NAME}/large_files.yml"))["large_files"]
+        for entry in listing:
+            content = archive.read(f"{NAME}/{entry['path']}")
+            assert entry["hash_type"] == "sha256" and entry["hash_val"] == hashlib.sha256(content).hexdigest()
+    assert [entry["path"] for entry in listing] == ["models/model.pt", "models/model.ts"]
+
+
+def test_the_same_weights_give_the_same_bytes(packed: Path, bundle: Path, tmp_path: Path) -> None:
+    # Another place, other times and permissions, and files of an editor and of a training beside those of the bundle.
+    root = tmp_path / "elsewhere"
+    shutil.copytree(bundle, root, copy_function=shutil.copyfile)
+    (root / "LICENSE").chmod(0o600)
+    (root / "configs" / ".train.json.swp").write_text("hidden")
+    make_weights(root / "models" / "model.pt")
+    (root / "models" / "last.pt").write_bytes(b"state")
+    with pytest.raises(SystemExit) as stop:
+        main(["package", "--bundle-root", str(root), "--output-dir", str(tmp_path / "release")])
+    assert not stop.value.code
+    assert sha256(tmp_path / "release" / packed.name) == sha256(packed)
+
+
+@pytest.mark.parametrize("source", ["url", "github"])
+def test_monai_downloads_it(
+    packed: Path, served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    if source == "url":
+        download(NAME, bundle_dir=tmp_path, url=f"{served}/{packed.name}", progress=False)
+    else:  # which builds the file's name from name and version
+        monkeypatch.setattr(
+            "monai.bundle.scripts._get_git_release_url", lambda owner, repo, tag_name, filename: f"{served}/{filename}"
+        )
+        version = packed.stem.rpartition("_v")[2]
+        download(NAME, version, tmp_path, source="github", repo="owner/repository/tag", progress=False)
+    root = tmp_path / NAME
+    assert (root / "configs" / "inference.json").is_file()
+
+    download_large_files(str(root))  # finds them there, and their hashes right
+    weights = torch.load(packed.parent.parent / "model.pt", weights_only=True)
+    network = load(NAME, bundle_dir=tmp_path)
+    assert isinstance(network, UNet)
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in weights.items())
+    scripted, metadata, _ = load(NAME, bundle_dir=tmp_path, load_ts_module=True)
+    image = torch.randn(1, 3, 37, 50)
+    with torch.no_grad():
+        torch.testing.assert_close(scripted.eval()(image), network.eval()(image))
+    assert metadata["name"] == "Retinal vessel segmentation"
+
+    (root / "models" / "model.pt").write_bytes(b"damaged")
+    with pytest.raises(HashCheckError, match="hash check"):
+        download_large_files(str(root))
+
+
+def test_the_unpacked_bundle_runs_from_anywhere(packed: Path, served: str, tmp_path: Path) -> None:
+    download(NAME, bundle_dir=tmp_path, url=f"{served}/{packed.name}", progress=False)
+    photographs, elsewhere, output = (tmp_path / name for name in ("photographs", "elsewhere", "masks"))
+    for folder in (photographs, elsewhere):
+        folder.mkdir()
+    save_png(make_phantom(0, 150, 141).image, photographs / "eye.png")
+    root = tmp_path / NAME
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(root)]
+        + ["--config_file", str(root / "configs" / "inference.json"), "--fov_diameter", "128"]
+        + ["--dataset_dir", str(photographs), "--output_dir", str(output)],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    with Image.open(output / "eye_vessels.png") as mask:
+        assert mask.size == (141, 150)
+        assert set(np.unique(np.asarray(mask))) <= {0, 255}
+    assert not list(elsewhere.iterdir())
+
+
+def test_what_is_refused(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["package", "--output-dir", str(tmp_path / "release")]
+    state = tmp_path / "last.pt"
+    torch.save({"network": UNet(base_channels=16).state_dict(), "progress": {}}, state)
+    assert "is the state of a training" in refused([*command, "--checkpoint", str(state)], capsys)
+    other = tmp_path / "other.pt"
+    torch.save(UNet(base_channels=4).state_dict(), other)
+    assert "do not fit the network" in refused([*command, "--checkpoint", str(other)], capsys)
+    root = tmp_path / "empty"
+    shutil.copytree(bundle / "configs", root / "configs")
+    assert "models/model.pt: there is no such checkpoint" in refused([*command, "--bundle-root", str(root)], capsys)
+    make_weights(root / "models" / "model.pt")
+    assert "LICENSE: there is no such file" in refused([*command, "--bundle-root", str(root)], capsys)
+    assert not (tmp_path / "release").exists()
