@@ -15,8 +15,10 @@ import torch
 from monai.transforms import Transform
 from PIL import Image
 
+from drive_seg.data import picture_name
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
+from drive_seg.nifti import save_nifti
 
 __all__ = ["SaveVesselsd", "agreement", "overlay", "save_curves", "save_png"]
 
@@ -111,7 +113,8 @@ class SaveVesselsd(Transform):
     """Writes the result for one photograph, in the photograph's own size and orientation.
 
     ``<name>_vessels.png`` is the mask, 0 and 255 (several classes: the class values); ``<name>_probability.png`` the
-    probability of vessel in 16 bits, 0 to 65535; ``<name>_overlay.png`` the photograph with the vessels coloured.
+    probability of vessel in 16 bits, 0 to 65535; ``<name>_overlay.png`` the photograph with the vessels coloured. On
+    request, ``<name>_vessels.nii.gz`` holds the class values where the photograph lies in space, see ``save_nifti``.
 
     Args:
         output_dir: folder to write into.
@@ -119,6 +122,7 @@ class SaveVesselsd(Transform):
         probability_key: probability maps, (num_classes, H, W), background first.
         photograph_key: photograph, (3, H, W), uint8, of which the metadata tell the file name.
         output_key: where the paths of the written files go.
+        save_nifti: write the mask as NIfTI, too.
     """
 
     def __init__(
@@ -128,12 +132,14 @@ class SaveVesselsd(Transform):
         probability_key: str = "probability",
         photograph_key: str = "photograph",
         output_key: str = "saved",
+        save_nifti: bool = False,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.pred_key = pred_key
         self.probability_key = probability_key
         self.photograph_key = photograph_key
         self.output_key = output_key
+        self.save_nifti = save_nifti
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with what the class says done to it."""
@@ -145,7 +151,7 @@ class SaveVesselsd(Transform):
         pixels = np.ascontiguousarray(_array(photograph).transpose(1, 2, 0))
         if mask.shape != pixels.shape[:2]:
             raise DriveSegError(f"{source}: the mask has the size {mask.shape}, expected {pixels.shape[:2]}")
-        name = str(case.get("case_id", source.stem))
+        name = str(case.get("case_id", picture_name(source)))
         binary = probability.shape[0] == 2
         pictures = {
             "vessels": mask * np.uint8(255) if binary else mask,
@@ -155,6 +161,10 @@ class SaveVesselsd(Transform):
         saved = {kind: self.output_dir / f"{name}_{kind}.png" for kind in pictures}
         for kind, picture in pictures.items():
             save_png(picture, saved[kind])
+        if self.save_nifti:
+            affine = photograph.meta.get("nifti_affine")
+            saved["nifti"] = self.output_dir / f"{name}_vessels.nii.gz"
+            save_nifti(mask, saved["nifti"], None if affine is None else np.asarray(affine, dtype=float))
         case[self.output_key] = {kind: str(path) for kind, path in saved.items()}
         return case
 
