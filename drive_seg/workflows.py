@@ -33,6 +33,7 @@ def quiet() -> None:
     for name in ("SupervisedTrainer", "SupervisedEvaluator", "TolerantEvaluator"):  # they log what they raise
         logging.getLogger(f"ignite.engine.engine.{name}").setLevel(logging.CRITICAL)
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns that no logging file is used
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)  # where pydicom is installed
     logging.getLogger("drive_seg").setLevel(logging.INFO)
 
 
