@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,8 @@ def read_dicom(path: str | os.PathLike) -> tuple[np.ndarray, float]:
         from pydicom.pixels import apply_color_lut, pixel_array
     except ImportError as error:
         raise DriveSegError(f"{path}: is DICOM, which pydicom reads (pip install 'drive-seg[dicom]')") from error
-    if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == _DEFLATED:
+    syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+    if syntax == _DEFLATED:
         # Nothing in it says how long it becomes.
         raise DriveSegError(f"{path}: is DICOM deflated as a whole, which is not read")
     dataset = pydicom.dcmread(path)
@@ -57,6 +59,8 @@ def read_dicom(path: str | os.PathLike) -> tuple[np.ndarray, float]:
         raise DriveSegError(
             f"{path}: expected pixels of {', '.join((*INTERPRETATIONS, *GREY, PALETTE))}, got {interpretation}"
         )
+    if syntax.is_compressed and not _can_be_decoded(syntax):
+        raise DriveSegError(f"{path}: its pixels are compressed as {syntax.name}, which pydicom alone does not decode")
     values = pixel_array(dataset)
     bits = int(dataset.BitsStored)
     if interpretation == PALETTE:
@@ -67,3 +71,12 @@ def read_dicom(path: str | os.PathLike) -> tuple[np.ndarray, float]:
     if interpretation == "MONOCHROME1":
         values = full_scale - values
     return values, full_scale
+
+
+def _can_be_decoded(syntax: Any) -> bool:
+    from pydicom.pixels import get_decoder
+
+    try:
+        return get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False

@@ -13,14 +13,18 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
+import torch
+from builders import fundus
 from pictures import as_rgb24, save_dicom, save_nifti_array, save_png16, save_ppm16
 from PIL import Image
 
 from drive_seg.bit_depth import to_8_bit
 from drive_seg.errors import DriveSegError
+from drive_seg.networks import UNet
 from drive_seg.nifti import PICTURE_AFFINE, save_nifti
 from drive_seg.pictures import save_png
 from drive_seg.readers import PhotographReader, read_image
+from drive_seg.workflows import segment_photographs
 
 COLOURS = np.arange(3 * 5 * 3, dtype=np.uint8).reshape(3, 5, 3) * 5
 """3 rows, 5 columns, no two values alike."""
@@ -184,6 +188,33 @@ def test_saved_nifti_is_read_back(tmp_path: Path) -> None:
     assert (tmp_path / "a_vessels.nii.gz").read_bytes() == content
 
 
+def test_a_mask_lies_in_space_as_its_photograph(bundle: Path, tmp_path: Path) -> None:
+    """The same eye as PNG and as NIfTI, 90 rows and 110 columns, on to the saved files."""
+    torch.manual_seed(1)  # weights that call some of it vessel
+    network = UNet(base_channels=2, depth=2)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    photograph = fundus(90, 110, row=40, column=60, radius=35)
+    save_png(photograph, tmp_path / "eye.png")
+    save_nifti_array(tmp_path / "eye.nii.gz", as_rgb24(photograph), AFFINE)
+    values = {"base_channels": 2, "depth": 2, "fov_diameter": 64, "checkpoint": str(tmp_path / "model.pt")}
+    values |= {"precision": "float32", "save_nifti": True}
+    for name, affine in (("eye.png", PICTURE_AFFINE), ("eye.nii.gz", AFFINE)):
+        output = tmp_path / name.replace(".", "_")
+        assert not segment_photographs(bundle, [tmp_path / name], output, values)
+        assert len(list(output.iterdir())) == 4
+        mask = np.asarray(Image.open(output / "eye_vessels.png"))
+        image = nibabel.load(output / "eye_vessels.nii.gz")
+        assert mask.shape == (90, 110) and 0 < (mask > 0).mean() < 0.9
+        assert image.shape == (110, 90, 1) and image.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(np.asarray(image.dataobj)[..., 0].T * 255, mask)
+        np.testing.assert_allclose(image.affine, affine)
+    first, second = (tmp_path / name / "eye_vessels.png" for name in ("eye_png", "eye_nii_gz"))
+    assert first.read_bytes() == second.read_bytes()
+    values["save_nifti"] = False
+    assert not segment_photographs(bundle, [tmp_path / "eye.png"], tmp_path / "plain", values)
+    assert len(list((tmp_path / "plain").iterdir())) == 3
+
+
 class TestDicom:
     @pytest.fixture(autouse=True)
     def _pydicom(self) -> None:
@@ -261,6 +292,19 @@ class TestDicom:
         dataset.save_as(path)
         with pytest.raises(DriveSegError, match=r"eye\.dcm: is DICOM without pixels$"):
             read_image(path)
+
+    def test_a_compression_without_a_decoder(self, tmp_path: Path) -> None:
+        import pydicom
+        from pydicom.encaps import encapsulate
+        from pydicom.uid import MPEG4HP41
+
+        dataset = pydicom.dcmread(save_dicom(tmp_path / "eye.dcm", COLOURS))
+        dataset.PixelData = encapsulate([b"0123"])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = MPEG4HP41
+        dataset.save_as(tmp_path / "eye.dcm")
+        with pytest.raises(DriveSegError, match=r"compressed as MPEG-4 .*, which pydicom alone does not decode$"):
+            read_image(tmp_path / "eye.dcm")
 
     def test_without_pydicom(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = save_dicom(tmp_path / "eye.dcm", COLOURS)
