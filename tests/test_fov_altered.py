@@ -16,7 +16,7 @@ Altered = tuple[Image.Image, Image.Image]
 """A photograph and its mask."""
 
 SHRUNK = 3
-"""Full size takes as much longer as it has more pixels, and finds no other circle."""
+"""To a third in each direction, which keeps the 150 estimates to a quarter of a minute."""
 
 
 @cache
