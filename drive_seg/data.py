@@ -24,7 +24,9 @@ from drive_seg.errors import DriveSegError
 from drive_seg.files import write_text
 
 SECTIONS = ("training", "validation", "test")
-IMAGE_SUFFIXES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".pbm"})
+IMAGE_SUFFIXES = frozenset(
+    {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".nii", ".nii.gz", ".dcm"}
+)
 FIRST_OBSERVER = "1st_manual"
 SECOND_OBSERVER = "2nd_manual"
 DATASET_JSON = "dataset.json"
@@ -42,6 +44,16 @@ def case_id(path: str | os.PathLike) -> str:
     """
     stem = Path(path).name.split(".")[0]
     return _NAME_ENDING.sub("", stem) or stem
+
+
+def picture_name(path: str | os.PathLike) -> str:
+    """A file's name without the suffix of its format, which for NIfTI may be two.
+
+    >>> picture_name("a/eye.v2.jpg"), picture_name("eye.nii.gz")
+    ('eye.v2', 'eye')
+    """
+    path = Path(path)
+    return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
 
 
 def load_datalist(
@@ -144,11 +156,11 @@ def photographs(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
 
 def _unique_names(files: Sequence[Path]) -> list[str]:
     spellings = (
-        lambda file: file.stem,
+        picture_name,
         lambda file: file.name.replace(".", "_"),
         lambda file: "_".join((*file.parent.parts[1:], file.name.replace(".", "_"))),
     )
-    names = [file.stem for file in files]
+    names = [picture_name(file) for file in files]
     for spelling in spellings:
         counts = Counter(names)
         names = [spelling(file) if counts[name] > 1 else name for file, name in zip(files, names, strict=True)]
@@ -160,7 +172,8 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    endings = tuple(IMAGE_SUFFIXES)
+    return sorted(p for p in folder.iterdir() if p.name.lower().endswith(endings) and not p.name.startswith("."))
 
 
 def read_drive_layout(dataset_dir: str | os.PathLike) -> dict[str, list[Case]]:

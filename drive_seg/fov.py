@@ -16,6 +16,9 @@ from scipy import ndimage, optimize, spatial
 _SEARCH_SIZE = 400
 """Longer side, in pixels, of the copy on which the circle is searched for."""
 
+_NARROWEST = 20
+"""Longer by shorter side at which nothing is left to search on the small copy."""
+
 _TOLERANCE = 1.5
 """Distance, in pixels of that copy, within which a point counts as lying on a circle or a line."""
 
@@ -160,6 +163,8 @@ def _as_photograph(image: np.ndarray) -> np.ndarray:
         image = image[..., None]
     if image.ndim != 3 or image.shape[2] not in (1, 3) or min(image.shape[:2]) < 8:
         raise ValueError(f"expected a photograph of shape (H, W, 3) or (H, W) of 8 pixels or more, got {image.shape}")
+    if max(image.shape[:2]) > _NARROWEST * min(image.shape[:2]):
+        raise ValueError(f"no field of view found: the photograph is too narrow for one, {image.shape[:2]} pixels")
     if image.dtype.kind not in "uf":
         raise ValueError(f"expected a photograph of an unsigned integer or float type, got {image.dtype}")
     return image

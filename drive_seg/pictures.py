@@ -15,8 +15,10 @@ import torch
 from monai.transforms import Transform
 from PIL import Image
 
+from drive_seg.data import picture_name
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
+from drive_seg.nifti import save_nifti
 
 __all__ = ["SaveVesselsd", "agreement", "overlay", "save_curves", "save_png", "save_thumbnail"]
 
@@ -130,7 +132,8 @@ class SaveVesselsd(Transform):
 
     ``<name>_vessels.png`` is the mask, 0 and 255 (several classes: the class values); ``<name>_probability.png`` the
     probability of vessel in 16 bits, 0 to 65535; ``<name>_overlay.png`` the photograph with the vessels coloured;
-    ``<name>_thumbnail.jpg`` the photograph and the overlay side by side, small.
+    ``<name>_thumbnail.jpg`` the photograph and the overlay side by side, small. On request, ``<name>_vessels.nii.gz``
+    holds the class values where the photograph lies in space, see ``save_nifti``.
 
     Args:
         output_dir: folder to write into.
@@ -139,6 +142,7 @@ class SaveVesselsd(Transform):
         photograph_key: photograph, (3, H, W), uint8, of which the metadata tell the file name.
         output_key: where the paths of the written files go.
         thumbnail_side: longer side of either picture in the thumbnail, pixels; 0 writes none.
+        save_nifti: write the mask as NIfTI, too.
     """
 
     def __init__(
@@ -149,6 +153,7 @@ class SaveVesselsd(Transform):
         photograph_key: str = "photograph",
         output_key: str = "saved",
         thumbnail_side: int = 0,
+        save_nifti: bool = False,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.pred_key = pred_key
@@ -156,6 +161,7 @@ class SaveVesselsd(Transform):
         self.photograph_key = photograph_key
         self.output_key = output_key
         self.thumbnail_side = thumbnail_side
+        self.save_nifti = save_nifti
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with what the class says done to it."""
@@ -167,7 +173,7 @@ class SaveVesselsd(Transform):
         pixels = np.ascontiguousarray(_array(photograph).transpose(1, 2, 0))
         if mask.shape != pixels.shape[:2]:
             raise DriveSegError(f"{source}: the mask has the size {mask.shape}, expected {pixels.shape[:2]}")
-        name = str(case.get("case_id", source.stem))
+        name = str(case.get("case_id", picture_name(source)))
         binary = probability.shape[0] == 2
         pictures = {
             "vessels": mask * np.uint8(255) if binary else mask,
@@ -180,6 +186,10 @@ class SaveVesselsd(Transform):
         if self.thumbnail_side:
             saved["thumbnail"] = self.output_dir / f"{name}_thumbnail.jpg"
             save_thumbnail([pixels, pictures["overlay"]], self.thumbnail_side, saved["thumbnail"])
+        if self.save_nifti:
+            affine = photograph.meta.get("nifti_affine")
+            saved["nifti"] = self.output_dir / f"{name}_vessels.nii.gz"
+            save_nifti(mask, saved["nifti"], None if affine is None else np.asarray(affine, dtype=float))
         case[self.output_key] = {kind: str(path) for kind, path in saved.items()}
         return case
 

@@ -9,9 +9,14 @@ import numpy as np
 from monai.config import PathLike
 from monai.data import PILReader
 from monai.utils import ensure_tuple
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
+from drive_seg.bit_depth import to_8_bit
+from drive_seg.dicom import is_dicom, read_dicom
 from drive_seg.errors import DriveSegError
+from drive_seg.nifti import is_nifti, read_nifti
+from drive_seg.rasters import open_raster, read_deep
+from drive_seg.sizes import MOST_PIXELS
 
 __all__ = ["PhotographReader", "read_image"]
 
@@ -19,7 +24,7 @@ CONTENTS = ("photograph", "binary", "classes")
 
 
 class PhotographReader(PILReader):
-    """MONAI's ``PILReader`` for the files of a case: every format Pillow knows, rows first, errors that name the file.
+    """MONAI's ``PILReader`` for the files of a case: every usual format, rows first, errors that name the file.
 
     MONAI's own reader swaps rows and columns, knows four suffixes and lets ``LoadImage`` bury what went wrong
     in a page of tracebacks. That last is why files are opened in ``get_data``, which ``LoadImage`` does not guard.
@@ -35,7 +40,7 @@ class PhotographReader(PILReader):
         self.content = content
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """True: Pillow looks at the content, not at the name."""
+        """True: the content is looked at, not the name."""
         return True
 
     def read(self, data: Sequence[PathLike] | PathLike | np.ndarray, **kwargs: object) -> list[str]:
@@ -45,25 +50,31 @@ class PhotographReader(PILReader):
     def get_data(self, img: Sequence[str]) -> tuple[np.ndarray, dict]:
         """Array (H, W, 3) of a photograph or (H, W) of anything else, uint8, and its metadata.
 
+        Of a NIfTI file these have its affine as ``nifti_affine``: MONAI's own ``affine`` would be changed by every
+        transform of the picture, and is wanted as it was for what is written.
+
         Raises:
             DriveSegError: if the file is missing, not an image, truncated or of a kind that does not fit.
         """
         if len(img) != 1:
             raise DriveSegError(f"{', '.join(img)}: expected one file, got {len(img)}")
-        array = read_image(img[0], self.content)
-        meta = {
+        array, affine = _read(img[0], self.content)
+        meta: dict = {
             "spatial_shape": np.asarray(array.shape[:2]),
             "original_channel_dim": -1 if array.ndim == 3 else float("nan"),
         }
+        if affine is not None:
+            meta["nifti_affine"] = affine
         return array, meta
 
 
 def read_image(path: str | os.PathLike, content: str = "photograph") -> np.ndarray:
-    """Read one image file with Pillow.
+    """Read one image file: TIFF, PNG, JPEG, BMP, GIF, PPM, JPEG 2000, WebP, NIfTI or DICOM, whatever its name ends in.
 
     Args:
-        path: the file; of several frames the first is read, and an EXIF orientation is applied.
-        content: ``photograph``: RGB, uint8, (H, W, 3); grey, palette, alpha and 16-bit grey are converted.
+        path: the file; of several frames of a GIF or TIFF the first is read, and an EXIF orientation is applied.
+        content: ``photograph``: RGB, uint8, (H, W, 3); grey, palette, alpha, CMYK and 16 bits a channel are converted,
+            for the latter see ``to_8_bit``.
             ``binary``: an annotation or mask of two values, uint8, (H, W), in grey levels: palettes are looked up,
             so that both {0, 255} and the raw indices {0, 1} of DRIVE's second observer come out with a zero
             background. ``classes``: an annotation of several classes, uint8, (H, W), raw values or palette indices.
@@ -71,24 +82,56 @@ def read_image(path: str | os.PathLike, content: str = "photograph") -> np.ndarr
     Raises:
         DriveSegError: naming the file, if it cannot be read.
     """
-    path = os.fspath(path)
+    return _read(os.fspath(path), content)[0]
+
+
+def _read(path: str, content: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The pixels, and the affine of a NIfTI file."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            return _to_array(ImageOps.exif_transpose(image), content, path)
+        if is_nifti(path):
+            values, affine = read_nifti(path)
+            return _from_values(values, None, content, path), affine
+        if is_dicom(path):
+            return _from_values(*read_dicom(path), content, path), None
+        deep = read_deep(path) if content == "photograph" else None
+        if deep is not None:
+            return _from_values(*deep, content, path), None
+        return _from_raster(open_raster(path), content, path), None
+    except DriveSegError:
+        raise
     except FileNotFoundError as error:
         raise DriveSegError(f"{path}: there is no such file") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise DriveSegError(f"{path}: is not an image of a format that can be read") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DriveSegError(f"{path}: cannot be read as an image, it seems damaged ({error})") from error
+    except Image.DecompressionBombError as error:
+        raise DriveSegError(
+            f"{path}: expected a photograph of at most {MOST_PIXELS // 1_000_000} million pixels, it declares more"
+        ) from error
+    except Exception as error:  # given damaged bytes, decoders raise almost anything, from KeyError to MemoryError
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DriveSegError(f"{path}: cannot be read as an image, it seems damaged ({reason})") from error
 
 
-def _to_array(image: Image.Image, content: str, path: str) -> np.ndarray:
+def _from_values(values: np.ndarray, full_scale: float | None, content: str, path: str) -> np.ndarray:
+    """From numbers without a palette, (H, W) or (H, W, 3)."""
     if content == "photograph":
-        if image.mode.startswith("I;16"):
-            grey = (np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2)
+        try:
+            pixels = to_8_bit(values, full_scale)
+        except ValueError as error:
+            raise DriveSegError(f"{path}: {error}") from error
+        return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else np.ascontiguousarray(pixels)
+    if values.ndim == 3:
+        if content == "classes":
+            raise DriveSegError(f"{path}: expected one channel of class values, got three")
+        return np.array(Image.fromarray(np.ascontiguousarray(values.clip(0, 255).astype(np.uint8))).convert("L"))
+    whole = values.clip(0, 255).astype(np.uint8)
+    if content == "classes" and (whole != values).any():
+        raise DriveSegError(f"{path}: expected class values from 0 to 255, got {values.min():g} to {values.max():g}")
+    return whole
+
+
+def _from_raster(image: Image.Image, content: str, path: str) -> np.ndarray:
+    if content == "photograph":
         if image.mode in ("I", "F"):
             raise DriveSegError(f"{path}: expected 8 or 16 bits a channel, got pixels of mode {image.mode}")
         return np.array(image.convert("RGB"))

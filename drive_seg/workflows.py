@@ -28,6 +28,7 @@ def quiet() -> None:
         logging.getLogger(f"ignite.engine.engine.{name}").setLevel(logging.CRITICAL)
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns that no logging file is used
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision, which is not used, is missing
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)  # where pydicom is installed
     logging.getLogger("drive_seg").setLevel(logging.INFO)
 
 

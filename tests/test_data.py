@@ -373,10 +373,15 @@ def test_written_dataset_json_gives_the_same_cases(drive: Path, tmp_path: Path) 
 
 
 def test_list_images(tmp_path: Path) -> None:
-    touch(*(tmp_path / name for name in ("b.TIF", "a.jpeg", "c.txt", ".d.png", "e.nii")))
+    touch(*(tmp_path / name for name in ("b.TIF", "a.jpeg", "c.txt", ".d.png", "e.nii", "f.NII.GZ", "g.gz", "h.dcm")))
     (tmp_path / "f.png.d").mkdir()
-    assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.TIF"]
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.TIF", "e.nii", "f.NII.GZ", "h.dcm"]
     assert list_images(tmp_path / "nothing") == []
+
+
+def test_names_of_nifti_files_have_two_suffixes(tmp_path: Path) -> None:
+    touch(*(tmp_path / name for name in ("eye.nii.gz", "a.b.NII.GZ", "c.nii", "d.png", "d.nii.gz")))
+    assert [case["case_id"] for case in photographs(tmp_path)] == ["a.b", "c", "d_nii_gz", "d_png", "eye"]
 
 
 def test_photographs_of_files_and_folders_in_the_order_given(tmp_path: Path) -> None:
@@ -421,7 +426,7 @@ def test_photographs_of_one_name_get_names_of_their_own(tmp_path: Path, names: l
 @pytest.mark.parametrize(("paths", "message"), [
     (["nothing.png"], "{root}/nothing.png: there is no such file or folder"),
     (["a.png", "nowhere"], "{root}/nowhere: there is no such file or folder"),
-    (["empty"], "{root}/empty: holds no photograph, expected files ending in .bmp, .gif, .jpeg, .jpg,"),
+    (["empty"], "{root}/empty: holds no photograph, expected files ending in .bmp, .dcm, .gif, .jpeg, .jpg, .nii,"),
     ([], "expected at least one photograph, got none"),
 ])  # fmt: skip
 def test_no_photograph(tmp_path: Path, paths: list[str], message: str) -> None:

@@ -1,0 +1,43 @@
+"""Pixels of any depth as 8 bits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+SENSOR_BITS = (8, 10, 12, 14, 16)
+"""What cameras deliver a channel in."""
+
+
+def to_8_bit(values: np.ndarray, full_scale: float | None = None) -> np.ndarray:
+    """Scale pixels to 0 to 255.
+
+    Where a file declares how bright white is (DICOM's bits stored, PPM's maximum), that is taken. The 16 bits of a PNG,
+    TIFF or NIfTI declare nothing: 12 bits of a camera are commonly put into them as they are. Then the fewest
+    of 8, 10, 12, 14 and 16 bits that hold the brightest value are full scale. The brightest value itself is not,
+    because one hot pixel or one reflection would set the exposure, and two photographs of one camera would differ in
+    it. A photograph of true 16 bits is read too bright only if it stays below a quarter of the scale.
+
+    Args:
+        values: any shape, at least one pixel, integers or floats, not negative.
+        full_scale: the value of white; None if not declared. Floats that do not exceed 1 then have it at 1.
+
+    Returns:
+        uint8, of the shape of ``values``; integers are rounded down, so that every level is as wide as the others.
+
+    Raises:
+        ValueError: if a value is negative, not finite or beyond 16 bits.
+    """
+    if values.dtype == np.uint8 and full_scale in (None, 255):
+        return values
+    lowest, brightest = float(values.min()), float(values.max())
+    if not (np.isfinite(lowest) and np.isfinite(brightest)) or lowest < 0:
+        raise ValueError(f"expected pixels of 0 and more, got {lowest:g} to {brightest:g}")
+    is_float = values.dtype.kind == "f"
+    if full_scale is None:
+        scales = [1.0] * is_float + [2.0**bits - 1 for bits in SENSOR_BITS]
+        full_scale = next((scale for scale in scales if brightest <= scale), None)
+        if full_scale is None:
+            raise ValueError(f"expected 8 or 16 bits a channel, got pixels of up to {brightest:g}")
+    if is_float:
+        return np.rint(np.minimum(values / full_scale, 1) * 255).astype(np.uint8)
+    return np.minimum(values.astype(np.uint32) * np.uint32(255) // np.uint32(full_scale), 255).astype(np.uint8)

@@ -1,0 +1,110 @@
+"""Picture files as Pillow opens them, with all their bits.
+
+Pillow keeps 8 of the 16 bits a channel of colours, which is black where a camera's 12 bits are put into 16.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import Image, ImageOps
+
+from drive_seg.sizes import check_size
+
+__all__ = ["open_raster", "read_deep"]
+
+FORMATS = ("TIFF", "PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "WEBP")
+"""Not all that Pillow opens: some formats are recognised by almost any bytes, and one starts another program."""
+
+_ORIENTATION = 0x0112
+_BITS, _PLANES = 258, 284
+_SWAPPED = {"16L": "16B", "16B": "16L", "16N": "16B" if np.little_endian else "16L"}
+
+_TURNS = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+
+
+def open_raster(path: str | os.PathLike) -> Image.Image:
+    """The first frame, decoded and turned as its EXIF orientation says.
+
+    Raises:
+        DriveSegError: if it is too large to be true.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        check_size(path, image.height, image.width)
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+def read_deep(path: str | os.PathLike) -> tuple[np.ndarray, float | None] | None:
+    """The pixels of a file of more than 8 bits a channel, in which Pillow would lose some.
+
+    Returns:
+        Pixels (H, W) or (H, W, 3), uint16, turned by the EXIF orientation, and the value of white if the file declares
+        it; None for any other file.
+
+    Raises:
+        DriveSegError: if it is too large to be true.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        check_size(path, image.height, image.width)
+        tiles = [tuple(tile) for tile in image.tile]
+        coder = str(tiles[0][0]) if tiles else ""
+        raw_mode = _raw_mode(tiles[0][3]) if tiles else ""
+        if image.format == "PPM" and coder == "ppm" and tiles[0][3][1] > 255:
+            return _read_ppm(path, image, tiles[0][2]), float(tiles[0][3][1])
+        if image.format == "TIFF" and image.mode in ("RGB", "RGBA", "RGBX") and _is_planar(image):
+            turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1), np.asarray)
+            planes = tifffile.imread(path, key=0)
+            return turn(np.moveaxis(planes, 0, -1)[..., :3]), None
+        if image.mode.startswith("I;16"):
+            image.load()
+            return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16), None
+        if image.mode in ("RGB", "RGBA", "RGBX") and raw_mode[-3:] in _SWAPPED:
+            # Told that the bytes of a channel come the other way round, Pillow keeps the lower byte instead.
+            high = _bytes(image)
+            with Image.open(path, formats=FORMATS) as again:
+                again.tile = [_swapped(tile) for tile in again.tile]
+                low = _bytes(again)
+            return high.astype(np.uint16) << 8 | low, None
+    return None
+
+
+def _raw_mode(arguments: Any) -> str:
+    return str(arguments[0] if isinstance(arguments, (tuple, list)) and arguments else arguments)
+
+
+def _swapped(tile: Any) -> Any:
+    arguments, raw_mode = tile[3], _raw_mode(tile[3])
+    other = raw_mode[:-3] + _SWAPPED[raw_mode[-3:]]
+    arguments = (other, *arguments[1:]) if isinstance(arguments, (tuple, list)) else other
+    return type(tile)(*tile[:3], arguments) if hasattr(tile, "_fields") else (*tile[:3], arguments)
+
+
+def _bytes(image: Image.Image) -> np.ndarray:
+    image.load()
+    return np.asarray(ImageOps.exif_transpose(image))[..., :3]
+
+
+def _is_planar(image: Image.Image) -> bool:
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    return tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) == 16
+
+
+def _read_ppm(path: str | os.PathLike, image: Image.Image, offset: int) -> np.ndarray:
+    shape = (image.height, image.width, *[3] * (image.mode == "RGB"))
+    with Path(path).open("rb") as file:
+        file.seek(offset)
+        content = file.read(2 * int(np.prod(shape)))
+    return np.frombuffer(content, ">u2").reshape(shape).astype(np.uint16)

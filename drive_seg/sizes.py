@@ -1,0 +1,22 @@
+"""How large a photograph may be."""
+
+from __future__ import annotations
+
+import os
+
+from drive_seg.errors import DriveSegError
+
+MOST_PIXELS = 100_000_000
+"""Fundus cameras give up to about 20 million, montages some more. A file of a few bytes can declare any size."""
+
+
+def check_size(path: str | os.PathLike, height: int, width: int) -> None:
+    """Refuse what is empty or too large to be a photograph, before memory is taken for it.
+
+    Raises:
+        DriveSegError: naming the file.
+    """
+    if height < 1 or width < 1 or height * width > MOST_PIXELS:
+        raise DriveSegError(
+            f"{path}: expected a photograph of 1 to {MOST_PIXELS // 1_000_000} million pixels, got {width} × {height}"
+        )

@@ -1,0 +1,359 @@
+"""Photographs of 16 bits, of CMYK, as NIfTI and as DICOM; names that lie; sizes too large to be true."""
+
+from __future__ import annotations
+
+import builtins
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+import torch
+from builders import fundus
+from pictures import as_rgb24, save_dicom, save_nifti_array, save_png16, save_ppm16
+from PIL import Image
+
+from drive_seg.bit_depth import to_8_bit
+from drive_seg.errors import DriveSegError
+from drive_seg.networks import UNet
+from drive_seg.nifti import PICTURE_AFFINE, save_nifti
+from drive_seg.pictures import save_png
+from drive_seg.readers import PhotographReader, read_image
+from drive_seg.workflows import segment_photographs
+
+COLOURS = np.arange(3 * 5 * 3, dtype=np.uint8).reshape(3, 5, 3) * 5
+"""3 rows, 5 columns, no two values alike."""
+
+TWELVE = COLOURS.astype(np.uint16) * 16 + 9
+"""A camera's 12 bits; the brightest is 220 · 16 + 9 = 3529. Scaled: v · 255 // 4095."""
+
+FROM_TWELVE = (TWELVE.astype(int) * 255 // 4095).astype(np.uint8)
+
+AFFINE = np.array([[0, -2.0, 0, 3], [0.5, 0, 0, -7], [0, 0, 1, 0], [0, 0, 0, 1]])
+"""Turned, scaled and moved."""
+
+ORIENTATION = 274
+
+
+def alpha(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([values, values[..., :1]], axis=2)
+
+
+class TestTo8Bit:
+    @pytest.mark.parametrize(("brightest", "white"), [
+        (256, 1023), (1023, 1023), (1024, 4095), (4095, 4095), (4096, 16383), (16384, 65535), (65535, 65535),
+    ])  # fmt: skip
+    def test_the_fewest_bits_that_hold_the_brightest(self, brightest: int, white: int) -> None:
+        values = np.array([0, brightest // 2, brightest], dtype=np.uint16)
+        assert to_8_bit(values).tolist() == [0, brightest // 2 * 255 // white, brightest * 255 // white]
+
+    def test_declared_white(self) -> None:
+        values = np.array([0, 1000, 2000, 3000], dtype=np.uint16)
+        assert to_8_bit(values, 2000).tolist() == [0, 127, 255, 255], "what is beyond is white, too"
+
+    def test_8_bits_are_left_as_they_are(self) -> None:
+        assert to_8_bit(COLOURS) is COLOURS
+        assert to_8_bit(np.array([7], dtype=np.uint8), 15).tolist() == [119]
+
+    def test_floats(self) -> None:
+        assert to_8_bit(np.array([0.0, 0.5, 1.0])).tolist() == [0, 128, 255]
+        assert to_8_bit(np.array([0.0, 100.4, 254.6])).tolist() == [0, 100, 255]
+        assert to_8_bit(np.array([0.0, 4095.0])).tolist() == [0, 255]
+
+    @pytest.mark.parametrize("value", [-1, 65536, np.nan, np.inf])
+    def test_what_is_no_brightness(self, value: float) -> None:
+        with pytest.raises(ValueError, match="expected"):
+            to_8_bit(np.array([0, value]))
+
+
+@pytest.mark.parametrize("values", [TWELVE, alpha(TWELVE)], ids=["rgb", "rgba"])
+def test_png_of_16_bits(tmp_path: Path, values: np.ndarray) -> None:
+    path = save_png16(tmp_path / "eye.png", values)
+    np.testing.assert_array_equal(read_image(path), FROM_TWELVE)
+    full = values.copy()
+    full[0, 0, 0] = 65535
+    assert (read_image(save_png16(path, full)) == full[..., :3] // 257).all()
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"byteorder": ">"}, {"compression": "zlib"}, {"compression": "zlib", "byteorder": ">"},
+    {"compression": "zlib", "predictor": 2}, {"tile": (16, 16)},
+    {"planarconfig": "separate"}, {"planarconfig": "separate", "compression": "zlib", "byteorder": ">"},
+], ids=str)  # fmt: skip
+def test_tiff_of_16_bits(tmp_path: Path, options: dict[str, Any]) -> None:
+    stored = np.moveaxis(TWELVE, -1, 0) if "planarconfig" in options else TWELVE
+    tifffile.imwrite(tmp_path / "eye.tif", stored, photometric="rgb", **options)
+    np.testing.assert_array_equal(read_image(tmp_path / "eye.tif"), FROM_TWELVE)
+
+
+@pytest.mark.parametrize("layout", ["contig", "separate"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_16_bits_are_turned_as_8_are(tmp_path: Path, orientation: int, layout: str) -> None:
+    tag = [(ORIENTATION, 3, 1, orientation, True)]
+    stored = np.moveaxis(TWELVE, -1, 0) if layout == "separate" else TWELVE
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", planarconfig=layout, extratags=tag)
+    tifffile.imwrite(tmp_path / "b.tif", FROM_TWELVE, photometric="rgb", extratags=tag)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), read_image(tmp_path / "b.tif"))
+
+
+def test_ppm_declares_its_white(tmp_path: Path) -> None:
+    path = save_ppm16(tmp_path / "eye.ppm", TWELVE, 8191)
+    np.testing.assert_array_equal(read_image(path), TWELVE.astype(int) * 255 // 8191)
+    grey = read_image(save_ppm16(tmp_path / "eye.pgm", TWELVE[..., 0], 4095))
+    np.testing.assert_array_equal(grey, FROM_TWELVE[..., :1].repeat(3, axis=2))
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".jpg"])
+def test_cmyk(tmp_path: Path, suffix: str) -> None:
+    smooth = np.full((16, 24, 3), (200, 120, 60), np.uint8)
+    Image.fromarray(smooth).convert("CMYK").save(tmp_path / f"eye{suffix}")
+    assert np.abs(read_image(tmp_path / f"eye{suffix}").astype(int) - smooth).max() < 6
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(("array", "expected"), [
+    (as_rgb24(COLOURS), COLOURS),
+    (as_rgb24(COLOURS)[..., 0], COLOURS),
+    (COLOURS.swapaxes(0, 1), COLOURS),
+    (COLOURS.swapaxes(0, 1)[:, :, None], COLOURS),
+    (COLOURS.swapaxes(0, 1)[:, :, None, None], COLOURS),
+    (alpha(COLOURS).swapaxes(0, 1), COLOURS),
+    (COLOURS[..., 0].T, COLOURS[..., :1].repeat(3, axis=2)),
+    (COLOURS[..., 0].T[..., None], COLOURS[..., :1].repeat(3, axis=2)),
+    (TWELVE.swapaxes(0, 1), FROM_TWELVE),
+    (COLOURS.swapaxes(0, 1).astype(np.float32), COLOURS),
+    (COLOURS.swapaxes(0, 1) / np.float32(255), np.rint(COLOURS / 220 * 220)),
+], ids=[
+    "structured slice", "structured", "last axis", "slice and last axis", "vectors", "alpha", "grey", "grey slice",
+    "12 bits", "float", "float up to 1",
+])  # fmt: skip
+def test_nifti(tmp_path: Path, suffix: str, array: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_array_equal(read_image(save_nifti_array(tmp_path / f"eye{suffix}", array)), expected)
+
+
+def test_nifti_with_a_slope_and_of_the_second_version(tmp_path: Path) -> None:
+    image = nibabel.Nifti2Image(COLOURS[..., 0].T.astype(">i2"), np.eye(4))
+    image.header.set_slope_inter(2, 10)
+    path = tmp_path / "eye.nii"
+    path.write_bytes(image.to_bytes())
+    scaled = nibabel.load(path).get_fdata().T
+    assert scaled.max() == 2 * 210 + 10
+    np.testing.assert_array_equal(read_image(path)[..., 0], np.rint(scaled * 255 / 1023), "430 takes 10 bits")
+
+
+def test_the_affine_turns_nothing_and_is_handed_on(tmp_path: Path) -> None:
+    path = save_nifti_array(tmp_path / "eye.nii.gz", as_rgb24(COLOURS), AFFINE)
+    array, meta = PhotographReader().get_data([str(path)])
+    np.testing.assert_array_equal(array, COLOURS)
+    np.testing.assert_array_equal(meta["nifti_affine"], AFFINE)
+    save_png(COLOURS, tmp_path / "eye.png")
+    assert "nifti_affine" not in PhotographReader().get_data([str(tmp_path / "eye.png")])[1]
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 2), (5, 3, 3, 2), (5, 3, 4, 3), (5,)])
+def test_volumes_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = save_nifti_array(tmp_path / "eye.nii", np.zeros(shape, np.uint8))
+    with pytest.raises(DriveSegError, match=r"eye\.nii: expected one slice, grey or in colours, got an array of 5"):
+        read_image(path)
+
+
+def test_annotations_as_nifti(tmp_path: Path) -> None:
+    classes = np.array([[0, 1, 2], [2, 0, 0]], np.uint8)
+    path = save_nifti_array(tmp_path / "av.nii.gz", classes.T.astype(np.int16))
+    np.testing.assert_array_equal(read_image(path, "classes"), classes)
+    np.testing.assert_array_equal(read_image(path, "binary"), classes)
+    with pytest.raises(DriveSegError, match="expected class values from 0 to 255"):
+        read_image(save_nifti_array(path, classes.T.astype(np.int16) * 200), "classes")
+    with pytest.raises(DriveSegError, match="expected one channel of class values"):
+        read_image(save_nifti_array(path, as_rgb24(COLOURS)), "classes")
+    assert read_image(path, "binary").shape == (3, 5)
+
+
+def test_saved_nifti_is_read_back(tmp_path: Path) -> None:
+    classes = np.array([[0, 1, 2], [2, 0, 0]], np.uint8)
+    for affine, expected in ((AFFINE, AFFINE), (None, PICTURE_AFFINE)):
+        save_nifti(classes, tmp_path / "a_vessels.nii.gz", affine)
+        image = nibabel.load(tmp_path / "a_vessels.nii.gz")
+        assert image.shape == (3, 2, 1) and image.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(np.asarray(image.dataobj)[..., 0], classes.T)
+        np.testing.assert_allclose(image.affine, expected)
+        np.testing.assert_array_equal(read_image(tmp_path / "a_vessels.nii.gz", "classes"), classes)
+    content = (tmp_path / "a_vessels.nii.gz").read_bytes()
+    save_nifti(classes, tmp_path / "a_vessels.nii.gz")
+    assert (tmp_path / "a_vessels.nii.gz").read_bytes() == content
+
+
+def test_a_mask_lies_in_space_as_its_photograph(bundle: Path, tmp_path: Path) -> None:
+    """The same eye as PNG and as NIfTI, 90 rows and 110 columns, on to the saved files."""
+    torch.manual_seed(1)  # weights that call some of it vessel
+    network = UNet(base_channels=2, depth=2)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    photograph = fundus(90, 110, row=40, column=60, radius=35)
+    save_png(photograph, tmp_path / "eye.png")
+    save_nifti_array(tmp_path / "eye.nii.gz", as_rgb24(photograph), AFFINE)
+    values = {"base_channels": 2, "depth": 2, "fov_diameter": 64, "checkpoint": str(tmp_path / "model.pt")}
+    values |= {"precision": "float32", "save_nifti": True}
+    for name, affine in (("eye.png", PICTURE_AFFINE), ("eye.nii.gz", AFFINE)):
+        output = tmp_path / name.replace(".", "_")
+        assert not segment_photographs(bundle, [tmp_path / name], output, values)
+        assert len(list(output.iterdir())) == 4
+        mask = np.asarray(Image.open(output / "eye_vessels.png"))
+        image = nibabel.load(output / "eye_vessels.nii.gz")
+        assert mask.shape == (90, 110) and 0 < (mask > 0).mean() < 0.9
+        assert image.shape == (110, 90, 1) and image.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(np.asarray(image.dataobj)[..., 0].T * 255, mask)
+        np.testing.assert_allclose(image.affine, affine)
+    first, second = (tmp_path / name / "eye_vessels.png" for name in ("eye_png", "eye_nii_gz"))
+    assert first.read_bytes() == second.read_bytes()
+    values["save_nifti"] = False
+    assert not segment_photographs(bundle, [tmp_path / "eye.png"], tmp_path / "plain", values)
+    assert len(list((tmp_path / "plain").iterdir())) == 3
+
+
+class TestDicom:
+    @pytest.fixture(autouse=True)
+    def _pydicom(self) -> None:
+        pytest.importorskip("pydicom")
+
+    def test_rgb(self, tmp_path: Path) -> None:
+        np.testing.assert_array_equal(read_image(save_dicom(tmp_path / "eye.dcm", COLOURS)), COLOURS)
+        one = save_dicom(tmp_path / "eye.dcm", COLOURS, NumberOfFrames=1)
+        np.testing.assert_array_equal(read_image(one), COLOURS)
+
+    def test_ybr(self, tmp_path: Path) -> None:
+        ybr = np.asarray(Image.fromarray(COLOURS).convert("YCbCr"))
+        array = read_image(save_dicom(tmp_path / "eye.dcm", ybr, "YBR_FULL"))
+        assert np.abs(array.astype(int) - COLOURS).max() <= 2
+
+    def test_grey_by_the_bits_stored(self, tmp_path: Path) -> None:
+        path = save_dicom(tmp_path / "eye.dcm", TWELVE[..., 0] // 8, "MONOCHROME2", bits=12)
+        expected = TWELVE[..., :1].astype(int) // 8 * 255 // 4095
+        np.testing.assert_array_equal(read_image(path), expected.repeat(3, axis=2))
+        inverted = save_dicom(tmp_path / "eye.dcm", 255 - COLOURS[..., 0], "MONOCHROME1")
+        np.testing.assert_array_equal(read_image(inverted), COLOURS[..., :1].repeat(3, axis=2))
+
+    @pytest.mark.parametrize("bits", [8, 16])
+    def test_palette(self, tmp_path: Path, bits: int) -> None:
+        tables: dict[str, Any] = {}
+        colours = np.arange(256, dtype=np.uint16)
+        for name, table in (("Red", colours), ("Green", colours[::-1]), ("Blue", colours // 2)):
+            tables[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
+            content = table.astype("<u1") if bits == 8 else (table * 257).astype("<u2")
+            tables[f"{name}PaletteColorLookupTableData"] = content.tobytes()
+        indices = COLOURS[..., 0]
+        array = read_image(save_dicom(tmp_path / "eye.dcm", indices, "PALETTE COLOR", **tables))
+        np.testing.assert_array_equal(array, np.stack([indices, 255 - indices, indices // 2], axis=-1))
+
+    def test_jpeg(self, tmp_path: Path) -> None:
+        import io
+
+        import pydicom
+        from pydicom.encaps import encapsulate
+        from pydicom.uid import JPEGBaseline8Bit
+
+        smooth = np.full((16, 24, 3), (200, 120, 60), np.uint8)
+        content = io.BytesIO()
+        Image.fromarray(smooth).save(content, "JPEG", quality=95)
+        dataset = pydicom.dcmread(save_dicom(tmp_path / "eye.dcm", smooth, "YBR_FULL_422"))
+        dataset.PixelData = encapsulate([content.getvalue()])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+        dataset.save_as(tmp_path / "eye.dcm")
+        assert np.abs(read_image(tmp_path / "eye.dcm").astype(int) - smooth).max() < 6
+
+    @pytest.mark.parametrize(("elements", "message"), [
+        ({"NumberOfFrames": 2}, "expected one frame, got 2"),
+        ({"PhotometricInterpretation": "HSV"}, "expected pixels of RGB, .*, got HSV"),
+        ({"Rows": 60000, "Columns": 60000}, ".* got 60000 × 60000"),
+        ({"Rows": 0}, ".* got 5 × 0"),
+    ])  # fmt: skip
+    def test_refused(self, tmp_path: Path, elements: dict[str, Any], message: str) -> None:
+        path = save_dicom(tmp_path / "eye.dcm", COLOURS)
+        import pydicom
+
+        dataset = pydicom.dcmread(path)
+        for name, value in elements.items():
+            setattr(dataset, name, value)
+        dataset.save_as(path)
+        with pytest.raises(DriveSegError, match=rf"eye\.dcm: {message}"):
+            read_image(path)
+
+    def test_without_pixels(self, tmp_path: Path) -> None:
+        import pydicom
+
+        path = save_dicom(tmp_path / "eye.dcm", COLOURS)
+        dataset = pydicom.dcmread(path)
+        del dataset.PixelData
+        dataset.save_as(path)
+        with pytest.raises(DriveSegError, match=r"eye\.dcm: is DICOM without pixels$"):
+            read_image(path)
+
+    def test_a_compression_without_a_decoder(self, tmp_path: Path) -> None:
+        import pydicom
+        from pydicom.encaps import encapsulate
+        from pydicom.uid import MPEG4HP41
+
+        dataset = pydicom.dcmread(save_dicom(tmp_path / "eye.dcm", COLOURS))
+        dataset.PixelData = encapsulate([b"0123"])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = MPEG4HP41
+        dataset.save_as(tmp_path / "eye.dcm")
+        with pytest.raises(DriveSegError, match=r"compressed as MPEG-4 .*, which pydicom alone does not decode$"):
+            read_image(tmp_path / "eye.dcm")
+
+    def test_without_pydicom(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = save_dicom(tmp_path / "eye.dcm", COLOURS)
+        found = builtins.__import__
+
+        def none(name: str, *args: Any, **kwargs: Any) -> Any:
+            if name.split(".")[0] == "pydicom":
+                raise ImportError(name)
+            return found(name, *args, **kwargs)
+
+        monkeypatch.setattr(builtins, "__import__", none)
+        with pytest.raises(DriveSegError, match=r"eye\.dcm: is DICOM.*\(pip install 'drive-seg\[dicom\]'\)$"):
+            read_image(path)
+
+
+def huge_png(path: Path) -> None:
+    save_png16(path, TWELVE, declared=(11_000, 12_000))
+
+
+def huge_ppm(path: Path) -> None:
+    path.write_bytes(b"P6\n20000 20000\n255\n" + b"\0" * 30)
+
+
+def huge_nifti(path: Path) -> None:
+    content = bytearray(save_nifti_array(path.with_suffix(".nii"), COLOURS[..., 0].T).read_bytes())
+    content[42:46] = struct.pack("<hh", 30_000, 30_000)
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
+@pytest.mark.parametrize("make", [huge_png, huge_ppm, huge_nifti])
+def test_declared_sizes_too_large_to_be_true(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "bomb.png")
+    with pytest.raises(DriveSegError, match=r"bomb\.png: ") as raised:
+        read_image(tmp_path / "bomb.png")
+    assert "\n" not in str(raised.value) and "million pixels" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["eye.jpg", "eye.dcm", "eye.nii.gz", "eye"])
+def test_the_content_counts_not_the_name(tmp_path: Path, name: str) -> None:
+    save_png(COLOURS, tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / name)
+    np.testing.assert_array_equal(read_image(tmp_path / name), COLOURS)
+
+
+def test_nifti_and_gzip_under_other_names(tmp_path: Path) -> None:
+    path = save_nifti_array(tmp_path / "a.nii.gz", as_rgb24(COLOURS)).rename(tmp_path / "eye.jpg")
+    np.testing.assert_array_equal(read_image(path), COLOURS)
+    (tmp_path / "b.nii").write_bytes(gzip.decompress(path.read_bytes()))
+    np.testing.assert_array_equal(read_image((tmp_path / "b.nii").rename(tmp_path / "b.nii.gz")), COLOURS)
+    path.write_bytes(gzip.compress(b"something else"))
+    with pytest.raises(DriveSegError, match=r"eye\.jpg: is not an image of a format that can be read$"):
+        read_image(path)
