@@ -13,17 +13,21 @@ vessel up to 8 % longer, depending on its angle, and that is as much as tortuosi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from monai.transforms import Transform
 from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 from skimage.morphology import skeletonize
 
+from drive_seg.errors import DriveSegError
 from drive_seg.fov import fov_box, fov_diameter
+from drive_seg.quality import QualityCheck
 
-__all__ = ["fractal_dimension", "measure_vessels"]
+__all__ = ["MeasureVesselsd", "fractal_dimension", "measure_vessels"]
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
@@ -138,6 +142,59 @@ def fractal_dimension(structure: np.ndarray, sizes: Sequence[float]) -> float:
         down, right = (rows / size).astype(int), (columns / size).astype(int)
         numbers.append(np.count_nonzero(np.bincount(down * (right.max() + 1) + right)))
     return float(np.polyfit(-np.log(sizes), np.log(numbers), 1)[0])
+
+
+class MeasureVesselsd(Transform):
+    """``measure_vessels`` and the quality check for a case, as a row of a table.
+
+    Arteries and veins, where the mask tells them apart, are measured together.
+
+    Args:
+        pixel_spacing_mm: size of a pixel on the retina, the same for all photographs; None: unknown.
+        quality: which problems of a photograph are named.
+        pred_key: mask, (1, H, W), class values, 0 for background.
+        fov_key: FOV mask, (1, H, W), non-zero inside.
+        photograph_key: photograph, (3, H, W), uint8.
+        output_key: where the row goes: ``width_px``, ``height_px``, ``fov_diameter_px``, the measures, and ``quality``,
+            the problems joined by "; " or nothing.
+
+    Raises:
+        DriveSegError: if the spacing is not positive.
+    """
+
+    def __init__(
+        self,
+        pixel_spacing_mm: float | None = None,
+        quality: QualityCheck | None = None,
+        pred_key: str = "pred",
+        fov_key: str = "fov",
+        photograph_key: str = "photograph",
+        output_key: str = "measures",
+    ) -> None:
+        if pixel_spacing_mm is not None and not (
+            isinstance(pixel_spacing_mm, (int, float)) and 0 < pixel_spacing_mm < math.inf
+        ):
+            raise DriveSegError(f"pixel_spacing_mm: expected millimetres above 0 or null, got {pixel_spacing_mm}")
+        self.pixel_spacing_mm = pixel_spacing_mm
+        self.quality = QualityCheck() if quality is None else quality
+        self.pred_key = pred_key
+        self.fov_key = fov_key
+        self.photograph_key = photograph_key
+        self.output_key = output_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The case with what the class says done to it."""
+        case = dict(data)
+        mask, fov = (np.asarray(case[key].cpu())[0] > 0 for key in (self.pred_key, self.fov_key))
+        photograph = np.asarray(case[self.photograph_key].cpu()).transpose(1, 2, 0)
+        case[self.output_key] = {
+            "width_px": fov.shape[1],
+            "height_px": fov.shape[0],
+            "fov_diameter_px": fov_diameter(fov),
+            **measure_vessels(mask, fov, self.pixel_spacing_mm),
+            "quality": "; ".join(self.quality.assess(photograph, fov, mask)),
+        }
+        return case
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 import sys
@@ -19,7 +17,7 @@ from drive_seg.configs import check_overrides, config_files
 from drive_seg.data import photographs
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.evaluation import CaseScores
-from drive_seg.files import make_folder, write_text
+from drive_seg.files import make_folder, write_csv
 from drive_seg.segmenter import Segmenter
 from drive_seg.thresholds import read_threshold
 
@@ -123,6 +121,8 @@ def segment_photographs(
 ) -> list[tuple[str, str]]:
     """Segment files and folders; one that fails is reported and the others are finished.
 
+    ``vessels.csv`` in ``output_dir`` has a row for each that was measured, also where the run is ended early.
+
     Args:
         root: the bundle.
         paths: photographs and folders of photographs.
@@ -141,15 +141,24 @@ def segment_photographs(
     values = {"bundle_root": str(root), "output_dir": str(output_dir), **overrides}
     segmenter = Segmenter.from_config(config_files(root, *names), values)
     failed: list[tuple[str, str]] = []
-    for case, result in tqdm(segmenter.each(cases), total=len(cases), unit="photograph", disable=None):
-        if isinstance(result, DriveSegError):
-            failed.append((case["image"], str(result)))
-            tqdm.write(f"drive-seg: {result}", file=sys.stderr)
-    listing = output_dir / "failed.csv"
-    if failed:
-        table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows([("photograph", "reason"), *failed])
-        write_text(listing, table.getvalue())
-    else:
-        listing.unlink(missing_ok=True)
+    measured: list[dict[str, Any]] = []
+    try:
+        for case, result in tqdm(segmenter.each(cases), total=len(cases), unit="photograph", disable=None):
+            if isinstance(result, DriveSegError):
+                failed.append((case["image"], str(result)))
+                tqdm.write(f"drive-seg: {result}", file=sys.stderr)
+            elif "measures" in result:
+                measured.append({"photograph": case["image"], **result["measures"]})
+    finally:
+        _write_listing(output_dir / "vessels.csv", measured)
+        reasons = [{"photograph": photograph, "reason": reason} for photograph, reason in failed]
+        _write_listing(output_dir / "failed.csv", reasons)
     return failed
+
+
+def _write_listing(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Without rows there is no file, not one of an earlier run either."""
+    if rows:
+        write_csv(path, rows)
+    else:
+        path.unlink(missing_ok=True)

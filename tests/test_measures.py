@@ -8,10 +8,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
-from drive_seg.measures import fractal_dimension, measure_vessels
+from drive_seg.errors import DriveSegError
+from drive_seg.measures import MeasureVesselsd, fractal_dimension, measure_vessels
 from drive_seg.phantom import make_phantom
+from drive_seg.quality import QualityCheck
 
 SIZE = 300
 ROWS, COLUMNS = np.mgrid[:SIZE, :SIZE].astype(float)
@@ -266,3 +269,37 @@ def test_eight_megapixels_take_seconds() -> None:
     begun = time.perf_counter()
     measure_vessels(*large)
     assert time.perf_counter() - begun < 15, "it is about one second on a quiet core"
+
+
+def case_of(vessels: np.ndarray, photograph: np.ndarray, fov: np.ndarray) -> dict[str, torch.Tensor]:
+    return {
+        "pred": torch.from_numpy(vessels[None].astype(np.uint8)),
+        "fov": torch.from_numpy(fov[None].astype(np.uint8)),
+        "photograph": torch.from_numpy(photograph.transpose(2, 0, 1).copy()),
+    }
+
+
+def test_a_case_is_a_row() -> None:
+    phantom = make_phantom(1, 300, 280)
+    case = case_of(phantom.vessels, phantom.image, phantom.fov)
+    row = MeasureVesselsd(pixel_spacing_mm=0.01)(case)["measures"]
+    assert "measures" not in case
+    expected = measure_vessels(phantom.vessels, phantom.fov, 0.01)
+    assert list(row) == ["width_px", "height_px", "fov_diameter_px", *expected, "quality"]
+    assert (row["width_px"], row["height_px"], row["quality"]) == (280, 300, "")
+    assert {name: row[name] for name in expected} == expected
+    arteries_and_veins = case_of(phantom.artery_vein, phantom.image, phantom.fov)
+    assert MeasureVesselsd(pixel_spacing_mm=0.01)(arteries_and_veins)["measures"] == row
+
+
+def test_problems_are_joined_and_their_limits_set() -> None:
+    phantom = make_phantom(1, 300, 280)
+    case = case_of(phantom.vessels, phantom.image, phantom.fov)
+    strict = QualityCheck(darkest=256, vessel_share=1)
+    assert MeasureVesselsd(quality=strict)(case)["measures"]["quality"] == "too dark; hardly any vessel"
+
+
+@pytest.mark.parametrize("spacing", [0, -0.1, "fine", math.nan])
+def test_spacings_that_a_config_must_not_have(spacing: object) -> None:
+    with pytest.raises(DriveSegError, match="pixel_spacing_mm: expected millimetres above 0 or null"):
+        MeasureVesselsd(pixel_spacing_mm=spacing)  # type: ignore[arg-type]
