@@ -172,6 +172,7 @@ def predict(
 ) -> None:
     """Segment photographs; writes a mask, a probability map and an overlay for each, at its own size.
 
+    OUTPUT_DIR/vessels.csv has the measures of each: density, length, calibre, branching, tortuosity, and its quality.
     A photograph that cannot be segmented is reported and listed in OUTPUT_DIR/failed.csv, and the others are finished.
 
     Example: drive-seg predict clinic/ eye.jpg --checkpoint runs/chase/model.pt --output-dir masks

@@ -22,7 +22,8 @@ def write_gallery(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     Args:
         path: the page; the pictures lie in the same folder.
         entries: of one photograph each: ``case_id``, ``photograph`` (its path), and either ``failed`` (why) or
-            ``width_px``, ``height_px`` and ``saved`` (names of its files, ``thumbnail`` and ``overlay`` among them).
+            ``width_px``, ``height_px``, ``measures`` (of which ``quality`` is shown) and ``saved`` (names of its files,
+            ``thumbnail`` and ``overlay`` among them).
     """
     try:
         import jinja2

@@ -31,7 +31,7 @@ from drive_seg.segmenter import Segmenter
 __all__ = ["segment_photographs"]
 
 JOURNALS = "progress_*.jsonl"
-KINDS = ("vessels", "probability", "overlay", "thumbnail")
+KINDS = ("vessels", "vessels.nii", "probability", "overlay", "thumbnail")
 
 
 def segment_photographs(
@@ -121,10 +121,15 @@ def _entry(result: Mapping[str, Any] | DriveSegError) -> dict[str, Any]:
         return {"failed": str(result)}
     height, width = result["pred"].shape[1:]
     saved = {kind: Path(path).name for kind, path in result.get("saved", {}).items()}
-    values = result.get("measures", {}).items()
-    measures = {name: round(value, 6) if math.isfinite(value) else None for name, value in values}
-    quality = {"quality": "; ".join(result["quality"])} if "quality" in result else {}
-    return {"width_px": int(width), "height_px": int(height), **quality, "measures": measures, "saved": saved}
+    measures = {name: _rounded(value) for name, value in result.get("measures", {}).items()}
+    return {"width_px": int(width), "height_px": int(height), "measures": measures, "saved": saved}
+
+
+def _rounded(value: Any) -> Any:
+    """JSON knows no NaN; an empty field says that there is nothing to measure."""
+    if not isinstance(value, float):
+        return value
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def _latest(output_dir: Path, cases: Sequence[Case], settings: str) -> dict[str, dict[str, Any]]:
@@ -150,15 +155,7 @@ def _write_tables(output_dir: Path, entries: Sequence[Mapping[str, Any]], failed
         write_csv(listing, [{"photograph": photograph, "reason": reason} for photograph, reason in failed])
     else:
         listing.unlink(missing_ok=True)
-    rows = [
-        {
-            **{key: entry[key] for key in ("photograph", "width_px", "height_px")},
-            **entry["measures"],
-            "quality": entry.get("quality", ""),
-        }
-        for entry in entries
-        if entry.get("measures")
-    ]
+    rows = [{"photograph": entry["photograph"], **entry["measures"]} for entry in entries if entry.get("measures")]
     if rows:
         write_csv(output_dir / "vessels.csv", rows)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,9 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from PIL import Image
+
+from drive_seg.configs import bundle_root, config_files
+from drive_seg.quality import QualityCheck
 
 RGB = tuple[int, int, int]
 
@@ -76,3 +80,11 @@ def fundus(height: int = 120, width: int = 180, row: int = 58, column: int = 84,
     figure[row + 4 : row + 10, column - 20 : column + 20] = True
     picture[figure] = (110, 40, 20)
     return picture.astype(np.uint8)
+
+
+def shipped_quality_check() -> QualityCheck:
+    """With the limits of the bundle."""
+    (file,) = config_files(bundle_root(), "inference")
+    steps = json.loads(Path(file).read_text())["postprocessing"]["transforms"]
+    (limits,) = (step["quality"] for step in steps if "quality" in step)
+    return QualityCheck(**{name: limit for name, limit in limits.items() if not name.startswith("_")})

@@ -74,6 +74,27 @@ def test_train_evaluate_predict(phantoms: Path, tmp_path: Path, capsys: pytest.C
         rows = list(csv.DictReader(file))
     assert [row["photograph"] for row in rows] == [str(bad)]
     assert "notes.tif" in rows[0]["reason"]
+    with (output / "vessels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["photograph"], row["width_px"], row["height_px"]) for row in rows] == [(str(good), "141", "150")]
+    with Image.open(output / "01_test_vessels.png") as mask, Image.open(phantoms / "test/mask/01_test_mask.gif") as fov:
+        vessels, inside = np.asarray(mask) > 0, np.asarray(fov) > 0
+    assert float(rows[0]["vessel_density_share"]) == pytest.approx(vessels.sum() / inside.sum(), rel=0.05)
+    assert "quality" in rows[0] and not any(name.endswith("_mm") for name in rows[0])
+
+    for option, measured in ((["--pixel_spacing_mm", "0.02"], True), (["--measure", "false"], False)):
+        with pytest.raises(SystemExit) as stop:
+            main(
+                ["predict", str(good), *small, *option, "--output-dir", str(output)]
+                + ["--checkpoint", str(run / "model.pt")]
+            )
+        assert not stop.value.code
+        assert (output / "vessels.csv").is_file() is measured, "nothing of an earlier run stays"
+        if measured:
+            header = (output / "vessels.csv").read_text().splitlines()[0]
+            assert "skeleton_length_mm" in header and not (output / "failed.csv").exists()
+    arguments = ["predict", str(good), *small, "--pixel_spacing_mm", "-1", "--output-dir", str(output)]
+    assert "pixel_spacing_mm: expected" in refused([*arguments, "--checkpoint", str(run / "model.pt")], capsys)
 
 
 def test_a_fold_is_trained_and_scored(phantoms: Path, tmp_path: Path) -> None:

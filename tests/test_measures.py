@@ -1,127 +1,307 @@
+"""Measures of shapes whose geometry is known; a pixel belongs to a shape if its centre lies in it."""
+
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import disc, tensor
-from skimage.draw import line, polygon
+import torch
+from builders import shipped_quality_check
+from scipy import ndimage
 
 from drive_seg.errors import DriveSegError
-from drive_seg.measures import MeasureVesselsd, box_dimension, measure_vessels
+from drive_seg.measures import MeasureVesselsd, fractal_dimension, measure_vessels
+from drive_seg.phantom import make_phantom
 
-EVERYWHERE = np.ones((400, 400), dtype=bool)
-
-
-def bar(width: float, degrees: float, length: float = 240) -> np.ndarray:
-    """A straight vessel through the centre of 400×400 pixels."""
-    along = np.array([math.sin(math.radians(degrees)), math.cos(math.radians(degrees))])
-    across = np.array([along[1], -along[0]])
-    corners = [200 + a * along * length / 2 + b * across * width / 2 for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
-    mask = np.zeros((400, 400), dtype=bool)
-    mask[polygon(*np.array(corners).T)] = True
-    return mask
-
-
-@pytest.mark.parametrize("degrees", [0, 17, 30, 45, 72, 90])
-@pytest.mark.parametrize("width", [5, 9, 14])
-def test_straight_bar(width: int, degrees: float) -> None:
-    mask = bar(width, degrees)
-    measures = measure_vessels(mask, EVERYWHERE)
-    assert measures["calibre_p50_px"] == pytest.approx(mask.sum() / 240, abs=1.0), "as it was drawn, on whole pixels"
-    # Thinning takes about half a width off either end or forks there; a chain of pixels is up to 8 % longer.
-    assert 240 - 2 * width <= measures["skeleton_length_px"] <= 1.09 * 240 + 2 * width
-    assert 1.0 <= measures["tortuosity"] < 1.09
-    assert measures["vessel_density"] == mask.sum() / 400**2
+CHECK = shipped_quality_check()
+SIZE = 300
+ROWS, COLUMNS = np.mgrid[:SIZE, :SIZE].astype(float)
+EVERYWHERE = np.ones((SIZE, SIZE), bool)
+NO_VESSELS = {
+    "vessel_density_share": 0.0,
+    "skeleton_length_px": 0.0,
+    "calibre_mean_px": math.nan,
+    "calibre_p10_px": math.nan,
+    "calibre_p50_px": math.nan,
+    "calibre_p90_px": math.nan,
+    "branch_points": 0.0,
+    "end_points": 0.0,
+    "fractal_dimension": math.nan,
+    "tortuosity": math.nan,
+}
 
 
-def test_one_pixel_wide_by_hand() -> None:
-    mask = np.zeros((20, 30), dtype=bool)
-    mask[4, 3:15] = True  # 12 pixels, 11 links
-    measures = measure_vessels(mask, np.ones_like(mask))
-    assert measures["skeleton_length_px"] == 11
-    assert measures["end_points"] == 2 and measures["branch_points"] == 0
-    assert measures["calibre_mean_px"] == 1.5, "2 × 1 - 0.5: right to half a pixel"
-    assert measures["tortuosity"] == 1
-    assert measures["vessel_density"] == 12 / 600
+def bar(start: tuple[float, float], degrees: float, length: float, width: float) -> np.ndarray:
+    """A straight vessel from a (row, column) on, with square ends."""
+    direction = np.exp(1j * math.radians(degrees))
+    along = ((COLUMNS - start[1]) + 1j * (ROWS - start[0])) / direction
+    return (along.real >= 0) & (along.real <= length) & (np.abs(along.imag) <= width / 2)
 
 
-def test_a_diagonal_and_a_corner() -> None:
-    diagonal = np.eye(30, dtype=bool)
-    measures = measure_vessels(diagonal, np.ones_like(diagonal))
-    assert measures["skeleton_length_px"] == pytest.approx(29 * math.sqrt(2))
-    assert measures["tortuosity"] == pytest.approx(1)
-    corner = np.zeros((60, 60), dtype=bool)
-    corner[10, 10:51] = corner[10:51, 50] = (
-        True  # 40 right and 40 down; the chord is 40 √2; thinning may cut the corner
-    )
-    tortuosity = measure_vessels(corner, np.ones_like(corner))["tortuosity"]
-    assert tortuosity == pytest.approx(80 / (40 * math.sqrt(2)), rel=0.01)
+def disc(row: float, column: float, radius: float) -> np.ndarray:
+    return np.hypot(ROWS - row, COLUMNS - column) <= radius
 
 
-def test_y_has_three_ends_and_one_branching() -> None:
-    figure = np.zeros((200, 200), dtype=bool)
-    for end in ((180, 100), (20, 40), (20, 160)):
-        figure[line(100, 100, *end)] = True
-    measures = measure_vessels(figure, np.ones_like(figure))
-    assert measures["end_points"] == 3 and measures["branch_points"] == 1
+def same(found: Mapping[str, float], expected: Mapping[str, float]) -> None:
+    assert list(found) == list(expected)
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-12)
 
 
-def test_a_semicircle_is_half_pi_as_long_as_its_chord() -> None:
-    ring = disc(300, 300, 150, 150, 101) & ~disc(300, 300, 150, 150, 98)
-    ring[151:] = False
-    measures = measure_vessels(ring, np.ones_like(ring))
-    assert measures["tortuosity"] == pytest.approx(math.pi / 2, rel=0.07)
-    assert measures["end_points"] == 2
+@pytest.mark.parametrize("width", [2, 3, 5, 8, 11])
+@pytest.mark.parametrize("degrees", [0, 10, 22.5, 30, 45, 60, 90])
+def test_a_straight_bar(degrees: float, width: int) -> None:
+    direction = np.exp(1j * math.radians(degrees))
+    start = (150.3 - 100 * direction.imag, 150.2 - 100 * direction.real)  # no border runs through pixel centres
+    found = measure_vessels(bar(start, degrees, 200, width), EVERYWHERE)
+    # Half the width is lost at either end, 200 - width; less of it where the skeleton runs into a corner.
+    assert 200 - width - 2 <= found["skeleton_length_px"] <= 202
+    assert found["calibre_mean_px"] == pytest.approx(width, abs=1)
+    assert found["calibre_p50_px"] == pytest.approx(width, abs=1)
+    assert (found["branch_points"], found["end_points"]) == (0, 2)
+    assert 1 <= found["tortuosity"] < 1.012
+    # 200 × width of 300 × 300 pixels; the pixels whose centres lie in a bar are an area of 201 × (width + 1) at most.
+    assert 199 * (width - 1) <= found["vessel_density_share"] * SIZE**2 <= 201 * (width + 1)
 
 
-def test_a_ring_has_neither_ends_nor_a_tortuosity() -> None:
-    ring = disc(300, 300, 150, 150, 101) & ~disc(300, 300, 150, 150, 98)
-    measures = measure_vessels(ring, np.ones_like(ring))
-    assert measures["end_points"] == 0 and math.isnan(measures["tortuosity"])
-    assert measures["skeleton_length_px"] == pytest.approx(2 * math.pi * 99.5, rel=0.08)
+def test_a_bar_along_the_grid_by_hand() -> None:
+    vessels = np.zeros((SIZE, SIZE), bool)
+    vessels[100:107, 50:250] = True
+    found = measure_vessels(vessels, EVERYWHERE, pixel_spacing_mm=0.01)
+    assert found["vessel_density_share"] == 7 * 200 / 300**2
+    # The middle row is 4 pixels from the nearest background: 2 × 4 - 0.5.
+    assert found["calibre_p10_px"] == found["calibre_p50_px"] == found["calibre_p90_px"] == 7.5
+    assert found["calibre_p50_mm"] == pytest.approx(0.075)
+    assert found["skeleton_length_mm"] == pytest.approx(found["skeleton_length_px"] * 0.01)
+    assert [name for name in found if name.endswith("_mm")] == [
+        name.replace("_px", "_mm") for name in found if name.endswith("_px")
+    ]
 
 
-def test_dimensions_of_a_point_a_line_and_an_area() -> None:
-    point, row = np.zeros((2, 512, 512), dtype=bool)
-    point[100, 100] = row[200] = True
-    assert box_dimension(point) == pytest.approx(0)
-    assert box_dimension(row) == pytest.approx(1)
-    assert box_dimension(np.ones((512, 512), dtype=bool)) == pytest.approx(2)
-    sierpinski = np.array([[1]])
-    for _ in range(9):
-        sierpinski = np.block([[sierpinski, np.zeros_like(sierpinski)], [sierpinski, sierpinski]])
-    assert box_dimension(sierpinski > 0) == pytest.approx(math.log2(3), abs=1e-6)
+def test_quantiles_of_two_calibres() -> None:
+    vessels = np.zeros((SIZE, SIZE), bool)
+    vessels[50:55, 20:280] = True
+    vessels[200:211, 20:280] = True
+    found = measure_vessels(vessels, EVERYWHERE)
+    # 5 and 11 pixels wide, half of the length each: 2 × 3 - 0.5 and 2 × 6 - 0.5, mean 8.5.
+    assert (found["calibre_p10_px"], found["calibre_p90_px"]) == (5.5, 11.5)
+    assert found["calibre_mean_px"] == pytest.approx(8.5, abs=0.15)
 
 
-def test_millimetres() -> None:
-    mask = bar(9, 30)
-    measures = measure_vessels(mask, EVERYWHERE, 0.005)
-    for name in ("skeleton_length", "calibre_mean", "calibre_p90", "fov_diameter"):
-        assert measures[f"{name}_mm"] == pytest.approx(0.005 * measures[f"{name}_px"])
-    assert not any(name.endswith("_mm") for name in measure_vessels(mask, EVERYWHERE))
+@pytest.mark.parametrize("turn", [0, 20, 45, 77])
+def test_a_y(turn: float) -> None:
+    vessels = disc(150, 150, 3)
+    for degrees in (0, 120, 240):
+        vessels |= bar((150, 150), turn + degrees, 100, 6)
+    found = measure_vessels(vessels, EVERYWHERE)
+    assert (found["branch_points"], found["end_points"]) == (1, 3)
+    # Three arms of 100, each up to 3 pixels short.
+    assert 3 * (100 - 3) - 6 <= found["skeleton_length_px"] <= 3 * 100 + 6
+    assert found["tortuosity"] < 1.015
 
 
-def test_only_the_field_of_view_counts() -> None:
-    mask, fov = bar(9, 0), disc(400, 400, 200, 200, 80)
-    assert measure_vessels(mask, fov) == measure_vessels(mask & fov, fov)
+def test_a_ring_with_two_vessels() -> None:
+    ring = np.abs(np.hypot(ROWS - 150, COLUMNS - 150) - 80) <= 3
+    found = measure_vessels(ring, EVERYWHERE)
+    assert found["skeleton_length_px"] == pytest.approx(2 * math.pi * 80, rel=0.01)
+    assert (found["branch_points"], found["end_points"]) == (0, 0)
+    assert math.isnan(found["tortuosity"]), "it ends where it began"
+    both = ring | bar((150, 10), 0, 65, 6) | bar((150, 225), 0, 65, 6)
+    found = measure_vessels(both, EVERYWHERE)
+    assert (found["branch_points"], found["end_points"]) == (2, 2)
+    # Two half circles, π/2 each, and two straight lines of 140 - 80 pixels, weighted by their lengths.
+    half = math.pi * 80
+    expected = (2 * half * math.pi / 2 + 2 * 60 * 1) / (2 * half + 2 * 60)
+    assert found["tortuosity"] == pytest.approx(expected, rel=0.015)
+
+
+@pytest.mark.parametrize("degrees", [60, 120, 180, 270])
+def test_an_arc_of_a_circle(degrees: float) -> None:
+    radius, width = 100, 6
+    angle = np.degrees(np.arctan2(ROWS - 150, COLUMNS - 150)) % 360
+    arc = (np.abs(np.hypot(ROWS - 150, COLUMNS - 150) - radius) <= width / 2) & (angle <= degrees)
+    found = measure_vessels(arc, EVERYWHERE)
+    # Up to half the width is lost at either end. Arc r·a over chord 2·r·sin(a/2): 1.047, 1.209, 1.571, 3.332.
+    longest = math.radians(degrees)
+    shortest = longest - width / radius
+    ratio = [angle / 2 / math.sin(angle / 2) for angle in (shortest, longest)]
+    assert ratio[0] * 0.99 <= found["tortuosity"] <= ratio[1] * 1.02, "2 %: a skeleton may end in a corner"
+    assert radius * shortest - 2 <= found["skeleton_length_px"] <= radius * longest + 2
+
+
+def test_short_branches_have_no_tortuosity() -> None:
+    vessels = np.zeros((SIZE, SIZE), bool)
+    vessels[100, 20:200] = True
+    straight = measure_vessels(vessels, EVERYWHERE)
+    vessels[200, 20:23] = vessels[201, 23:25] = True  # 4.2 pixels, less than 2 % of 300
+    assert measure_vessels(vessels, EVERYWHERE)["tortuosity"] == straight["tortuosity"] == 1
+    alone = vessels.copy()
+    alone[100] = False
+    assert math.isnan(measure_vessels(alone, EVERYWHERE)["tortuosity"])
+
+
+def test_a_rough_border_has_no_branches() -> None:
+    vessels = np.zeros((SIZE, SIZE), bool)
+    vessels[140:160, 20:280] = True
+    vessels[136:140, 60:280:40] = vessels[160:163, 75:270:40] = True
+    found = measure_vessels(vessels, EVERYWHERE)
+    assert (found["branch_points"], found["end_points"]) == (0, 2)
+    vessels[100:140, 150:153] = True  # 50 pixels from the centreline, more than the 20 of the calibre
+    found = measure_vessels(vessels, EVERYWHERE)
+    assert (found["branch_points"], found["end_points"]) == (1, 3)
+
+
+def test_drawn_by_hand() -> None:
+    vessels = np.zeros((SIZE, SIZE), bool)
+    vessels[100, 50:151] = True
+    vessels[range(101, 151), range(49, -1, -1)] = True  # diagonal, on from the line's first pixel
+    found = measure_vessels(vessels, EVERYWHERE)
+    # One chain with a corner at (100, 50): 100 steps of 1 and 50 of √2, cut where the moving average rounds the corner.
+    assert found["skeleton_length_px"] == pytest.approx(100 + 50 * math.sqrt(2), abs=2)
+    assert found["end_points"] == 2 and found["branch_points"] == 0
+    assert found["calibre_mean_px"] == pytest.approx(1.5, abs=0.05)
+
+
+def test_a_single_pixel() -> None:
+    vessels = np.zeros((SIZE, SIZE), bool)
+    vessels[7, 9] = True
+    expected = {
+        **NO_VESSELS,
+        "vessel_density_share": 1 / SIZE**2,
+        **dict.fromkeys(("calibre_mean_px", "calibre_p10_px", "calibre_p50_px", "calibre_p90_px"), 1.5),
+        "end_points": 1.0,
+        "fractal_dimension": 0.0,
+    }
+    found = measure_vessels(vessels, EVERYWHERE)
+    assert abs(found.pop("fractal_dimension") - expected.pop("fractal_dimension")) < 1e-12
+    same(found, expected)
 
 
 def test_no_vessel() -> None:
-    measures = measure_vessels(np.zeros((64, 64), dtype=bool), np.ones((64, 64), dtype=bool))
-    assert measures["vessel_density"] == measures["skeleton_length_px"] == measures["end_points"] == 0
-    assert all(math.isnan(measures[name]) for name in ("calibre_mean_px", "fractal_dimension", "tortuosity"))
+    same(measure_vessels(~EVERYWHERE, EVERYWHERE), NO_VESSELS)
+    assert math.isnan(measure_vessels(~EVERYWHERE, EVERYWHERE, 0.01)["calibre_mean_mm"])
 
 
-@pytest.mark.parametrize("spacing", [0, -1.0, math.nan])
-def test_spacing_is_positive(spacing: float) -> None:
+def test_all_vessel() -> None:
+    found = measure_vessels(EVERYWHERE, EVERYWHERE)
+    assert found["vessel_density_share"] == 1 and found["calibre_p90_px"] > 200
+
+
+def test_pixels_outside_the_field_of_view_change_nothing() -> None:
+    phantom = make_phantom(3, 200, 190)
+    inside = measure_vessels(phantom.vessels & phantom.fov, phantom.fov)
+    noise = np.random.default_rng(0).random(phantom.fov.shape) < 0.3
+    same(measure_vessels(phantom.vessels | (noise & ~phantom.fov), phantom.fov), inside)
+
+
+def test_turned_and_mirrored_alike() -> None:
+    phantom = make_phantom(4, 400, 380)
+    one = measure_vessels(phantom.vessels, phantom.fov)
+    for vessels, fov in (
+        (phantom.vessels.T, phantom.fov.T),
+        (phantom.vessels[::-1], phantom.fov[::-1]),
+        (phantom.vessels[:, ::-1], phantom.fov[:, ::-1]),
+    ):
+        other = measure_vessels(vessels, fov)
+        assert other["vessel_density_share"] == one["vessel_density_share"]
+        for name in ("skeleton_length_px", "calibre_mean_px", "fractal_dimension", "tortuosity"):
+            assert other[name] == pytest.approx(one[name], rel=0.02), name
+        for name in ("branch_points", "end_points"):
+            assert other[name] == pytest.approx(one[name], rel=0.1), name
+
+
+def test_twice_the_resolution_measures_alike() -> None:
+    phantom = make_phantom(5, 500, 480)
+    double = [np.kron(array, np.ones((2, 2), bool)) for array in (phantom.vessels, phantom.fov)]
+    one, two = measure_vessels(phantom.vessels, phantom.fov, 0.02), measure_vessels(*double, pixel_spacing_mm=0.01)
+    assert two["vessel_density_share"] == one["vessel_density_share"]
+    for name in ("skeleton_length_mm", "fractal_dimension", "tortuosity"):
+        assert two[name] == pytest.approx(one[name], rel=0.03), name
+    assert two["calibre_p50_mm"] == pytest.approx(one["calibre_p50_mm"], abs=0.02)
+
+
+def test_a_phantoms_branches_have_their_calibres() -> None:
+    phantom = make_phantom(6, 900, 900)
+    found = measure_vessels(phantom.vessels, phantom.fov)
+    # Twice the area over the length of the border: right for any straight or bent ribbon, whatever its skeleton is.
+    border = np.count_nonzero(phantom.vessels & ~ndimage.binary_erosion(phantom.vessels))
+    by_area = 2 * np.count_nonzero(phantom.vessels) / border
+    assert found["calibre_mean_px"] == pytest.approx(by_area, rel=0.25)
+
+
+def test_dimensions() -> None:
+    sizes = [4, 8, 16, 32, 64]
+    # (512/4)², …, (512/64)² boxes; 512/4, …, 512/64 boxes; one box whatever its size.
+    assert fractal_dimension(np.ones((512, 512), bool), sizes) == pytest.approx(2)
+    assert fractal_dimension(np.eye(512, dtype=bool), sizes) == pytest.approx(1)
+    assert fractal_dimension(np.ones((1, 512), bool), sizes) == pytest.approx(1)
+    assert fractal_dimension(np.ones((1, 1), bool), sizes) == pytest.approx(0)
+    assert math.isnan(fractal_dimension(np.zeros((5, 5), bool), sizes))
+
+
+def test_dimension_of_sierpinskis_carpet() -> None:
+    carpet = np.ones((1, 1), bool)
+    for _ in range(5):
+        tile = np.ones((3, 3), bool)
+        tile[1, 1] = False
+        carpet = np.kron(tile, carpet)
+    # 8 copies of a third of the size.
+    assert fractal_dimension(carpet, [1, 3, 9, 27]) == pytest.approx(math.log(8) / math.log(3))
+
+
+@pytest.mark.parametrize("spacing", [0.0, -1.0, math.nan, math.inf])
+def test_spacings_that_are_none(spacing: float) -> None:
     with pytest.raises(ValueError, match="pixel_spacing_mm: expected a positive number"):
         measure_vessels(EVERYWHERE, EVERYWHERE, spacing)
-    with pytest.raises(DriveSegError, match="pixel_spacing_mm"):
-        MeasureVesselsd(spacing)
 
 
-def test_of_a_case() -> None:
-    mask = bar(9, 30)
-    case = {"pred": tensor(mask[None].astype(np.uint8) * 2), "fov": tensor(EVERYWHERE[None].astype(np.uint8))}
-    assert MeasureVesselsd(0.01)(case)["measures"] == measure_vessels(mask, EVERYWHERE, 0.01)
+def test_arrays_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="of one shape"):
+        measure_vessels(EVERYWHERE, EVERYWHERE[:-1])
+    with pytest.raises(ValueError, match="field of view is empty"):
+        measure_vessels(EVERYWHERE, ~EVERYWHERE)
+
+
+def test_eight_megapixels_take_seconds() -> None:
+    phantom = make_phantom(0, 584, 876)
+    large = [np.kron(array, np.ones((4, 4), bool)) for array in (phantom.vessels, phantom.fov)]
+    begun = time.perf_counter()
+    measure_vessels(*large)
+    assert time.perf_counter() - begun < 15, "it is about one second on a quiet core"
+
+
+def case_of(vessels: np.ndarray, photograph: np.ndarray, fov: np.ndarray) -> dict[str, torch.Tensor]:
+    return {
+        "pred": torch.from_numpy(vessels[None].astype(np.uint8)),
+        "fov": torch.from_numpy(fov[None].astype(np.uint8)),
+        "photograph": torch.from_numpy(photograph.transpose(2, 0, 1).copy()),
+    }
+
+
+def test_a_case_is_a_row() -> None:
+    phantom = make_phantom(1, 300, 280)
+    case = case_of(phantom.vessels, phantom.image, phantom.fov)
+    row = MeasureVesselsd(CHECK, pixel_spacing_mm=0.01)(case)["measures"]
+    assert "measures" not in case
+    expected = measure_vessels(phantom.vessels, phantom.fov, 0.01)
+    assert list(row) == ["width_px", "height_px", "fov_diameter_px", *expected, "quality"]
+    assert (row["width_px"], row["height_px"], row["quality"]) == (280, 300, "")
+    assert {name: row[name] for name in expected} == expected
+    arteries_and_veins = case_of(phantom.artery_vein, phantom.image, phantom.fov)
+    assert MeasureVesselsd(CHECK, pixel_spacing_mm=0.01)(arteries_and_veins)["measures"] == row
+
+
+def test_problems_are_joined_and_their_limits_set() -> None:
+    phantom = make_phantom(1, 300, 280)
+    case = case_of(phantom.vessels, phantom.image, phantom.fov)
+    strict = replace(CHECK, darkest=256, vessel_share=1)
+    assert MeasureVesselsd(quality=strict)(case)["measures"]["quality"] == "too dark; hardly any vessel"
+
+
+@pytest.mark.parametrize("spacing", [0, -0.1, "fine", math.nan])
+def test_spacings_that_a_config_must_not_have(spacing: object) -> None:
+    with pytest.raises(DriveSegError, match="pixel_spacing_mm: expected millimetres above 0 or null"):
+        MeasureVesselsd(CHECK, pixel_spacing_mm=spacing)  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ def test_all_but_the_bad_one(bundle: Path, folder: Path, settings: dict[str, obj
     mask = np.asarray(Image.open(out / "0_vessels.png")) > 0
     fov = estimate_fov(make_phantom(0, 150, 141).image)
     expected = measure_vessels(mask, fov)
-    assert float(rows[0]["vessel_density"]) == pytest.approx(expected["vessel_density"], abs=1e-5)
+    assert float(rows[0]["vessel_density_share"]) == pytest.approx(expected["vessel_density_share"], abs=1e-5)
     assert {*expected, "quality"} < set(rows[0]) and not any(name.endswith("_mm") for name in rows[0])
     page = (out / "gallery.html").read_text()
     for number in range(5):
@@ -100,7 +100,7 @@ def test_measures_in_millimetres_or_none(
     segment_photographs(bundle, [folder / "0.png"], out, {**settings, "pixel_spacing_mm": 0.02})
     with (out / "vessels.csv").open() as file:
         (row,) = csv.DictReader(file)
-    assert float(row["fov_diameter_mm"]) == pytest.approx(0.02 * float(row["fov_diameter_px"]), abs=1e-4)
+    assert float(row["skeleton_length_mm"]) == pytest.approx(0.02 * float(row["skeleton_length_px"]), abs=1e-4)
     segment_photographs(bundle, [folder / "0.png"], out, {**settings, "measure": False})
     assert not (out / "vessels.csv").exists()
 
