@@ -10,11 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT
 
 from drive_seg.configs import check_overrides, config_files, parse_overrides
-from drive_seg.networks import UNet
 from drive_seg.phantom import make_phantom
 from drive_seg.pictures import save_png
 from drive_seg.segmenter import Segmentation
@@ -82,18 +80,12 @@ def test_commands_name_what_there_is(bundle: Path, command: list[str]) -> None:
 def test_python_example(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (example,) = (block for language, block in BLOCKS if language == "python")
     monkeypatch.chdir(tmp_path)
-    torch.save(UNet(base_channels=16).state_dict(), _made(tmp_path / "runs" / "chase" / "model.pt"))
     save_png(make_phantom(0, 150, 141).image, tmp_path / "eye.jpg")
     names: dict[str, object] = {}
     exec(compile(example, "README.md", "exec"), names)  # the README is ours
     result = names["result"]
     assert isinstance(result, Segmentation)
     assert result.mask.shape == result.probability.shape == result.fov.shape == (150, 141)
-
-
-def _made(path: Path) -> Path:
-    path.parent.mkdir(parents=True)
-    return path
 
 
 @pytest.mark.slow
