@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage, optimize, spatial
 
 _SEARCH_SIZE = 400
-"""Longer side, in pixels, of the copy on which the circle is searched for."""
+"""Longer side, in pixels, of the copy on which the circle is searched for, at most."""
 
 _NARROWEST = 20
 """Longer by shorter side at which nothing is left to search on the small copy."""
@@ -171,7 +171,7 @@ def _as_photograph(image: np.ndarray) -> np.ndarray:
 
 
 def _full_scale(image: np.ndarray) -> float:
-    brightest = float(np.nanmax(image))
+    brightest = float(np.nanmax(image) if image.dtype.kind == "f" else image.max())
     if image.dtype.kind == "f" and brightest <= 1:
         return 1.0
     return float(max(256, 2 ** np.ceil(np.log2(max(brightest, 1)))))
@@ -183,7 +183,7 @@ def _shrink(image: np.ndarray) -> tuple[np.ndarray, int, float]:
     Brightness is the strongest channel: red on the retina, whatever the camera made of the colours elsewhere.
     Averaging four pixels of each block, not all, keeps 8 Mpixel cheap.
     """
-    factor = max(1, round(max(image.shape[:2]) / _SEARCH_SIZE))
+    factor = -(-max(image.shape[:2]) // _SEARCH_SIZE)
     height, width = image.shape[0] // factor, image.shape[1] // factor
     offsets = sorted({factor // 4, factor - 1 - factor // 4})
     parts = [
@@ -191,8 +191,13 @@ def _shrink(image: np.ndarray) -> tuple[np.ndarray, int, float]:
         for row in offsets
         for column in offsets
     ]
-    small = np.mean(parts, axis=0, dtype=np.float32).max(axis=2)
+    small = _brightest(np.mean(parts, axis=0, dtype=np.float32))
     return np.nan_to_num(small), factor, float(np.mean(offsets))
+
+
+def _brightest(image: np.ndarray) -> np.ndarray:
+    """The strongest channel; a maximum over an axis as short as this one takes ten times as long."""
+    return image[..., 0] if image.shape[2] == 1 else np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
 
 
 def _black_level(small: np.ndarray) -> tuple[float, float]:
@@ -399,7 +404,7 @@ def _steepest(
     positions = points[:, None] + offsets[None, :, None] * normals[:, None]
     last = np.array(image.shape[:2]) - 1
     rows, columns = np.clip(np.rint(positions), 0, last).astype(int).transpose(2, 0, 1)
-    profiles = np.nan_to_num(image[rows, columns].astype(np.float32)).max(axis=2)
+    profiles = _brightest(np.nan_to_num(image[rows, columns].astype(np.float32)))
     outside_picture = ((positions < -0.5) | (positions > last + 0.5)).any(axis=2)
     profiles = ndimage.uniform_filter(profiles, size=(5, 3), mode="nearest")
     inner = np.median(profiles[:, :27], axis=1)

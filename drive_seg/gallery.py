@@ -23,8 +23,12 @@ def write_gallery(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
         path: the page; the pictures lie in the same folder.
         entries: of one photograph each: ``case_id``, ``photograph`` (its path), and either ``failed`` (why) or
             ``width_px``, ``height_px``, ``measures`` (of which ``quality`` is shown) and ``saved`` (names of its files,
-            ``thumbnail`` and ``overlay`` among them).
+            ``thumbnail`` among them). Without any thumbnail there is nothing to show, and no page.
     """
+    segmented = [entry for entry in entries if "thumbnail" in entry.get("saved", {})]
+    if not segmented:
+        path.unlink(missing_ok=True)
+        return
     try:
         import jinja2
     except ModuleNotFoundError:
@@ -32,6 +36,5 @@ def write_gallery(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
         return
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    segmented = [entry for entry in entries if "thumbnail" in entry.get("saved", {})]
     failed = [entry for entry in entries if "failed" in entry]
     write_text(path, template.render(segmented=segmented, failed=failed))

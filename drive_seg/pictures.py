@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import Transform
+from monai.utils import ensure_tuple
 from PIL import Image
 
 from drive_seg.data import picture_name
@@ -21,6 +22,9 @@ from drive_seg.files import replacing
 from drive_seg.nifti import save_nifti
 
 __all__ = ["SaveVesselsd", "agreement", "overlay", "save_curves", "save_png", "save_thumbnail"]
+
+PICTURES = ("vessels", "probability", "overlay", "thumbnail")
+"""What ``SaveVesselsd`` can write of a photograph."""
 
 ONE_CLASS = (0, 255, 200)
 """Vessels, in a colour that no retina has."""
@@ -141,8 +145,12 @@ class SaveVesselsd(Transform):
         probability_key: probability maps, (num_classes, H, W), background first.
         photograph_key: photograph, (3, H, W), uint8, of which the metadata tell the file name.
         output_key: where the paths of the written files go.
-        thumbnail_side: longer side of either picture in the thumbnail, pixels; 0 writes none.
+        pictures: which of ``vessels``, ``probability``, ``overlay`` and ``thumbnail`` are written.
+        thumbnail_side: longer side of either picture in the thumbnail, pixels.
         save_nifti: write the mask as NIfTI, too.
+
+    Raises:
+        DriveSegError: if ``pictures`` names anything else.
     """
 
     def __init__(
@@ -152,9 +160,14 @@ class SaveVesselsd(Transform):
         probability_key: str = "probability",
         photograph_key: str = "photograph",
         output_key: str = "saved",
-        thumbnail_side: int = 0,
+        pictures: Sequence[str] = PICTURES,
+        thumbnail_side: int = 360,
         save_nifti: bool = False,
     ) -> None:
+        wrong = [name for name in ensure_tuple(pictures) if name not in PICTURES]
+        if wrong:
+            raise DriveSegError(f"pictures: expected some of {', '.join(PICTURES)}, got {wrong[0]!r}")
+        self.pictures = ensure_tuple(pictures)
         self.output_dir = Path(output_dir)
         self.pred_key = pred_key
         self.probability_key = probability_key
@@ -175,17 +188,19 @@ class SaveVesselsd(Transform):
             raise DriveSegError(f"{source}: the mask has the size {mask.shape}, expected {pixels.shape[:2]}")
         name = str(case.get("case_id", picture_name(source)))
         binary = probability.shape[0] == 2
-        pictures = {
-            "vessels": mask * np.uint8(255) if binary else mask,
-            "probability": np.rint(probability[1:].sum(axis=0).clip(0, 1) * 65535).astype(np.uint16),
-            "overlay": overlay(pixels, mask),
-        }
-        saved = {kind: self.output_dir / f"{name}_{kind}.png" for kind in pictures}
-        for kind, picture in pictures.items():
-            save_png(picture, saved[kind])
-        if self.thumbnail_side:
-            saved["thumbnail"] = self.output_dir / f"{name}_thumbnail.jpg"
-            save_thumbnail([pixels, pictures["overlay"]], self.thumbnail_side, saved["thumbnail"])
+        coloured = overlay(pixels, mask) if {"overlay", "thumbnail"}.intersection(self.pictures) else pixels
+        saved: dict[str, Path] = {}
+        for kind in self.pictures:
+            saved[kind] = self.output_dir / f"{name}_{kind}.{'jpg' if kind == 'thumbnail' else 'png'}"
+            if kind == "vessels":
+                save_png(mask * np.uint8(255) if binary else mask, saved[kind])
+            elif kind == "probability":
+                vessel = probability[1:].sum(axis=0).clip(0, 1)
+                save_png(np.rint(vessel * 65535).astype(np.uint16), saved[kind])
+            elif kind == "overlay":
+                save_png(coloured, saved[kind])
+            else:
+                save_thumbnail([pixels, coloured], self.thumbnail_side, saved[kind])
         if self.save_nifti:
             affine = photograph.meta.get("nifti_affine")
             saved["nifti"] = self.output_dir / f"{name}_vessels.nii.gz"

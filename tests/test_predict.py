@@ -20,6 +20,7 @@ from drive_seg.journal import Journal, read_journals
 from drive_seg.measures import measure_vessels
 from drive_seg.networks import UNet
 from drive_seg.phantom import make_phantom
+from drive_seg.pictures import SaveVesselsd
 from drive_seg.predict import segment_photographs
 
 SMALL = {"base_channels": 4, "depth": 3, "fov_diameter": 128, "precision": "float32", "engine": "torch"}
@@ -103,6 +104,16 @@ def test_measures_in_millimetres_or_none(
     assert float(row["skeleton_length_mm"]) == pytest.approx(0.02 * float(row["skeleton_length_px"]), abs=1e-4)
     segment_photographs(bundle, [folder / "0.png"], out, {**settings, "measure": False})
     assert not (out / "vessels.csv").exists()
+
+
+def test_masks_alone(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    segment_photographs(bundle, [folder / "0.png"], out, settings)
+    segment_photographs(bundle, [folder / "0.png"], alone, {**settings, "pictures": ["vessels"], "measure": False})
+    assert set(results(alone)) == {"0_vessels.png"} and not (alone / "gallery.html").exists()
+    assert (alone / "0_vessels.png").read_bytes() == (out / "0_vessels.png").read_bytes()
+    with pytest.raises(DriveSegError, match="pictures: expected some of vessels.*got 'masks'"):
+        SaveVesselsd(str(out), pictures=["masks"])
 
 
 @pytest.mark.parametrize("change", ["photograph", "setting", "weights"])
