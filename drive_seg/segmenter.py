@@ -151,7 +151,8 @@ class Segmenter:
             Each case, in order, with its result or with its error.
         """
         rest = iter(cases)
-        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="photograph") as pool:
+        # Threads of torch within these threads would wait for the cores that the network is using.
+        with ThreadPoolExecutor(2, "photograph", initializer=torch.set_num_threads, initargs=(1,)) as pool:
             prepared = deque((case, pool.submit(self._prepare, case)) for case in islice(rest, ahead))
             finishing: deque[tuple[Case, Future]] = deque()
             try:
