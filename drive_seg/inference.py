@@ -10,8 +10,12 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 
 from drive_seg.engines import autocast, fast_dtype
+from drive_seg.errors import DriveSegError
 
 __all__ = ["FlipInferer", "LargeImageInferer", "PrecisionInferer"]
+
+MIRRORINGS = [(dims, transposed) for transposed in (False, True) for dims in ((), (-1,), (-2,), (-1, -2))]
+"""Axes that are flipped, and whether rows and columns change places then."""
 
 
 class PrecisionInferer(Inferer):
@@ -67,26 +71,36 @@ class LargeImageInferer(SlidingWindowInferer):
 
 
 class FlipInferer(Inferer):
-    """Mean of the logits over the image and its mirror images (left-right, up-down, both).
+    """Mean of the logits over an image and its mirror images.
 
     Args:
         inferer: what runs the network on each of them.
-        flips: False runs it on the image alone.
+        flips: how many there are. 4, or True: the image, mirrored left-right, up-down, and both. 8: these and their
+            transposes, all symmetries of a square. 1, or False: the image alone.
+
+    Raises:
+        DriveSegError: if ``flips`` is anything else.
     """
 
-    def __init__(self, inferer: Inferer, flips: bool = True) -> None:
+    def __init__(self, inferer: Inferer, flips: bool | int = True) -> None:
         super().__init__()
+        number = {True: 4, False: 1}[flips] if isinstance(flips, bool) else flips
+        if number not in (1, 4, 8):
+            raise DriveSegError(f"flips: expected true, false, 1, 4 or 8, got {flips!r}")
         self.inferer = inferer
-        self.flips = flips
+        self.mirrorings = MIRRORINGS[:number]
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Images (B, C, H, W) → logits (B, num_classes, H, W)."""
-        logits = self.inferer(inputs, network, *args, **kwargs).float()
-        if not self.flips:
-            return logits
-        mirrorings = ((-1,), (-2,), (-1, -2))
-        for dims in mirrorings:
-            logits = logits + self.inferer(inputs.flip(dims), network, *args, **kwargs).flip(dims)
-        return logits / (1 + len(mirrorings))
+        total: torch.Tensor | None = None
+        for dims, transposed in self.mirrorings:
+            view = inputs.flip(dims) if dims else inputs
+            view = view.transpose(-1, -2) if transposed else view
+            logits = self.inferer(view, network, *args, **kwargs).float()
+            logits = logits.transpose(-1, -2) if transposed else logits
+            logits = logits.flip(dims) if dims else logits
+            total = logits if total is None else total + logits
+        assert total is not None
+        return total / len(self.mirrorings)

@@ -160,6 +160,23 @@ class TestFlipInferer:
         torch.testing.assert_close(FlipInferer(SimpleInferer())(image, nn.Identity()), before)
         assert torch.equal(image, before)
 
+    def test_all_eight_symmetries(self) -> None:
+        torch.manual_seed(0)
+        network = nn.Conv2d(3, 2, 3, padding=1)
+        image = torch.randn(2, 3, 6, 9)
+        views = [image.rot90(turns, (2, 3)) for turns in range(4)]
+        turned = [network(view).rot90(-turns, (2, 3)) for turns, view in enumerate(views)]
+        mirrored = [network(view.flip(3)).flip(3).rot90(-turns, (2, 3)) for turns, view in enumerate(views)]
+        inferer = FlipInferer(SimpleInferer(), flips=8)
+        torch.testing.assert_close(inferer(image, network), torch.stack(turned + mirrored).mean(dim=0))
+        transposed = inferer(image.transpose(2, 3), network)
+        torch.testing.assert_close(transposed.transpose(2, 3), inferer(image, network))
+
+    @pytest.mark.parametrize("flips", [0, 2, 16, "all", None])
+    def test_numbers_of_mirror_images_that_there_are_not(self, flips: object) -> None:
+        with pytest.raises(DriveSegError, match="flips: expected true, false, 1, 4 or 8"):
+            FlipInferer(SimpleInferer(), flips)  # type: ignore[arg-type]
+
     def test_without_flips(self) -> None:
         network, image = Recording(unet()), torch.randn(1, 3, 17, 22)
         assert torch.equal(FlipInferer(SimpleInferer(), flips=False)(image, network), network.given[0])

@@ -112,7 +112,7 @@ def test_masks_alone(bundle: Path, folder: Path, settings: dict[str, object], tm
     segment_photographs(bundle, [folder / "0.png"], alone, {**settings, "pictures": ["vessels"], "measure": False})
     assert set(results(alone)) == {"0_vessels.png"} and not (alone / "gallery.html").exists()
     assert (alone / "0_vessels.png").read_bytes() == (out / "0_vessels.png").read_bytes()
-    with pytest.raises(DriveSegError, match="pictures: expected some of vessels.*got 'masks'"):
+    with pytest.raises(DriveSegError, match=r"pictures: expected some of vessels.*got 'masks'"):
         SaveVesselsd(str(out), pictures=["masks"])
 
 
