@@ -191,7 +191,7 @@ def _shrink(image: np.ndarray) -> tuple[np.ndarray, int, float]:
         for row in offsets
         for column in offsets
     ]
-    small = _brightest(np.mean(parts, axis=0, dtype=np.float32))
+    small = _brightest(np.asarray(np.mean(parts, axis=0, dtype=np.float32)))
     return np.nan_to_num(small), factor, float(np.mean(offsets))
 
 
