@@ -61,7 +61,8 @@ def export_network(
 ) -> Iterator[Exported]:
     """Write a network with its weights, format by format.
 
-    ``model.ts`` and ``model.pt2`` hold the bundle's ``metadata.json`` and ``inference.json`` as extra files. Images
+    ``model.ts`` and ``model.pt2`` hold the bundle's ``metadata.json`` and ``inference.json``, the latter with the
+    overrides, as extra files. Images
     must have at least ``2**depth`` pixels a side for ``model.ts``, and twice that for the others.
 
     Args:
@@ -95,10 +96,11 @@ def export_network(
         # Made under its final name, which TorchScript and torch.export write into the file, then moved.
         with tempfile.TemporaryDirectory() as scratch:
             made = Path(scratch) / FILE_NAMES[name]
+            used = _write_as_used(config, overrides, Path(scratch))
             if name == "torchscript":
-                compute = _to_torchscript(network, made, config, metadata, overrides)
+                compute = _to_torchscript(network, made, used, metadata)
             elif name == "pt2":
-                compute = _to_pt2(network, made, config, metadata)
+                compute = _to_pt2(network, made, used, metadata)
             else:
                 compute = _to_onnx(network, made)
             path = output_dir / made.name
@@ -142,12 +144,20 @@ def _missing_for_onnx() -> list[str]:
     return [package for package in _NEEDED_FOR_ONNX if find_spec(package) is None]
 
 
-def _to_torchscript(network: UNet, path: Path, config: str, metadata: str, overrides: Mapping[str, Any]) -> Compute:
+def _write_as_used(config: str, overrides: Mapping[str, Any], folder: Path) -> str:
+    """The config with the overrides in it, but for the weights' path, which nobody else has."""
+    parser = ConfigParser(json.loads(Path(config).read_text(encoding="utf-8")))
+    parser.update({key: value for key, value in overrides.items() if key != "checkpoint"})
+    used = folder / Path(config).name
+    used.write_text(json.dumps(parser.get(), indent=4), encoding="utf-8")
+    return str(used)
+
+
+def _to_torchscript(network: UNet, path: Path, config: str, metadata: str) -> Compute:
     weights = path.with_name("weights.pt")
     save_checkpoint(network.state_dict(), weights)
     arguments = path.with_name("arguments.json")
     values = {
-        **overrides,
         "net_id": "network_def",
         "filepath": str(path),
         "ckpt_file": str(weights),

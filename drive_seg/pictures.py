@@ -17,6 +17,8 @@ from monai.utils import ensure_tuple
 from PIL import Image
 
 from drive_seg.data import picture_name
+from drive_seg.dicom import is_dicom
+from drive_seg.dicom_seg import save_dicom_seg
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 from drive_seg.nifti import save_nifti
@@ -137,7 +139,8 @@ class SaveVesselsd(Transform):
     ``<name>_vessels.png`` is the mask, 0 and 255 (several classes: the class values); ``<name>_probability.png`` the
     probability of vessel in 16 bits, 0 to 65535; ``<name>_overlay.png`` the photograph with the vessels coloured;
     ``<name>_thumbnail.jpg`` the photograph and the overlay side by side, small. On request, ``<name>_vessels.nii.gz``
-    holds the class values where the photograph lies in space, see ``save_nifti``.
+    holds the class values where the photograph lies in space, see ``save_nifti``, and ``<name>_vessels.dcm`` is a DICOM
+    Segmentation object, see ``save_dicom_seg``.
 
     Args:
         output_dir: folder to write into.
@@ -148,6 +151,8 @@ class SaveVesselsd(Transform):
         pictures: which of ``vessels``, ``probability``, ``overlay`` and ``thumbnail`` are written.
         thumbnail_side: longer side of either picture in the thumbnail, pixels.
         save_nifti: write the mask as NIfTI, too.
+        save_dicom_seg: write the mask of a DICOM photograph as a DICOM Segmentation object, too; other photographs have
+            no patient and study that it could refer to.
 
     Raises:
         DriveSegError: if ``pictures`` names anything else.
@@ -163,6 +168,7 @@ class SaveVesselsd(Transform):
         pictures: Sequence[str] = PICTURES,
         thumbnail_side: int = 360,
         save_nifti: bool = False,
+        save_dicom_seg: bool = False,
     ) -> None:
         wrong = [name for name in ensure_tuple(pictures) if name not in PICTURES]
         if wrong:
@@ -175,6 +181,7 @@ class SaveVesselsd(Transform):
         self.output_key = output_key
         self.thumbnail_side = thumbnail_side
         self.save_nifti = save_nifti
+        self.save_dicom_seg = save_dicom_seg
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with what the class says done to it."""
@@ -205,6 +212,9 @@ class SaveVesselsd(Transform):
             affine = photograph.meta.get("nifti_affine")
             saved["nifti"] = self.output_dir / f"{name}_vessels.nii.gz"
             save_nifti(mask, saved["nifti"], None if affine is None else np.asarray(affine, dtype=float))
+        if self.save_dicom_seg and is_dicom(source):
+            saved["dicom_seg"] = self.output_dir / f"{name}_vessels.dcm"
+            save_dicom_seg(mask, probability.shape[0], source, saved["dicom_seg"])
         case[self.output_key] = {kind: str(path) for kind, path in saved.items()}
         return case
 

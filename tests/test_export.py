@@ -106,11 +106,14 @@ def test_torchscript_and_pt2_say_what_they_are(exported: Path, bundle: Path) -> 
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
     _, read, extra = load_net_with_metadata(str(exported / "model.ts"), more_extra_files=["inference.json"])
     assert read["version"] == metadata["version"] and "network_data_format" in read
-    assert json.loads(extra["inference.json"])["network_def"]["_target_"] == "drive_seg.networks.UNet"
+    config = json.loads(extra["inference.json"])
+    assert config["network_def"]["_target_"] == "drive_seg.networks.UNet"
+    assert {key: config[key] for key in SMALL} == SMALL, "as exported, not as in the bundle"
+    assert config["checkpoint"] == "$@bundle_root + '/models/model.pt'"
     files: dict[str, Any] = {"metadata.json": "", "inference.json": ""}
     torch.export.load(exported / "model.pt2", extra_files=files)
     assert json.loads(files["metadata.json"]) == metadata
-    assert "network_def" in json.loads(files["inference.json"])
+    assert json.loads(files["inference.json"]) == config
 
 
 def test_onnx_names_its_axes_and_is_valid(exported: Path) -> None:

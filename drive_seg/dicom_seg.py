@@ -1,0 +1,112 @@
+"""Masks as DICOM Segmentation objects; highdicom comes with the extra ``dicom``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from drive_seg import __version__
+from drive_seg.errors import DriveSegError
+from drive_seg.files import replacing
+
+__all__ = ["save_dicom_seg"]
+
+_MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+"""What DICOM wants in every object, at least as an empty element, and photographs in the wild leave out."""
+
+
+def save_dicom_seg(mask: np.ndarray, classes: int, source: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Write a mask as a binary segmentation that refers to the photograph, in the study of the same patient.
+
+    Args:
+        mask: (H, W), class values; 0 is background.
+        classes: how many there are, background included. 2: the segment is the vessels; 3: arteries and veins.
+        source: the photograph, a DICOM file of H rows and W columns.
+        path: the file, whole or not at all.
+
+    Raises:
+        DriveSegError: if highdicom is not installed, or the photograph lacks what an object that refers to it needs.
+
+    Source: DICOM PS3.3, A.51, Segmentation IOD.
+    """
+    try:
+        import highdicom
+        import pydicom
+        from pydicom.sr.codedict import codes
+        from pydicom.uid import generate_uid
+    except ImportError as error:
+        raise DriveSegError(
+            "save_dicom_seg: highdicom is not installed, expected pip install 'drive-seg[dicom]'"
+        ) from error
+
+    algorithm = highdicom.AlgorithmIdentificationSequence("drive-seg", codes.DCM.ArtificialIntelligence, __version__)
+    kinds: dict[str, Any] = {"Retinal vessels": codes.SCT.BloodVessel}
+    if classes == 3:
+        kinds = {"Retinal arteries": codes.SCT.Artery, "Retinal veins": codes.SCT.Vein}
+    elif classes > 3:
+        kinds = {f"Retinal vessels, class {number}": codes.SCT.BloodVessel for number in range(1, classes)}
+    segments = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=label,
+            segmented_property_category=codes.SCT.AnatomicalStructure,
+            segmented_property_type=kind,
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            anatomic_regions=[codes.SCT.Retina],
+        )
+        for number, (label, kind) in enumerate(kinds.items(), 1)
+    ]
+    photograph = pydicom.dcmread(source, stop_before_pixels=True)
+    needed = [name for name in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID") if name not in photograph]
+    if needed:
+        raise DriveSegError(f"{source}: a segmentation refers to its {' and '.join(needed)}, which it has not")
+    _complete(photograph)
+    segmentation = highdicom.seg.Segmentation(
+        source_images=[photograph],
+        pixel_array=mask[None].astype(np.uint8),
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=segments,
+        series_instance_uid=generate_uid(),
+        series_number=int(photograph.get("SeriesNumber") or 0) + 100,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="drive-seg",
+        manufacturer_model_name="drive-seg",
+        software_versions=__version__,
+        device_serial_number="0",
+        content_description="Retinal vessels, found by a network; not for diagnosis",
+        omit_empty_frames=False,
+    )
+    shared = segmentation.SharedFunctionalGroupsSequence[0]
+    if not shared.PixelMeasuresSequence[0]:
+        del shared.PixelMeasuresSequence
+    with replacing(path) as temporary:
+        segmentation.save_as(temporary)
+
+
+def _complete(photograph: Any) -> None:
+    """Add what highdicom takes for granted in an object of several frames, which ophthalmic photographs may be."""
+    from pydicom import Dataset, Sequence
+
+    for name in _MAY_BE_EMPTY:
+        if name not in photograph:
+            setattr(photograph, name, None)
+    if "NumberOfFrames" not in photograph:
+        photograph.NumberOfFrames = 1
+    if "SharedFunctionalGroupsSequence" not in photograph:
+        shared = Dataset()
+        shared.PixelMeasuresSequence = Sequence([Dataset()])
+        photograph.SharedFunctionalGroupsSequence = Sequence([shared])
