@@ -102,7 +102,7 @@ class TrainingStep:
             scaler.step(engine.optimizer)
             scaler.update()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return output
+        return engine.state.output  # what the event's handlers, such as the one that decollates, made of it
 
     def _check_gradients(self, engine: SupervisedTrainer, scaler: torch.amp.GradScaler) -> None:
         """Clip the gradients, and end the run if they are not finite, which a finite loss does not rule out."""

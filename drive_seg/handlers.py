@@ -6,7 +6,7 @@ import csv
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +186,10 @@ class History:
                     self.rows.append({name: _number(value) for name, value in row.items()})
 
 
-def loss_of(output: Mapping[str, Any]) -> float:
-    """The loss in what the trainer puts out for an iteration."""
-    return float(output["loss"].detach())
+def loss_of(output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> float:
+    """The loss in what the trainer puts out for an iteration, decollated (the loss is in every item) or not."""
+    first = output if isinstance(output, Mapping) else output[0]
+    return float(first["loss"])
 
 
 def _number(text: str) -> int | float | str:

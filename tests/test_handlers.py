@@ -131,4 +131,5 @@ def test_no_progress_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_loss_of() -> None:
-    assert loss_of({"loss": torch.tensor(1.5, requires_grad=True)}) == 1.5
+    assert loss_of({"loss": torch.tensor(1.5, requires_grad=True).detach()}) == 1.5
+    assert loss_of([{"loss": 1.5}, {"loss": 1.5}]) == 1.5
