@@ -27,7 +27,13 @@ def start() -> None:
     device = best_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, world_size = next(distributed.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
+        # torchrun keeps its store over restarts, and processes that it has started again would look for each other
+        # at the addresses of the dead ones. Several machines count their restarts apart, so it is of no use there.
+        store = distributed.PrefixStore(f"restart{_restarts()}", store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def finish() -> None:
@@ -39,4 +45,8 @@ def finish() -> None:
 
 def restarted() -> bool:
     """True if torchrun has started the processes again after one had failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))

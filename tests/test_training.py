@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import multiprocessing
 import os
 import random
@@ -133,19 +134,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(bundle: Path, five_phantoms: Pa
     assert set(weights)
 
 
-def torchrun(processes: int, bundle: Path, names: list[str], run_id: str, values: dict[str, Any]) -> None:
-    configs = [str(bundle / "configs" / f"{name}.json") for name in names]
+def torchrun(
+    processes: int, bundle: Path, names: list[str], run_id: str, values: dict[str, Any], overlay: Path | None = None
+) -> str:
+    """Run an id in several processes, which may be started again once; what they write to stderr."""
+    configs = [str(bundle / "configs" / f"{name}.json") for name in names] + ([str(overlay)] if overlay else [])
     arguments = [part for key, value in values.items() for part in (f"--{key}", str(value))]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        + ["-m", "monai.bundle", "run", run_id, "--bundle_root", str(bundle), "--config_file", str(configs)]
-        + arguments,
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max_restarts=1"]
+        + [f"--nproc_per_node={processes}", "-m", "monai.bundle", "run", run_id]
+        + ["--bundle_root", str(bundle), "--config_file", str(configs), *arguments],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    return done.stderr
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -173,6 +178,40 @@ def test_two_processes_train_and_evaluate_as_one(bundle: Path, five_phantoms: Pa
         torchrun(processes, bundle, ["train", "evaluate", "multi_gpu_evaluate"], "evaluating", values)
     scores = [table(folder / "metrics.csv") for folder in folders.values()]
     assert scores[0] == scores[1] and len(scores[0]) == 4, "every case once"
+
+
+class KilledOnce:
+    """Kills one of the processes with ``kill -9`` at an iteration, unless torchrun has started them again."""
+
+    def __init__(self, rank: int, iteration: int) -> None:
+        self.rank = rank
+        self.iteration = iteration
+
+    def attach(self, engine: Any) -> None:
+        if int(os.environ["RANK"]) == self.rank and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.iteration), self.kill)
+
+    def kill(self, engine: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_killed_processes_again_to_the_same_end(
+    bundle: Path, five_phantoms: Path, tmp_path: Path
+) -> None:
+    names = ["train", "multi_gpu_train"]
+    values = {"batch_size": 2, "max_epochs": 6}  # a patch a process, two iterations an epoch
+    torchrun(2, bundle, names, "training", overrides(five_phantoms, tmp_path / "whole", **values))
+
+    # The first process writes the checkpoints. A start for which there is nothing to resume yet may ask to, too.
+    for rank, others in ((0, {}), (1, {"resume": "true"})):
+        killer = {"_target_": "test_training.KilledOnce", "rank": rank, "iteration": 7}
+        overlay = tmp_path / f"kill{rank}.json"
+        overlay.write_text(json.dumps({"+train#handlers": [killer]}))
+        killed = tmp_path / f"killed{rank}"
+        written = torchrun(2, bundle, names, "training", overrides(five_phantoms, killed, **values, **others), overlay)
+        assert f"exitcode: -9) local_rank: {rank}" in written
+        assert same_content(state_of(tmp_path / "whole"), state_of(killed)), f"killed: {rank}"
 
 
 def train_once(bundle: str, dataset: str, output: str) -> None:
