@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.training_memory import memory_at
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from test_bundle import SMALL
@@ -212,6 +213,13 @@ def test_torchrun_starts_killed_processes_again_to_the_same_end(
         written = torchrun(2, bundle, names, "training", overrides(five_phantoms, killed, **values, **others), overlay)
         assert f"exitcode: -9) local_rank: {rank}" in written
         assert same_content(state_of(tmp_path / "whole"), state_of(killed)), f"killed: {rank}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from Linux's /proc")
+def test_memory_stays(tmp_path: Path) -> None:
+    memory = memory_at([20, 80], tmp_path)
+    assert memory[80] - memory[20] < 4, "MiB; keeping the 0.2 MiB of images of every epoch would add 11"
 
 
 def train_once(bundle: str, dataset: str, output: str) -> None:
