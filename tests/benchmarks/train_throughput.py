@@ -2,7 +2,9 @@
 
 Stock is MONAI's documented way: ``SupervisedTrainer`` with its own iteration, float32, contiguous tensors. Both train
 the same network on the same patches with the same loss and optimizer. The two take turns, so that a machine whose
-speed drifts slows both; medians are printed.
+speed drifts slows both; medians are printed. Seconds a step leave the data out, which is the same for both; how long
+the shipped random transforms take for it is measured on cached phantoms, for ``train.json`` and ``any_camera.json``,
+and printed as a share of the shipped step.
 
     python tests/benchmarks/train_throughput.py --widths 16 32 64
 """
@@ -10,20 +12,29 @@ speed drifts slows both; medians are printed.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
+import sys
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.engine import Events
+from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 
+from drive_seg.configs import bundle_root, config_files
 from drive_seg.distributed import best_device
 from drive_seg.engines import TrainingStep, fast_dtype
 from drive_seg.inference import PrecisionInferer
 from drive_seg.losses import DiceCELoss
 from drive_seg.networks import UNet
+from drive_seg.phantom import write_phantom_dataset
+from drive_seg.workflows import quiet
 
 PARTS = ("forward", "loss", "backward", "step")
 
@@ -61,8 +72,6 @@ def make_trainer(width: int, size: int, batch: int, ours: bool) -> tuple[Supervi
             last[0] = now
 
         return note
-
-    from ignite.engine import Events
 
     trainer.add_event_handler(Events.ITERATION_STARTED, lap(None))
     trainer.add_event_handler(IterationEvents.FORWARD_COMPLETED, lap("forward"))
@@ -102,8 +111,101 @@ def multiply_adds(width: int, size: int) -> float:
     return counted[0]
 
 
+def run_steps(trainer: SupervisedTrainer, steps: int = 1) -> None:
+    """So many training steps."""
+    for _ in range(steps):
+        trainer.state.epoch = trainer.state.iteration = 0
+        trainer.run()
+
+
+def peak_mib(width: int, size: int, batch: int, ours: bool) -> float:
+    """Peak memory of two steps in MiB: the GPU's, or of this process on Linux; NaN elsewhere."""
+    run_steps(make_trainer(width, size, batch, ours)[0], 2)
+    if best_device().type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    if not sys.platform.startswith("linux"):
+        return float("nan")
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+
+def peak_mib_alone(*variant: Any) -> float:
+    """``peak_mib`` in a process of its own, whose peak is nobody else's."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(peak_mib, *variant).result()
+
+
+def config(names: list[str], dataset: Path, **overrides: Any) -> ConfigParser:
+    """The shipped configs of a training on the dataset."""
+    parser = ConfigParser()
+    parser.read_config(config_files(bundle_root(), *names))
+    parser.update({"bundle_root": str(bundle_root()), "dataset_dir": str(dataset), **overrides})
+    return parser
+
+
+def seconds_a_patch(parser: ConfigParser, repeats: int = 60) -> float:
+    """Mean seconds from the cached photograph to the patch; not the median, because some transforms are rare."""
+    dataset = parser.get_parsed_content("train::dataset")
+    for index in range(len(dataset)):
+        dataset[index]
+    begun = time.perf_counter()
+    for number in range(repeats):
+        dataset.set_epoch(number)
+        dataset[number % len(dataset)]
+    return (time.perf_counter() - begun) / repeats
+
+
+def median_parts(times: dict[str, list[float]]) -> dict[str, float]:
+    """Median seconds of each part, without the first two steps."""
+    return {part: statistics.median(values[2:]) for part, values in times.items()}
+
+
+def print_steps(options: argparse.Namespace, dataset: Path) -> None:
+    """The table of training steps, one row a width."""
+    device = best_device()
+    dtype = fast_dtype(device)
+    peak = matrix_peak(dtype)
+    data = options.batch * seconds_a_patch(config(["train"], dataset, patch_size=[options.size] * 2))
+    print(f"{device}, {torch.get_num_threads()} threads, {dtype}, matrix peak {peak:.2f} Tmadd/s")
+    print(f"batch {options.batch} of {options.size}²; medians of {options.steps} steps; memory is each one's own peak")
+    print("| base_channels | stock s/step | ours s/step | ratio | data | " + " | ".join(PARTS), end="")
+    print(" | of peak | stock MiB | ours MiB |")
+    print("| --- " * (8 + len(PARTS)) + "|")
+    for width in options.widths:
+        trainers = {ours: make_trainer(width, options.size, options.batch, ours) for ours in (False, True)}
+        for _ in range(options.steps + 2):
+            for trainer, _ in trainers.values():
+                run_steps(trainer)
+        medians = {ours: median_parts(times) for ours, (_, times) in trainers.items()}
+        stock, ours_total = (sum(medians[ours].values()) for ours in (False, True))
+        work = 3 * options.batch * multiply_adds(width, options.size)  # backward costs two forward passes
+        split = " | ".join(f"{medians[True][part]:.3f}" for part in PARTS)
+        memory = " | ".join(f"{peak_mib_alone(width, options.size, options.batch, ours):.0f}" for ours in (False, True))
+        print(
+            f"| {width} | {stock:.3f} | {ours_total:.3f} | {stock / ours_total:.2f} | {data:.3f} | {split} "
+            f"| {work / ours_total / peak / 1e12:.0%} | {memory} |",
+            flush=True,
+        )
+
+
+def print_data(options: argparse.Namespace, dataset: Path) -> None:
+    """The table of what the shipped random transforms cost beside the shipped step, one row a config."""
+    shipped = config(["train"], dataset)
+    width, batch, (size, _) = (shipped.get(key) for key in ("base_channels", "batch_size", "patch_size"))
+    trainer, times = make_trainer(width, size, batch, ours=True)
+    run_steps(trainer, options.steps + 2)
+    step = sum(median_parts(times).values())
+    print(f"\nthe shipped step, batch {batch} of {size}² at base_channels {width}, takes {step:.3f} s without its data")
+    print("| config | data, ms a patch | data, s a step | share of the step with its data |")
+    print("| --- | --- | --- | --- |")
+    for names in (["train"], ["train", "any_camera"]):
+        patch = seconds_a_patch(config(names, dataset))
+        data = batch * patch
+        print(f"| {names[-1]}.json | {patch * 1e3:.1f} | {data:.3f} | {data / (data + step):.0%} |", flush=True)
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64], help="base_channels to try")
     parser.add_argument("--size", type=int, default=256, help="patch side, pixels")
@@ -111,34 +213,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="timed steps each, after two that are not")
     options = parser.parse_args()
 
-    device = best_device()
-    dtype = fast_dtype(device)
-    peak = matrix_peak(dtype)
-    print(f"{device}, {torch.get_num_threads()} threads, {dtype}, matrix peak {peak:.2f} Tmadd/s")
-    print(
-        f"batch {options.batch} of {options.size}²; medians of {options.steps} steps; MB is the process's peak so far"
-    )
-    print("| base_channels | stock s/step | ours s/step | ratio | " + " | ".join(PARTS) + " | of peak | MB |")
-    print("| --- " * (6 + len(PARTS)) + "|")
-    for width in options.widths:
-        trainers = {ours: make_trainer(width, options.size, options.batch, ours) for ours in (False, True)}
-        for _ in range(options.steps + 2):
-            for trainer, _ in trainers.values():
-                trainer.state.epoch = trainer.state.iteration = 0
-                trainer.run()
-        medians = {
-            ours: {part: statistics.median(values[2:]) for part, values in times.items()}
-            for ours, (_, times) in trainers.items()
-        }
-        stock, ours_total = (sum(medians[ours].values()) for ours in (False, True))
-        work = 3 * options.batch * multiply_adds(width, options.size)  # backward costs two forward passes
-        split = " | ".join(f"{medians[True][part]:.3f}" for part in PARTS)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(
-            f"| {width} | {stock:.3f} | {ours_total:.3f} | {stock / ours_total:.2f} | {split} "
-            f"| {work / ours_total / peak / 1e12:.0%} | {memory} |",
-            flush=True,
-        )
+    quiet()
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Path(folder)
+        write_phantom_dataset(dataset, training=5, test=1, seed=0, height=700, width=720)
+        print_steps(options, dataset)
+        print_data(options, dataset)
 
 
 if __name__ == "__main__":
