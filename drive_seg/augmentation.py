@@ -1,4 +1,4 @@
-"""What MONAI's random transforms do not have: the traces of JPEG compression."""
+"""What MONAI's random transforms do not have: the traces of JPEG compression, and a quick resampling."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, RandomizableTransform
+from monai.transforms import MapTransform, RandAffined, RandomizableTransform
 from PIL import Image
 
 from drive_seg.errors import DriveSegError
 
-__all__ = ["RandJPEGd", "compress"]
+__all__ = ["RandAffineFloat32d", "RandJPEGd", "compress"]
 
 
 def compress(image: torch.Tensor, quality: int) -> torch.Tensor:
@@ -67,3 +67,15 @@ class RandJPEGd(RandomizableTransform, MapTransform):
             for key in self.key_iterator(case):
                 case[key] = compress(torch.as_tensor(case[key]), self._chosen)
         return case
+
+
+class RandAffineFloat32d(RandAffined):
+    """MONAI's ``RandAffined``, computed in float32 instead of float64, which takes little more than half the time.
+
+    Args:
+        args, kwargs: as for ``monai.transforms.RandAffined``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rand_affine.resampler.dtype = torch.float32

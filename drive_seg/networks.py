@@ -205,7 +205,9 @@ class UNet(nn.Module):
 
 
 def _pad_to(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-    # No branch on the sizes: a padding of zero is free, and exported graphs keep odd and even sizes alike.
+    # A padding of nothing copies all the same. Exported graphs have no branch: they serve odd and even sizes alike.
+    if (torch.jit.is_scripting() or not torch.compiler.is_compiling()) and x.shape[2:] == skip.shape[2:]:
+        return x
     if x.dim() == 5:
         pads = [
             0, skip.shape[4] - x.shape[4], 0, skip.shape[3] - x.shape[3], 0, skip.shape[2] - x.shape[2],

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.transforms import RandAffined
 
-from drive_seg.augmentation import RandJPEGd, compress
+from drive_seg.augmentation import RandAffineFloat32d, RandJPEGd, compress
 from drive_seg.errors import DriveSegError
 
 
@@ -57,3 +58,15 @@ def test_random_but_repeatable(image: torch.Tensor) -> None:
 def test_quality(quality: list[int]) -> None:
     with pytest.raises(DriveSegError, match="quality: expected the worst and the best"):
         RandJPEGd("image", quality=quality)
+
+
+def test_in_float32_as_monai_does_it(image: torch.Tensor) -> None:
+    settings = {"prob": 1.0, "rotate_range": 0.8, "scale_range": [0.2, 0.2], "spatial_size": [40, 40]}
+    case = {"image": image, "label": (image[:1] > 1).to(torch.uint8)}
+    results = []
+    for kind in (RandAffined, RandAffineFloat32d):
+        transform = kind(["image", "label"], mode=["bilinear", "nearest"], padding_mode="border", **settings)
+        results.append(transform.set_random_state(0)(case))
+    assert torch.allclose(results[0]["image"], results[1]["image"], atol=1e-4)
+    assert (results[0]["label"] != results[1]["label"]).float().mean() < 0.01
+    assert results[1]["image"].dtype == torch.float32
