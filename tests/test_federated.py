@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -110,3 +115,58 @@ def test_a_round_starts_from_the_servers_weights(bundle: Path, tmp_path: Path) -
         assert reply.weight_type == WeightType.WEIGHT_DIFF
         assert all(not reply.weights[name].any() for name, _ in network.named_parameters())
     algo.finalize()
+
+
+def documented(bundle: Path) -> tuple[dict, dict]:
+    """NVFLARE's configs of the server and of a site, as the bundle's documentation has them."""
+    server, client = re.findall(r"```json\n(.*?)```", (bundle / "docs" / "README.md").read_text(), flags=re.DOTALL)
+    return json.loads(server), json.loads(client)
+
+
+def write_job(job: Path, bundle: Path, sites: Mapping[str, Path]) -> None:
+    """The documented configs as a job for NVFLARE, with these sites, few epochs and a small dataset."""
+    server, client = documented(bundle)
+    server["workflows"][0]["args"]["num_rounds"] = ROUNDS
+    server["components"][0]["args"]["bundle_root"] = str(bundle)
+    apps = {"app_server": ("server", server)}
+    for name, folder in sites.items():
+        algo = json.loads(json.dumps(client))
+        values = {**RECIPE, "dataset_dir": str(folder / "data"), "output_dir": str(folder)}
+        arguments = algo["components"][0]["args"]
+        arguments.update(bundle_root=str(bundle), local_epochs=LOCAL_EPOCHS)
+        arguments["train_kwargs"] = {
+            **values,
+            "ckpt_dir": str(folder / "local"),
+            "lr_scheduler#t_total": arguments["train_kwargs"]["lr_scheduler#t_total"].replace("10", str(ROUNDS)),
+        }
+        arguments["eval_kwargs"] = {**values, "ckpt_dir": str(folder / "global")}
+        apps[f"app_{name}"] = (name, algo)
+    for app, (target, config) in apps.items():
+        (job / app / "config").mkdir(parents=True)
+        kind = "server" if target == "server" else "client"
+        (job / app / "config" / f"config_fed_{kind}.json").write_text(json.dumps(config))
+    deploy = {app: [target] for app, (target, _) in apps.items()}
+    meta = {"name": "vessels", "resource_spec": {}, "min_clients": len(sites), "deploy_map": deploy}
+    (job / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.slow
+def test_two_sites_learn_together_in_nvflare(bundle: Path, tmp_path: Path) -> None:
+    # NVFLARE's server takes the network as the bundle's config has it, so that the config itself is made small.
+    bundle = Path(shutil.copytree(bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("models", "eval")))
+    train = bundle / "configs" / "train.json"
+    config = json.loads(train.read_text())
+    train.write_text(json.dumps({**config, **{key: RECIPE[key] for key in ("base_channels", "depth")}}))
+    sites = {f"site-{number}": tmp_path / f"site{number}" for number in (1, 2)}
+    algos = {name: site(bundle, folder, seed=int(name[-1])) for name, folder in sites.items()}
+    torch.manual_seed(0)
+    before = {name: dice(algo, UNet(base_channels=8, depth=3).state_dict()) for name, algo in algos.items()}
+    write_job(tmp_path / "job", bundle, sites)
+    command = [sys.executable, "-m", "nvflare.cli", "simulator", str(tmp_path / "job"), "-w", str(tmp_path / "work")]
+    done = subprocess.run([*command, "-c", ",".join(sites), "-t", "2"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    saved = tmp_path / "work" / "server" / "simulate_job" / "app_server" / "FL_global_model.pt"
+    weights = torch.load(saved, weights_only=True)["model"]
+    for name, algo in algos.items():
+        assert dice(algo, {key: torch.as_tensor(value) for key, value in weights.items()}) > before[name] + 0.2
+        algo.finalize()
