@@ -244,7 +244,7 @@ def _fit_shape(region: np.ndarray) -> _Shape | None:
         everything = _Shape((np.array(region.shape) - 1) / 2, float(np.hypot(*region.shape)), np.zeros((0, 5)), 1.0)
         return everything if region.mean() > 0.98 else None
     random = np.random.default_rng(0)
-    sample = points[random.permutation(len(points))[:400]]
+    sample = points[random.permutation(len(points))[:200]]
     circle = _consensus_circle(sample, region.shape, random)
     if circle is None:
         return None
@@ -303,10 +303,17 @@ def _circle_through(points: np.ndarray, centre: np.ndarray, radius: float) -> tu
     fit = optimize.least_squares(
         lambda circle: _beyond_circle(points, circle[:2], circle[2]),
         [*centre, radius],
+        jac=lambda circle: _growth(points, circle[:2]),
         loss="soft_l1",
         f_scale=max(0.5, radius / 1000),
     )
     return fit.x[:2], float(fit.x[2])
+
+
+def _growth(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """How the distance from the circle changes with the centre's row and column and the radius, (n, 3)."""
+    outward = (points - centre) / np.maximum(np.hypot(*(points - centre).T), 1e-9)[:, None]
+    return np.concatenate([-outward, -np.ones((len(points), 1))], axis=1)
 
 
 def _consensus_line(
@@ -361,7 +368,7 @@ def _sharpen(shape: _Shape, image: np.ndarray, step: float, uncertainty: float) 
             cuts.append(np.array([*middle, *normal, cut[4]]))
     cuts_found = np.array(cuts).reshape(-1, 5)
 
-    angles = np.linspace(0, 2 * np.pi, 1440, endpoint=False)
+    angles = np.linspace(0, 2 * np.pi, 720, endpoint=False)
     normals = np.stack([np.sin(angles), np.cos(angles)], axis=1)
     points = shape.centre + shape.radius * normals
     visible = ((points > 2) & (points < np.array(image.shape[:2]) - 3)).all(axis=1)

@@ -220,13 +220,15 @@ def normalize_in_fov(image: torch.Tensor, fov: torch.Tensor) -> torch.Tensor:
     Returns:
         (C, H, W), float32. A channel that is constant inside becomes 0.
     """
-    inside = fov[0] > 0
-    pixels = image[:, inside].float()
-    mean = pixels.mean(dim=1)
-    deviation = pixels.std(dim=1, correction=0)
-    scale = torch.where(deviation > 0, 1 / deviation, torch.zeros_like(deviation))
-    normalized = image.to(torch.float32, copy=True).sub_(mean[:, None, None]).mul_(scale[:, None, None])
-    return normalized.mul_(inside)
+    inside = (fov > 0).float()
+    count = inside.sum()
+    normalized = image.to(torch.float32, copy=True)
+    # Two passes over all pixels, times 0 or 1, take a third of the time that picking the pixels inside takes.
+    mean = (normalized * inside).sum(dim=(1, 2), keepdim=True) / count
+    normalized.sub_(mean).mul_(inside)
+    deviation = (normalized.square().sum(dim=(1, 2), keepdim=True) / count).sqrt()
+    differs = deviation > 1e-6 * mean.abs()  # by more than the mean is rounded
+    return normalized.mul_(torch.where(differs, 1 / deviation, torch.zeros_like(deviation)))
 
 
 class NormalizeInFOVd(MapTransform):
