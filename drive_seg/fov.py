@@ -11,10 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage, optimize, spatial
+from scipy import ndimage, optimize, spatial, special
 
-_SEARCH_SIZE = 400
+_SEARCH_SIZE = 256
 """Longer side, in pixels, of the copy on which the circle is searched for, at most."""
+
+_BLUR = 1.0
+"""Standard deviation, in pixels of that copy, of the smoothing before anything is looked for."""
 
 _NARROWEST = 20
 """Longer by shorter side at which nothing is left to search on the small copy."""
@@ -54,7 +57,7 @@ def estimate_fov(image: np.ndarray) -> np.ndarray:
     image = _as_photograph(image)
     small, factor, shift = _shrink(image)
     full_scale = _full_scale(image)
-    small = ndimage.gaussian_filter(ndimage.median_filter(small, size=3), 1.0)
+    small = ndimage.gaussian_filter(ndimage.median_filter(small, size=3), _BLUR)
     lit = float(np.percentile(small, 99))
     if lit < _DARK * full_scale:
         raise ValueError(
@@ -68,22 +71,23 @@ def estimate_fov(image: np.ndarray) -> np.ndarray:
     step = typical - black
     floor = black + max(4 * noise, 0.02 * full_scale)
     levels = np.unique([max(floor, black + share * step) for share in (0.08, 0.12, 0.18, 0.25, 0.35, 0.5)])
-    regions: list[np.ndarray] = []
-    found: list[tuple[_Shape, np.ndarray]] = []
+    regions: list[tuple[np.ndarray, float]] = []
+    found: list[tuple[_Shape, np.ndarray, float]] = []
     for level in levels:
         region = _lit_region(small > level)
         if region is None:
             continue
-        regions.append(region)
+        beyond = _beyond_hull((level - black) / step)
+        regions.append((region, beyond))
         shape = _fit_shape(region)
         if shape is not None:
-            found.append((shape, region))
+            found.append((shape, region, beyond))
             if shape.explained > 0.95:
                 break
     if not regions:
         raise ValueError("no field of view found: what is lit is too small or too scattered to be one")
 
-    for shape, region in sorted(found, key=lambda pair: -pair[0].explained):
+    for shape, region, beyond in sorted(found, key=lambda triple: -triple[0].explained):
         drawn = shape.draw(small.shape)
         if not drawn.all() and (small[~drawn] < floor + 0.15 * step).mean() < 0.7:
             continue  # a round thing on the retina, such as the optic disc
@@ -94,12 +98,13 @@ def estimate_fov(image: np.ndarray) -> np.ndarray:
             # Dim in part, or no circle at all? The rim of a dim crescent is not sharp where the threshold puts it.
             sharp_share = _sharp_share(hull, image, step, factor, shift)
             if support < 0.8 and sharp_share > 0.85:
-                return _draw_hull(region, factor, shift, image.shape[:2])
+                return _draw_hull(region, factor, shift, image.shape[:2], beyond)
         if sharp is not None:
             return sharp.draw(image.shape[:2])
     if black > _DARK * full_scale:
         return np.ones(image.shape[:2], dtype=bool)
-    return _draw_hull(regions[len(regions) // 2], factor, shift, image.shape[:2])
+    region, beyond = regions[len(regions) // 2]
+    return _draw_hull(region, factor, shift, image.shape[:2], beyond)
 
 
 def fov_box(fov: np.ndarray) -> tuple[slice, slice]:
@@ -391,6 +396,15 @@ def _sharpen(shape: _Shape, image: np.ndarray, step: float, uncertainty: float) 
     return _Shape(centre, radius, cuts_found, float(borne_out.mean()))
 
 
+def _beyond_hull(level: float) -> float:
+    """From a border pixel's centre to the rim, in pixels of the small copy.
+
+    The rim passes half a pixel outside the centres of the last pixels, and smoothing has moved the place where
+    brightness reaches ``level``, a share of the step at the rim, away from it.
+    """
+    return 0.5 - _BLUR * float(special.ndtri(1 - min(max(level, 0.01), 0.99)))
+
+
 def _sharp_share(region: np.ndarray, image: np.ndarray, step: float, factor: int, shift: float) -> float:
     """How much of the rim of a region of the small copy is a sharp edge in the photograph, 0 to 1."""
     points = _rim_points(region)
@@ -423,11 +437,17 @@ def _steepest(
     return points + (offsets[crossing] + reach / 40)[:, None] * normals, rise
 
 
-def _draw_hull(region: np.ndarray, factor: int, shift: float, size: tuple[int, int]) -> np.ndarray:
-    """The convex hull of a region of the small copy, drawn at full size row by row: left end to right end."""
+def _draw_hull(region: np.ndarray, factor: int, shift: float, size: tuple[int, int], beyond: float = 0.0) -> np.ndarray:
+    """The convex hull of a region of the small copy, drawn at full size row by row: left end to right end.
+
+    ``beyond`` is how far outside the border pixels' centres it ends, in pixels of the copy.
+    """
     padded = np.pad(region, 1, mode="edge")  # so that a retina at the picture's edge reaches it after scaling
     points = np.argwhere(padded & ~ndimage.binary_erosion(padded)) - 1
-    corners = points[spatial.ConvexHull(points).vertices] * factor + shift
+    corners = points[spatial.ConvexHull(points).vertices].astype(float)
+    outward = corners - corners.mean(axis=0)
+    corners += beyond * outward / np.maximum(np.hypot(*outward.T), 1)[:, None]
+    corners = corners * factor + shift
     corners = np.roll(corners, -int(corners[:, 0].argmin()), axis=0)
     bottom = int(corners[:, 0].argmax())
     rows, columns = np.arange(size[0]), np.arange(size[1])

@@ -23,9 +23,12 @@ from drive_seg.configs import check_overrides
 from drive_seg.data import Case
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.networks import UNet
-from drive_seg.openvino_network import choose_engine, openvino_network
+from drive_seg.openvino_network import OpenVINONetwork, choose_engine, openvino_network
 
 __all__ = ["Segmentation", "Segmenter"]
+
+WORKERS = 4
+"""Photographs at once, at most, where the engine can work on several: each needs memory of its own."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ class Segmenter:
         """Segment all, and go on after one that fails.
 
         While the network works on one photograph the next ones are read and the last ones written. No more than
-        ``ahead`` wait at either side, so memory does not grow with the number of photographs.
+        ``ahead`` wait at either side, so memory does not grow with the number of photographs. OpenVINO, which can work
+        on several at once, has a thread for each that sees it through from file to files.
 
         Args:
             cases: as for ``segment_case``.
@@ -150,6 +154,9 @@ class Segmenter:
         Yields:
             Each case, in order, with its result or with its error.
         """
+        if isinstance(self.network, OpenVINONetwork) and len(cases) > 2 * WORKERS:
+            yield from self._each_in_streams(cases, self.network, ahead)
+            return
         rest = iter(cases)
         # Threads of torch within these threads would wait for the cores that the network is using.
         with ThreadPoolExecutor(2, "photograph", initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -165,6 +172,28 @@ class Segmenter:
                     if len(finishing) > ahead or not prepared:
                         case, done = finishing.popleft()
                         yield case, _outcome(done)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _each_in_streams(
+        self, cases: Sequence[Case], converted: OpenVINONetwork, ahead: int
+    ) -> Iterator[tuple[Case, dict[str, Any] | DriveSegError]]:
+        workers = min(WORKERS, torch.get_num_threads())
+        network = converted.in_streams(workers)
+        rest = iter(cases)
+
+        def whole(case: Case) -> dict[str, Any]:
+            return self._finish(self._predict(self._prepare(case), network))
+
+        with ThreadPoolExecutor(workers, "photograph", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            running = deque((case, pool.submit(whole, case)) for case in islice(rest, workers + ahead))
+            try:
+                while running:
+                    case, done = running.popleft()
+                    result = _outcome(done)
+                    del done
+                    running.extend((following, pool.submit(whole, following)) for following in islice(rest, 1))
+                    yield case, result
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
@@ -186,8 +215,8 @@ class Segmenter:
         return list_data_collate([self.preprocessing(dict(case), start=start)])
 
     @torch.inference_mode()
-    def _predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {**batch, "pred": self.inferer(batch["image"].to(self.device), self.network)}
+    def _predict(self, batch: dict[str, Any], network: nn.Module | None = None) -> dict[str, Any]:
+        return {**batch, "pred": self.inferer(batch["image"].to(self.device), network or self.network)}
 
     @torch.inference_mode()
     def _finish(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -198,7 +198,8 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Back to the photograph's own size; what was cropped away is 0."""
         case = dict(data)
-        for key in self.key_iterator(case):
+        # Which keys there must be is no question here: MONAI's Invertd switches that off and on for all threads.
+        for key in (key for key in self.keys if key in case):
             image = case[key]
             trace = self.pop_transform(image)
             top, bottom, left, right = trace[TraceKeys.EXTRA_INFO]["box"]
