@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import drive_seg
 from drive_seg import openvino_network as module
@@ -111,3 +112,25 @@ def test_whole_photographs_agree(network: UNet, tmp_path: Path, monkeypatch: pyt
     one, other = (segment(photograph) for segment in both)
     np.testing.assert_allclose(one.probability, other.probability, atol=1e-4)
     assert list((tmp_path / "cache" / "drive-seg").glob("*/network.xml"))
+
+
+def test_a_folder_gives_what_single_photographs_give(
+    network: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many photographs are worked on at once, each with fewer threads; not a bit differs, and the order stays."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    settings = {"base_channels": 4, "depth": 2, "fov_diameter": 128}
+    segment = drive_seg.load(tmp_path / "model.pt", engine="openvino", **settings)
+    paths = [tmp_path / f"{number}.png" for number in range(12)]
+    for number, path in enumerate(paths):
+        Image.fromarray(make_phantom(number % 5, 150, 141).image).save(path)
+    paths[7].write_bytes(b"no picture")
+    cases = [{"case_id": path.stem, "image": str(path)} for path in paths]
+    results = list(segment.each(cases))
+    assert [case["case_id"] for case, _ in results] == [case["case_id"] for case in cases]
+    for case, result in results:
+        if case["case_id"] == "7":
+            assert isinstance(result, DriveSegError) and "7.png" in str(result)
+        else:
+            assert torch.equal(result["probability"], segment.segment_case(case)["probability"])

@@ -248,6 +248,11 @@ class TestScaleToFOV:
         assert all(out[key].dtype is torch.uint8 for key in keys)
         assert out["image"].meta["filename_or_obj"] == "eye.tif"
 
+    def test_inverse_takes_the_keys_that_are_there(self) -> None:
+        transform = ScaleToFOVd(["image", "fov"], 60, nearest=[False, True])
+        out = transform(boxed_case())
+        assert transform.inverse({"image": out["image"]})["image"].shape == boxed_case()["image"].shape
+
     @pytest.mark.parametrize("margin", [0, 2])
     def test_only_cropped(self, margin: int) -> None:
         case = boxed_case()
