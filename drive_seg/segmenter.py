@@ -154,7 +154,7 @@ class Segmenter:
         Yields:
             Each case, in order, with its result or with its error.
         """
-        if isinstance(self.network, OpenVINONetwork) and len(cases) > 2 * WORKERS:
+        if isinstance(self.network, OpenVINONetwork) and len(cases) > 1:
             yield from self._each_in_streams(cases, self.network, ahead)
             return
         rest = iter(cases)
