@@ -154,7 +154,7 @@ class Segmenter:
         Yields:
             Each case, in order, with its result or with its error.
         """
-        if isinstance(self.network, OpenVINONetwork) and len(cases) > 1:
+        if isinstance(self.network, OpenVINONetwork):  # one alone as well: its last bits depend on the threads
             yield from self._each_in_streams(cases, self.network, ahead)
             return
         rest = iter(cases)
