@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     """Keep what this process frees, for its next allocation, instead of handing it back to the operating system.
 
     A training step on a CPU allocates and frees the same hundreds of megabytes again and again. The GNU C library maps
-    every large block afresh, and the system fills each of its pages with zeros first, which takes up to a third of a
+    every large block afresh, and the system fills each of its pages with zeros first, which takes a quarter of a
     step. Kept, the memory stays with the process until it ends; its peak grows by a tenth or two.
 
     Returns:
