@@ -37,17 +37,6 @@ def engine_without_work(losses: list[float]) -> Engine:
     return Engine(lambda engine, batch: {"loss": torch.tensor(next(values))})
 
 
-def test_samples_follow_from_seed_epoch_and_case_alone() -> None:
-    samples = dataset()
-    samples.set_epoch(3)
-    forwards = [samples[index] for index in range(4)]
-    backwards = [samples[index] for index in reversed(range(4))][::-1]
-    assert forwards == backwards and len(set(forwards)) == 4
-    samples.set_epoch(4)
-    assert set(forwards).isdisjoint(samples[index] for index in range(4))
-    assert set(forwards).isdisjoint(dataset(seed=1)[index] for index in range(4))
-
-
 def test_epoch_seed_makes_an_epoch_the_same_wherever_the_run_began() -> None:
     def draws(first_epoch: int) -> list[tuple[float, ...]]:
         samples = dataset()

@@ -1,0 +1,95 @@
+"""The dataset that training patches come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.data import CacheDataset, get_track_meta
+from monai.transforms import Compose, RandLambda, Randomizable, Transform
+
+from drive_seg.configs import config_files
+from drive_seg.datasets import SeededCacheDataset
+
+
+class AddNoise(RandLambda):
+    """Adds a random number, from the random state that MONAI gives its transforms."""
+
+    def __call__(self, data: float) -> float:
+        return data + float(self.R.uniform())
+
+
+class AddNoiseInside(Randomizable, Transform):
+    """Hands its random state on in a way of its own."""
+
+    def __init__(self) -> None:
+        self.inside = [AddNoise(float)]
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> AddNoiseInside:
+        self.inside[0].set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: float) -> float:
+        return self.inside[0](data)
+
+
+TRANSFORMS = {
+    "alone": lambda: [AddNoise(float)],
+    "in a Compose": lambda: [Compose([AddNoise(float), AddNoise(float)])],
+    "in its own way": lambda: [AddNoiseInside()],
+}
+
+
+@pytest.mark.parametrize("transforms", TRANSFORMS)
+def test_samples_follow_from_seed_epoch_and_case_alone(transforms: str) -> None:
+    def dataset(seed: int = 0) -> SeededCacheDataset:
+        return SeededCacheDataset([0.0] * 4, Compose(TRANSFORMS[transforms]()), seed=seed, cache_rate=0.0)
+
+    samples = dataset()
+    samples.set_epoch(3)
+    forwards = [samples[index] for index in range(4)]
+    backwards = [samples[index] for index in reversed(range(4))][::-1]
+    assert forwards == backwards and len(set(forwards)) == 4
+    samples.set_epoch(4)
+    assert set(forwards).isdisjoint(samples[index] for index in range(4))
+    assert set(forwards).isdisjoint(dataset(seed=1)[index] for index in range(4))
+
+
+def test_two_transforms_draw_different_numbers() -> None:
+    def drawn(*transforms: Transform) -> float:
+        return SeededCacheDataset([0.0], Compose(transforms), cache_rate=0.0)[0]
+
+    one = drawn(AddNoise(float))
+    assert drawn(AddNoise(float), Compose([AddNoise(float)])) - one not in (0, one)
+
+
+@pytest.mark.parametrize("names", [("train",), ("train", "any_camera")], ids=lambda names: names[-1])
+def test_patches_are_those_of_monai_with_the_same_seed(bundle: Path, phantoms: Path, names: tuple[str, ...]) -> None:
+    parser = ConfigParser()
+    parser.read_config(config_files(bundle, *names))
+    parser.update({"bundle_root": str(bundle), "dataset_dir": str(phantoms), "patch_size": [64, 96], "seed": 5})
+    samples = parser.get_parsed_content("train::dataset")
+    samples.set_epoch(2)
+    for index in range(len(samples)):
+        patch = samples[index]
+        seed = np.random.SeedSequence([5, 2, index]).generate_state(1)[0]
+        samples.transform.set_random_state(seed=int(seed))
+        expected = CacheDataset._transform(samples, index)
+        for key in ("image", "label"):
+            assert type(patch[key]) is torch.Tensor, "no metadata"
+            assert torch.equal(patch[key], expected[key])
+
+
+def test_metadata_are_left_to_others() -> None:
+    class Fail(AddNoise):
+        def __call__(self, data: float) -> float:
+            raise ValueError(f"tracked: {get_track_meta()}")
+
+    assert get_track_meta()
+    with pytest.raises(RuntimeError) as caught:
+        SeededCacheDataset([0.0], Compose([Fail(float)]), cache_rate=0.0)[0]
+    assert "tracked: False" in str(caught.value.__cause__)
+    assert get_track_meta()
