@@ -9,13 +9,11 @@ import os
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.export import Dim, export
 
 from drive_seg.errors import DriveSegError
 from drive_seg.networks import UNet
@@ -55,24 +53,18 @@ class OpenVINONetwork(nn.Module):
 
     Args:
         network: in PyTorch, for images that are smaller than the converted one takes.
-        compile_model: gives the network as OpenVINO compiles it with these properties beside those of every use.
-        smallest: height and width that it takes at least, pixels.
-        properties: of OpenVINO, by name.
+        compiled: by OpenVINO.
+        smallest: height and width that the latter takes at least, pixels.
+        streams: threads that may call it at once; None: one, which has all cores.
     """
 
-    def __init__(
-        self, network: UNet, compile_model: Callable[[dict[str, Any]], Any], smallest: int, properties: dict[str, Any]
-    ) -> None:
+    def __init__(self, network: UNet, compiled: Any, smallest: int, streams: int | None = None) -> None:
         super().__init__()
         self.network = network
-        self.compile_model = compile_model
-        self.compiled = compile_model(properties)
+        self.compiled = compiled
         self.smallest = smallest
+        self.streams = streams
         self._of_thread = threading.local()
-
-    def in_streams(self, count: int) -> OpenVINONetwork:
-        """The same network for so many threads at once, which share the cores: more images a second, each later."""
-        return OpenVINONetwork(self.network, self.compile_model, self.smallest, {"NUM_STREAMS": count})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_channels, H, W), float32, on the CPU → logits (B, num_classes, H, W), float32."""
@@ -84,7 +76,7 @@ class OpenVINONetwork(nn.Module):
 
 
 def openvino_network(
-    network: UNet, precision: str = "auto", cache_dir: str | os.PathLike | None = None
+    network: UNet, precision: str = "auto", cache_dir: str | os.PathLike | None = None, streams: int | None = None
 ) -> OpenVINONetwork:
     """Convert a network for OpenVINO, or take it from the cache, and check it against PyTorch.
 
@@ -93,6 +85,8 @@ def openvino_network(
         precision: ``auto`` (what the processor is fastest at), ``float32``, ``bfloat16`` or ``float16``.
         cache_dir: where converted networks are kept; None: the user's cache folder. One that cannot be written to costs
             the conversion, a few seconds, every time.
+        streams: so many threads may call it at once and share the cores, for more images a second, each of them later;
+            None: each image has all cores.
 
     Raises:
         DriveSegError: if the probabilities are not PyTorch's.
@@ -111,12 +105,11 @@ def openvino_network(
         model = _convert(network, smallest)
         _keep(model, path)
     hint = PRECISIONS[precision]
-    hints = {} if hint is None else {"INFERENCE_PRECISION_HINT": hint}
-
-    def compile_model(properties: dict[str, Any]) -> Any:
-        return core.compile_model(model, "CPU", {**hints, **properties})
-
-    converted = OpenVINONetwork(network, compile_model, smallest, {"PERFORMANCE_HINT": "LATENCY"})
+    properties = {
+        **({} if hint is None else {"INFERENCE_PRECISION_HINT": hint}),
+        **({"PERFORMANCE_HINT": "LATENCY"} if streams is None else {"NUM_STREAMS": streams}),
+    }
+    converted = OpenVINONetwork(network, core.compile_model(model, "CPU", properties), smallest, streams)
     difference = largest_difference(network, converted)
     if not difference <= TOLERANCE:
         raise DriveSegError(
@@ -140,6 +133,7 @@ def largest_difference(network: UNet, converted: nn.Module) -> float:
 
 def _convert(network: UNet, smallest: int) -> Any:
     import openvino
+    from torch.export import Dim, export  # a quarter of a second, and converted networks are kept
 
     sides = {axis: Dim(name, min=smallest, max=1 << 16) for axis, name in ((2, "height"), (3, "width"))}
     example = torch.zeros(1, network.in_channels, 3 * smallest, 4 * smallest)

@@ -6,6 +6,7 @@ Arrays are rows first, (H, W) or (H, W, 3). The colours stay apart for colour-bl
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ FALSE_NEGATIVE = (86, 180, 233)
 def save_png(array: np.ndarray, path: str | os.PathLike) -> None:
     """Write an (H, W) uint8 or uint16 or (H, W, 3) uint8 array as PNG, whole or not at all."""
     with replacing(path) as temporary:
-        Image.fromarray(array).save(temporary, format="PNG", compress_level=1)
+        # Run lengths make masks, maps and overlays smaller than zlib's quickest search for repetitions, and sooner.
+        Image.fromarray(array).save(temporary, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def save_thumbnail(pictures: Sequence[np.ndarray], side: int, path: str | os.PathLike) -> None:

@@ -64,7 +64,7 @@ def segment_photographs(
     make_folder(output_dir)
     values = {"bundle_root": str(root), "output_dir": str(output_dir), **overrides}
     files = config_files(root, *names)
-    segmenter = Segmenter.from_config(files, values)
+    segmenter = Segmenter.from_config(files, values, many=True)  # also of one: its last bits depend on the threads
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1:
         start()

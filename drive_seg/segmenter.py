@@ -76,8 +76,13 @@ class Segmenter:
         self.engine = engine
 
     @classmethod
-    def from_config(cls, files: Sequence[str], overrides: Mapping[str, Any]) -> Segmenter:
+    def from_config(cls, files: Sequence[str], overrides: Mapping[str, Any], many: bool = False) -> Segmenter:
         """Build from config files and load the weights that they name.
+
+        Args:
+            files: configs, the base first.
+            overrides: config keys and their values.
+            many: for ``each`` rather than for one photograph now and then: an engine that can works on several at once.
 
         Raises:
             DriveSegError: if an override is of no key of theirs, or the weights are missing or do not fit.
@@ -92,7 +97,8 @@ class Segmenter:
         parts = {name: parser.get_parsed_content(name) for name in names}
         engine = choose_engine(parser.get_parsed_content("engine"), parts["device"], network)
         if engine == "openvino" and isinstance(network, UNet):
-            network = openvino_network(network, parser.get_parsed_content("precision"))
+            streams = min(WORKERS, torch.get_num_threads()) if many else None
+            network = openvino_network(network, parser.get_parsed_content("precision"), streams=streams)
         return cls(network, **parts, checkpoint=checkpoint, engine=engine)
 
     def __call__(
@@ -144,8 +150,8 @@ class Segmenter:
         """Segment all, and go on after one that fails.
 
         While the network works on one photograph the next ones are read and the last ones written. No more than
-        ``ahead`` wait at either side, so memory does not grow with the number of photographs. OpenVINO, which can work
-        on several at once, has a thread for each that sees it through from file to files.
+        ``ahead`` wait at either side, so memory does not grow with the number of photographs. Where the network was
+        built for many, and OpenVINO works on several at once, a thread sees each through from file to files.
 
         Args:
             cases: as for ``segment_case``.
@@ -154,8 +160,8 @@ class Segmenter:
         Yields:
             Each case, in order, with its result or with its error.
         """
-        if isinstance(self.network, OpenVINONetwork):  # one alone as well: its last bits depend on the threads
-            yield from self._each_in_streams(cases, self.network, ahead)
+        if isinstance(self.network, OpenVINONetwork) and self.network.streams is not None:
+            yield from self._each_in_streams(cases, self.network.streams, ahead)
             return
         rest = iter(cases)
         # Threads of torch within these threads would wait for the cores that the network is using.
@@ -176,14 +182,12 @@ class Segmenter:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _each_in_streams(
-        self, cases: Sequence[Case], converted: OpenVINONetwork, ahead: int
+        self, cases: Sequence[Case], workers: int, ahead: int
     ) -> Iterator[tuple[Case, dict[str, Any] | DriveSegError]]:
-        workers = min(WORKERS, torch.get_num_threads())
-        network = converted.in_streams(workers)
         rest = iter(cases)
 
         def whole(case: Case) -> dict[str, Any]:
-            return self._finish(self._predict(self._prepare(case), network))
+            return self._finish(self._predict(self._prepare(case)))
 
         with ThreadPoolExecutor(workers, "photograph", initializer=torch.set_num_threads, initargs=(1,)) as pool:
             running = deque((case, pool.submit(whole, case)) for case in islice(rest, workers + ahead))
@@ -215,8 +219,8 @@ class Segmenter:
         return list_data_collate([self.preprocessing(dict(case), start=start)])
 
     @torch.inference_mode()
-    def _predict(self, batch: dict[str, Any], network: nn.Module | None = None) -> dict[str, Any]:
-        return {**batch, "pred": self.inferer(batch["image"].to(self.device), network or self.network)}
+    def _predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {**batch, "pred": self.inferer(batch["image"].to(self.device), self.network)}
 
     @torch.inference_mode()
     def _finish(self, batch: dict[str, Any]) -> dict[str, Any]:

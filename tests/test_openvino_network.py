@@ -11,10 +11,12 @@ from PIL import Image
 
 import drive_seg
 from drive_seg import openvino_network as module
+from drive_seg.configs import config_files
 from drive_seg.errors import DriveSegError
 from drive_seg.networks import UNet
 from drive_seg.openvino_network import choose_engine, largest_difference, openvino_network
 from drive_seg.phantom import make_phantom
+from drive_seg.segmenter import Segmenter
 
 CPU = torch.device("cpu")
 
@@ -115,13 +117,15 @@ def test_whole_photographs_agree(network: UNet, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_folder_gives_what_single_photographs_give(
-    network: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, network: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not a bit differs, so that a run may be broken off and taken up again, and the order stays."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     torch.save(network.state_dict(), tmp_path / "model.pt")
-    settings = {"base_channels": 4, "depth": 2, "fov_diameter": 128}
-    segment = drive_seg.load(tmp_path / "model.pt", engine="openvino", **settings)
+    settings = {"base_channels": 4, "depth": 2, "fov_diameter": 128, "engine": "openvino", "save": False}
+    files = config_files(bundle, "inference")
+    values = {"bundle_root": str(bundle), "checkpoint": str(tmp_path / "model.pt"), **settings}
+    segment, single = (Segmenter.from_config(files, values, many=many) for many in (True, False))
     paths = [tmp_path / f"{number}.png" for number in range(12)]
     for number, path in enumerate(paths):
         Image.fromarray(make_phantom(number % 5, 150, 141).image).save(path)
@@ -136,5 +140,5 @@ def test_a_folder_gives_what_single_photographs_give(
             ((_, alone),) = segment.each([case])
             assert torch.equal(result["probability"], alone["probability"])
             torch.testing.assert_close(
-                result["probability"], segment.segment_case(case)["probability"], rtol=0.0, atol=0.02
+                result["probability"], single.segment_case(case)["probability"], rtol=0.0, atol=0.02
             )
