@@ -77,11 +77,21 @@ def load_weights(network: nn.Module, path: str | os.PathLike) -> nn.Module:
     try:
         network.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise DriveSegError(
-            f"{path}: the weights do not fit the network, are base_channels, depth and num_classes those of the "
-            f"training? ({_first_line(error)})"
-        ) from error
+        theirs, ours = _sizes(weights), _sizes(network.state_dict())
+        wrong = [f"--{name} {value}" for name, value in theirs.items() if ours and value != ours[name]]
+        hint = f"expected {' '.join(wrong)}" if wrong else f"are they of this project's UNet? {_first_line(error)}"
+        raise DriveSegError(f"{path}: the weights do not fit the network ({hint})") from error
     return network
+
+
+def _sizes(weights: Any) -> dict[str, int]:
+    """The arguments of the UNet that weights are of; nothing if they are of something else."""
+    try:
+        num_classes, base_channels = weights["output.conv.weight"].shape[:2]
+        depth = len({name.split(".")[1] for name in weights if name.startswith("decoder.")})
+    except (KeyError, AttributeError, TypeError, ValueError, IndexError):
+        return {}
+    return {"base_channels": base_channels, "depth": depth, "num_classes": num_classes}
 
 
 class WeightsLoader:

@@ -117,7 +117,7 @@ def test_fine_tuning_starts_from_weights(phantoms: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("base_channels", "message"), [
-    (16, "pretrained.pt: the weights do not fit the network, are base_channels, depth and num_classes those of the"),
+    (16, "pretrained.pt: the weights do not fit the network (expected --base_channels 16"),
     (None, "pretrained.pt: there is no such checkpoint"),
 ])  # fmt: skip
 def test_fine_tuning_from_what_does_not_fit(
