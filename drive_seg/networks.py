@@ -84,6 +84,7 @@ class DecoderStage(nn.Module):
     ) -> None:
         super().__init__()
         self.padded = padded
+        self.padding_mode = "replicate"
         self.up = Conv[Conv.CONVTRANS, spatial_dims](in_channels, in_channels // 2, kernel_size=2, stride=2)
         self.convs = ConvBlock(spatial_dims, in_channels // 2 + skip_channels, out_channels, norm, padded)
 
@@ -91,7 +92,7 @@ class DecoderStage(nn.Module):
         """Features from below and from the encoder → (B, out_channels, size of ``skip`` when padded)."""
         x = self.up(x)
         if self.padded:
-            x = _pad_to(x, skip)
+            x = _pad_to(x, skip, self.padding_mode)
         else:
             skip = _crop_to(skip, x)
         return self.convs(torch.cat([skip, x], dim=1))
@@ -204,7 +205,7 @@ class UNet(nn.Module):
                 )
 
 
-def _pad_to(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+def _pad_to(x: torch.Tensor, skip: torch.Tensor, mode: str) -> torch.Tensor:
     # A padding of nothing copies all the same. Exported graphs have no branch: they serve odd and even sizes alike.
     if (torch.jit.is_scripting() or not torch.compiler.is_compiling()) and x.shape[2:] == skip.shape[2:]:
         return x
@@ -214,7 +215,7 @@ def _pad_to(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         ]  # fmt: skip
     else:
         pads = [0, skip.shape[3] - x.shape[3], 0, skip.shape[2] - x.shape[2]]
-    return nn.functional.pad(x, pads, mode="replicate")
+    return nn.functional.pad(x, pads, mode=mode)
 
 
 def _crop_to(skip: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

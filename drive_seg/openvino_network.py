@@ -23,6 +23,9 @@ __all__ = ["OpenVINONetwork", "choose_engine", "largest_difference", "openvino_n
 ENGINES = ("auto", "torch", "openvino")
 PRECISIONS = {"auto": None, "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
+CONVERSION = 2
+"""Number of the way in which networks are converted; those in the cache that were converted in another are not taken."""
+
 TOLERANCE = 0.05
 """Largest difference of a probability from PyTorch's in float32 that half precision may make."""
 
@@ -132,14 +135,28 @@ def largest_difference(network: UNet, converted: nn.Module) -> float:
 
 
 def _convert(network: UNet, smallest: int) -> Any:
+    """An OpenVINO model of a network, for any height and width.
+
+    The decoder repeats the last row or column where a size is odd. ``torch.export`` would make indexing of that, for
+    which OpenVINO rearranges whole feature maps, and the network would take more than twice as long; padding with a
+    constant comes out as OpenVINO's own padding, which is then told to repeat.
+    """
     import openvino
+    from openvino import opset14
     from torch.export import Dim, export  # a quarter of a second, and converted networks are kept
 
+    network = copy.deepcopy(network)
+    for stage in network.decoder:
+        stage.padding_mode = "constant"
     sides = {axis: Dim(name, min=smallest, max=1 << 16) for axis, name in ((2, "height"), (3, "width"))}
     example = torch.zeros(1, network.in_channels, 3 * smallest, 4 * smallest)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return openvino.convert_model(export(network, (example,), dynamic_shapes={"x": sides}))
+        model = openvino.convert_model(export(network, (example,), dynamic_shapes={"x": sides}))
+    for pad in [node for node in model.get_ops() if node.get_type_name() == "Pad"]:
+        x, before, after = (pad.input_value(number) for number in range(3))
+        pad.output(0).replace(opset14.pad(x, before, after, "edge").output(0))
+    return model
 
 
 def _cache_folder(cache_dir: str | os.PathLike | None) -> Path:
@@ -151,7 +168,7 @@ def _cache_folder(cache_dir: str | os.PathLike | None) -> Path:
 
 
 def _key(network: UNet, version: str) -> str:
-    digest = hashlib.sha256(f"{version} {torch.__version__} {network}".encode())
+    digest = hashlib.sha256(f"{CONVERSION} {version} {torch.__version__} {network}".encode())
     for name, values in network.state_dict().items():
         digest.update(name.encode() + values.contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
