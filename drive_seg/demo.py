@@ -55,7 +55,7 @@ def run_demo(root: Path, output_dir: Path, say: Callable[[str], None]) -> None:
     agreed = agreement(pred, read_image(case["label"], "binary"), read_image(case["fov"], "binary") > 0)
     rows = [
         [read_image(case["image"]), agreed],
-        [read_image(RETINA), read_image(results / f"{RETINA.stem}_overlay.png")],
+        [read_image(RETINA), read_image(results / f"{RETINA.stem}_overlay.jpg")],
     ]
     save_png(_contact_sheet(rows), picture)
     say(

@@ -296,7 +296,8 @@ def _consensus_circle(
     centres, radii = centres[usable], radii[usable]
     if len(radii) == 0:
         return None
-    beyond = np.hypot(*(points[None] - centres[:, None]).transpose(2, 0, 1)) - radii[:, None]
+    squared = [(points[:, axis] - centres[:, axis, None]) ** 2 for axis in (0, 1)]
+    beyond = np.sqrt(squared[0] + squared[1]) - radii[:, None]
     score = (np.abs(beyond) <= _TOLERANCE).sum(axis=1) - 0.5 * (beyond > 2 * _TOLERANCE).sum(axis=1)
     best = int(score.argmax())
     agreeing = points[np.abs(beyond[best]) <= 2 * _TOLERANCE]

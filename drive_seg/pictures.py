@@ -1,4 +1,4 @@
-"""Pictures to look at, and the masks and probability maps that are handed on, written as PNG files.
+"""Pictures to look at, as JPEG files, and the masks and probability maps that are handed on, as PNG files.
 
 Arrays are rows first, (H, W) or (H, W, 3). The colours stay apart for colour-blind readers (Okabe & Ito, 2008).
 """
@@ -24,7 +24,7 @@ from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 from drive_seg.nifti import save_nifti
 
-__all__ = ["SaveVesselsd", "agreement", "overlay", "save_curves", "save_png", "save_thumbnail"]
+__all__ = ["SaveVesselsd", "agreement", "overlay", "save_curves", "save_jpeg", "save_png", "save_thumbnail"]
 
 PICTURES = ("vessels", "probability", "overlay", "thumbnail")
 """What ``SaveVesselsd`` can write of a photograph."""
@@ -50,6 +50,15 @@ def save_png(array: np.ndarray, path: str | os.PathLike) -> None:
         Image.fromarray(array).save(temporary, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
 
 
+def save_jpeg(array: np.ndarray, path: str | os.PathLike, quality: int = 92) -> None:
+    """Write an (H, W, 3) uint8 array as JPEG with colours at full resolution, whole or not at all.
+
+    It takes a tenth of the time and a fifth of the room that PNG takes for a photograph.
+    """
+    with replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, format="JPEG", quality=quality, subsampling=0)
+
+
 def save_thumbnail(pictures: Sequence[np.ndarray], side: int, path: str | os.PathLike) -> None:
     """Write pictures (H, W, 3), uint8, of one size side by side as a small JPEG file.
 
@@ -64,8 +73,7 @@ def save_thumbnail(pictures: Sequence[np.ndarray], side: int, path: str | os.Pat
         reduced = picture.reduce(factor) if factor > 1 else picture
         reduced.thumbnail((side, side), Image.Resampling.BILINEAR)
         small.append(np.asarray(reduced))
-    with replacing(path) as temporary:
-        Image.fromarray(np.concatenate(small, axis=1)).save(temporary, format="JPEG", quality=85)
+    save_jpeg(np.concatenate(small, axis=1), path, quality=85)
 
 
 def overlay(photograph: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -139,7 +147,7 @@ class SaveVesselsd(Transform):
     """Writes the result for one photograph, in the photograph's own size and orientation.
 
     ``<name>_vessels.png`` is the mask, 0 and 255 (several classes: the class values); ``<name>_probability.png`` the
-    probability of vessel in 16 bits, 0 to 65535; ``<name>_overlay.png`` the photograph with the vessels coloured;
+    probability of vessel in 16 bits, 0 to 65535; ``<name>_overlay.jpg`` the photograph with the vessels coloured;
     ``<name>_thumbnail.jpg`` the photograph and the overlay side by side, small. On request, ``<name>_vessels.nii.gz``
     holds the class values where the photograph lies in space, see ``save_nifti``, and ``<name>_vessels.dcm`` is a DICOM
     Segmentation object, see ``save_dicom_seg``.
@@ -200,14 +208,15 @@ class SaveVesselsd(Transform):
         coloured = overlay(pixels, mask) if {"overlay", "thumbnail"}.intersection(self.pictures) else pixels
         saved: dict[str, Path] = {}
         for kind in self.pictures:
-            saved[kind] = self.output_dir / f"{name}_{kind}.{'jpg' if kind == 'thumbnail' else 'png'}"
+            to_look_at = kind in ("overlay", "thumbnail")
+            saved[kind] = self.output_dir / f"{name}_{kind}.{'jpg' if to_look_at else 'png'}"
             if kind == "vessels":
                 save_png(mask * np.uint8(255) if binary else mask, saved[kind])
             elif kind == "probability":
                 vessel = probability[1:].sum(axis=0).clip(0, 1)
                 save_png(np.rint(vessel * 65535).astype(np.uint16), saved[kind])
             elif kind == "overlay":
-                save_png(coloured, saved[kind])
+                save_jpeg(coloured, saved[kind])
             else:
                 save_thumbnail([pixels, coloured], self.thumbnail_side, saved[kind])
         if self.save_nifti:

@@ -101,7 +101,7 @@ def test_inference_keeps_size_and_orientation(trained: Path, bundle: Path, phant
             assert source.size == mask.size == (141, 150)
         with Image.open(tmp_path / f"{photograph.stem}_probability.png") as probability:
             assert probability.mode == "I;16"
-        assert (tmp_path / f"{photograph.stem}_overlay.png").is_file()
+        assert (tmp_path / f"{photograph.stem}_overlay.jpg").is_file()
 
 
 def test_two_datasets_at_three_sizes_train_with_the_strong_augmentation(

@@ -359,7 +359,10 @@ def test_what_a_training_starts_from(tmp_path: Path, path: str | None, resume: b
 
 def test_pretrained_weights_that_do_not_fit(tmp_path: Path) -> None:
     save_checkpoint(small(base_channels=4).state_dict(), tmp_path / "model.pt")
-    for path, message in (("model.pt", "do not fit the network .expected --base_channels 4"), ("gone.pt", "no such checkpoint")):
+    for path, message in (
+        ("model.pt", "do not fit the network .expected --base_channels 4"),
+        ("gone.pt", "no such checkpoint"),
+    ):
         engine = Engine(lambda engine, batch: None)
         PretrainedWeights(small(), str(tmp_path / path), str(tmp_path / "last.pt")).attach(engine)
         with pytest.raises(DriveSegError, match=f"{path}.*{message}"):

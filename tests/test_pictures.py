@@ -124,7 +124,7 @@ def result(height: int = 5, width: int = 7, classes: int = 2) -> dict[str, Any]:
 def test_saved_files_hold_what_was_found(tmp_path: Path) -> None:
     case = result()
     saved = SaveVesselsd(str(tmp_path / "out"))(case)["saved"]
-    names = ["a.b_overlay.png", "a.b_probability.png", "a.b_thumbnail.jpg", "a.b_vessels.png"]
+    names = ["a.b_overlay.jpg", "a.b_probability.png", "a.b_thumbnail.jpg", "a.b_vessels.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert sorted(Path(path).name for path in saved.values()) == names
     mode, mask = read(saved["vessels"])
@@ -135,8 +135,9 @@ def test_saved_files_hold_what_was_found(tmp_path: Path) -> None:
     assert probability[1, 2] == 49151  # 0.75 × 65535 = 49151.25
     assert probability.sum(dtype=np.int64) == 3 * 49151
     photograph = case["photograph"].numpy().transpose(1, 2, 0)
-    np.testing.assert_array_equal(read(saved["overlay"])[1], overlay(photograph, mask // 255))
-    np.testing.assert_array_equal(read(saved["overlay"])[1][2:], photograph[2:])
+    shown, expected = read(saved["overlay"])[1].astype(int), overlay(photograph, mask // 255).astype(int)
+    assert shown.shape == expected.shape
+    assert abs(shown - expected).mean() < 5 < abs(shown - photograph).max() / 10, "nearly: it is a JPEG file"
 
 
 def test_several_classes_are_saved_as_class_values(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from drive_seg.pictures import SaveVesselsd
 from drive_seg.predict import segment_photographs
 
 SMALL = {"base_channels": 4, "depth": 3, "fov_diameter": 128, "precision": "float32", "engine": "torch"}
-KINDS = ("vessels.png", "probability.png", "overlay.png", "thumbnail.jpg")
+KINDS = ("vessels.png", "probability.png", "overlay.jpg", "thumbnail.jpg")
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_all_but_the_bad_one(bundle: Path, folder: Path, settings: dict[str, obj
     assert {*expected, "quality"} < set(rows[0]) and not any(name.endswith("_mm") for name in rows[0])
     page = (out / "gallery.html").read_text()
     for number in range(5):
-        assert f'src="{number}_thumbnail.jpg"' in page and f'href="{number}_overlay.png"' in page
+        assert f'src="{number}_thumbnail.jpg"' in page and f'href="{number}_overlay.jpg"' in page
     assert "broken.png" in page and "1 could not be segmented" in page
 
 
@@ -82,7 +82,7 @@ def test_run_again_only_what_is_missing_is_done(
     out = tmp_path / "out"
     segment_photographs(bundle, [folder], out, settings)
     before, first = times(out), results(out)
-    (out / "2_overlay.png").unlink()
+    (out / "2_overlay.jpg").unlink()
     Image.fromarray(make_phantom(9, 150, 141).image).save(folder / "broken.png")  # mended
     capsys.readouterr()
     assert segment_photographs(bundle, [folder], out, settings) == []
@@ -156,7 +156,7 @@ def test_leftovers_of_a_killed_run_are_removed(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    ours, others = out / ".1_overlay.k3_x9abc.png", [out / ".hidden.png", out / ".photo.of.me.png"]
+    ours, others = out / ".1_overlay.k3_x9abc.jpg", [out / ".hidden.png", out / ".photo.of.me.png"]
     for path in (ours, *others):
         path.write_bytes(b"half a file")
     segment_photographs(bundle, [folder], out, settings)
@@ -175,7 +175,7 @@ def test_killed_in_the_middle(folder: Path, settings: dict[str, object], tmp_pat
         (folder / f"{number}.png").write_bytes((folder / f"{number % 5}.png").read_bytes())
     out, clean = tmp_path / "out", tmp_path / "clean"
     process = subprocess.Popen([sys.executable, *command(folder, out, settings)], stderr=subprocess.DEVNULL)
-    while len(list(out.glob("*_overlay.png"))) < 6:
+    while len(list(out.glob("*_overlay.jpg"))) < 6:
         assert process.poll() is None, "it was over before it could be killed"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
