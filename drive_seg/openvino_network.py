@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from drive_seg.errors import DriveSegError
-from drive_seg.networks import UNet
+from drive_seg.networks import DecoderStage, UNet
 
 __all__ = ["OpenVINONetwork", "choose_engine", "largest_difference", "openvino_network"]
 
@@ -24,7 +24,7 @@ ENGINES = ("auto", "torch", "openvino")
 PRECISIONS = {"auto": None, "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 CONVERSION = 2
-"""Number of the way in which networks are converted; those in the cache that were converted in another are not taken."""
+"""Counts the ways in which networks were converted; one in the cache that was converted otherwise is not taken."""
 
 TOLERANCE = 0.05
 """Largest difference of a probability from PyTorch's in float32 that half precision may make."""
@@ -146,8 +146,9 @@ def _convert(network: UNet, smallest: int) -> Any:
     from torch.export import Dim, export  # a quarter of a second, and converted networks are kept
 
     network = copy.deepcopy(network)
-    for stage in network.decoder:
-        stage.padding_mode = "constant"
+    for module in network.modules():
+        if isinstance(module, DecoderStage):
+            module.padding_mode = "constant"
     sides = {axis: Dim(name, min=smallest, max=1 << 16) for axis, name in ((2, "height"), (3, "width"))}
     example = torch.zeros(1, network.in_channels, 3 * smallest, 4 * smallest)
     with torch.no_grad(), warnings.catch_warnings():
