@@ -91,19 +91,19 @@ def measure_vessels(mask: np.ndarray, fov: np.ndarray, pixel_spacing_mm: float |
 
     # What touches the border of the array ends there: the ring of background makes it so.
     vessels = np.pad(vessels, 1)
-    calibres = 2 * ndimage.maximum_filter(ndimage.distance_transform_edt(vessels), 3) - CALIBRE_BIAS
+    background = ndimage.distance_transform_edt(vessels, return_distances=False, return_indices=True)
     skeleton = skeletonize(vessels)
     half_width = max(5, round(SMOOTHING * diameter))
     while True:
         lines = _trace(skeleton, half_width)
-        spurs = _spurs(lines, calibres)
+        spurs = _spurs(lines, background)
         if not spurs.any():
             break
         rows, columns = lines.pixels[:, spurs[lines.branch] & (lines.branch >= 0)]
         skeleton[rows, columns] = False
 
     lengths = {"skeleton_length": float(lines.lengths.sum())}
-    at_centre = calibres[tuple(lines.pixels[:, lines.branch >= 0])]
+    at_centre = _calibres(lines.pixels[:, lines.branch >= 0], background)
     lengths["calibre_mean"] = float(at_centre.mean()) if len(at_centre) else math.nan
     for percent in (10, 50, 90):
         lengths[f"calibre_p{percent}"] = float(np.percentile(at_centre, percent)) if len(at_centre) else math.nan
@@ -331,14 +331,30 @@ def _measure_chains(
     return chain, lengths, np.hypot(*(nodes[ends[:, 1]] - nodes[ends[:, 0]]).T), ends
 
 
-def _spurs(lines: _Centrelines, calibres: np.ndarray) -> np.ndarray:
+def _spurs(lines: _Centrelines, background: np.ndarray) -> np.ndarray:
     """Which branches are shorter than the calibre of the vessel that they leave, (branches,), bool."""
     free = lines.ends < 0
     leaving = free.sum(axis=1) == 1
     calibre = np.full(len(lines.ends), -math.inf)
-    rows, columns = np.rint(lines.places[lines.ends.max(axis=1)[leaving]]).astype(int).T
-    calibre[leaving] = calibres[rows, columns]
+    calibre[leaving] = _calibres(np.rint(lines.places[lines.ends.max(axis=1)[leaving]]).astype(int).T, background)
     return lines.lengths < calibre
+
+
+def _calibres(pixels: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Calibres at pixels of the centrelines, (n,), see ``measure_vessels``.
+
+    Args:
+        pixels: (2, n), row and column.
+        background: (2, H, W), row and column of the background's nearest pixel, from every pixel. Distances are taken
+            from it where they are asked for: over a whole photograph they cost as much as the search for it.
+    """
+    squared = np.zeros(pixels.shape[1], int)
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            row, column = pixels + np.array([[down], [right]])
+            nearest = background[:, row, column]
+            squared = np.maximum(squared, (nearest[0] - row) ** 2 + (nearest[1] - column) ** 2)
+    return 2 * np.sqrt(squared) - CALIBRE_BIAS
 
 
 def _tortuosity(lines: _Centrelines, shortest: float) -> float:

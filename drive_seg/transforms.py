@@ -302,6 +302,8 @@ def vessel_mask(probabilities: torch.Tensor, threshold: float, fov: torch.Tensor
     vessel = probabilities[1:].sum(dim=0, keepdim=True) >= threshold
     if fov is not None:
         vessel = vessel & (fov > 0)
+    if len(probabilities) == 2:
+        return vessel.to(torch.uint8)
     return (vessel * (probabilities[1:].argmax(dim=0, keepdim=True) + 1)).to(torch.uint8)
 
 
