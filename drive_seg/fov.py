@@ -375,7 +375,7 @@ def _sharpen(shape: _Shape, image: np.ndarray, step: float, uncertainty: float) 
             cuts.append(np.array([*middle, *normal, cut[4]]))
     cuts_found = np.array(cuts).reshape(-1, 5)
 
-    angles = np.linspace(0, 2 * np.pi, 720, endpoint=False)
+    angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
     normals = np.stack([np.sin(angles), np.cos(angles)], axis=1)
     points = shape.centre + shape.radius * normals
     visible = ((points > 2) & (points < np.array(image.shape[:2]) - 3)).all(axis=1)

@@ -94,6 +94,8 @@ class FlipInferer(Inferer):
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Images (B, C, H, W) → logits (B, num_classes, H, W)."""
+        if len(self.mirrorings) == 1:
+            return self.inferer(inputs, network, *args, **kwargs).float()
         total: torch.Tensor | None = None
         for dims, transposed in self.mirrorings:
             view = inputs.flip(dims) if dims else inputs
