@@ -84,7 +84,7 @@ class DecoderStage(nn.Module):
     ) -> None:
         super().__init__()
         self.padded = padded
-        self.padding_mode = "replicate"
+        self.padding_mode = "replicate"  # an attribute, so that a conversion can choose what its target does well
         self.up = Conv[Conv.CONVTRANS, spatial_dims](in_channels, in_channels // 2, kernel_size=2, stride=2)
         self.convs = ConvBlock(spatial_dims, in_channels // 2 + skip_channels, out_channels, norm, padded)
 
