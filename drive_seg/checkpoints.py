@@ -79,7 +79,9 @@ def load_weights(network: nn.Module, path: str | os.PathLike) -> nn.Module:
     except (RuntimeError, AttributeError, TypeError) as error:
         theirs, ours = _sizes(weights), _sizes(network.state_dict())
         wrong = [f"--{name} {value}" for name, value in theirs.items() if ours and value != ours[name]]
-        hint = f"expected {' '.join(wrong)}" if wrong else f"are they of this project's UNet? {_first_line(error)}"
+        reasons = [line.strip() for line in str(error).splitlines() if line.strip()]  # torch's first is a heading
+        reason = [*reasons[1:], *reasons, type(error).__name__][0]
+        hint = f"expected {' '.join(wrong)}" if wrong else f"are they of this project's UNet? {reason}"
         raise DriveSegError(f"{path}: the weights do not fit the network ({hint})") from error
     return network
 

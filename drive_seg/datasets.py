@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,17 +20,19 @@ class SeededCacheDataset(CacheDataset):
 
     So the patches of an epoch are the same in one process or eight, with workers or without, and in a resumed run.
 
-    Random transforms give plain tensors: metadata, which nobody needs of a patch, would take a quarter of their time.
-    MONAI's switch for that is the process's, so while a patch is made no other thread may run transforms that need it.
-
     Args:
         seed: any whole number from 0.
+        track_meta: whether the random transforms of a cached case keep its metadata, which nobody needs of a patch and
+            which take a quarter of their time. MONAI's switch for that is the process's: without metadata, no other
+            thread may run transforms that need them while a patch is made, and MONAI's ``RandLambdad``, which looks
+            for them in any case, cannot be among these.
         args, kwargs: as for ``monai.data.CacheDataset``.
     """
 
-    def __init__(self, *args: Any, seed: int = 0, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, seed: int = 0, track_meta: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.seed = seed
+        self.track_meta = track_meta
         self.epoch = 0
         self.transform.set_random_state(seed=0)  # random states of their own, where MONAI's classes share one
 
@@ -40,6 +43,8 @@ class SeededCacheDataset(CacheDataset):
     def _transform(self, index: int) -> Any:
         state = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
         _reseed(self.transform, int(state[0]))
+        if self.track_meta or self.runtime_cache or self.hash_as_key or index % len(self) >= self.cache_num:
+            return super()._transform(index)  # the file may have to be read first, and errors name it by its metadata
         with _plain_tensors():
             return super()._transform(index)
 
@@ -60,11 +65,15 @@ def _reseed(part: Randomizable, seed: int) -> None:
                 _reseed(one, seed)
 
 
+_switching = threading.RLock()
+
+
 @contextlib.contextmanager
 def _plain_tensors() -> Iterator[None]:
-    before = get_track_meta()
-    set_track_meta(False)
-    try:
-        yield
-    finally:
-        set_track_meta(before)
+    with _switching:  # two threads that take turns in other order would leave it off
+        before = get_track_meta()
+        set_track_meta(False)
+        try:
+            yield
+        finally:
+            set_track_meta(before)

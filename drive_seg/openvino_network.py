@@ -148,16 +148,19 @@ def _convert(network: UNet, smallest: int) -> Any:
     from openvino.preprocess import PrePostProcessor
     from torch.export import Dim, export  # a quarter of a second, and converted networks are kept
 
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        if isinstance(module, DecoderStage):
-            module.padding_mode = "constant"
     sides = {axis: Dim(name, min=smallest, max=1 << 16) for axis, name in ((2, "height"), (3, "width"))}
     example = torch.zeros(1, network.in_channels, 3 * smallest, 4 * smallest)
+    padding = copy.deepcopy(network)
+    for module in padding.modules():
+        if isinstance(module, DecoderStage):
+            module.padding_mode = "constant"
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = openvino.convert_model(export(network, (example,), dynamic_shapes={"x": sides}))
-    for pad in [node for node in model.get_ops() if node.get_type_name() == "Pad"]:
+        model = openvino.convert_model(export(padding, (example,), dynamic_shapes={"x": sides}))
+        pads = [node for node in model.get_ops() if node.get_type_name() == "Pad"]
+        if len(pads) != network.depth:  # another version of OpenVINO, say: slow is better than wrong
+            model, pads = openvino.convert_model(export(network, (example,), dynamic_shapes={"x": sides})), []
+    for pad in pads:
         x, before, after = (pad.input_value(number) for number in range(3))
         pad.output(0).replace(opset14.pad(x, before, after, "edge").output(0))
     layouts = PrePostProcessor(model)

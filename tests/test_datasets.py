@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,13 +84,22 @@ def test_patches_are_those_of_monai_with_the_same_seed(bundle: Path, phantoms: P
             assert torch.equal(patch[key], expected[key])
 
 
-def test_metadata_are_left_to_others() -> None:
+@pytest.mark.parametrize(("settings", "tracked"), [
+    ({"track_meta": False}, False),
+    ({}, True),
+    ({"track_meta": False, "cache_num": 1}, True),
+    ({"track_meta": False, "runtime_cache": True}, True),
+], ids=["cached", "as MONAI", "not cached", "cached later"])  # fmt: skip
+def test_only_patches_of_cached_cases_have_no_metadata(settings: dict[str, Any], tracked: bool) -> None:
+    """Whoever reads a file names it in an error by its metadata."""
+
     class Fail(AddNoise):
         def __call__(self, data: float) -> float:
             raise ValueError(f"tracked: {get_track_meta()}")
 
+    samples = SeededCacheDataset([0.0, 0.0], Compose([Fail(float)]), **settings)
     assert get_track_meta()
     with pytest.raises(RuntimeError) as caught:
-        SeededCacheDataset([0.0], Compose([Fail(float)]), cache_rate=0.0)[0]
-    assert "tracked: False" in str(caught.value.__cause__)
-    assert get_track_meta()
+        samples[1]
+    assert f"tracked: {tracked}" in str(caught.value.__cause__)
+    assert get_track_meta(), "left as it was"

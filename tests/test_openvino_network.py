@@ -3,8 +3,10 @@ from __future__ import annotations
 import builtins
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from PIL import Image
@@ -142,3 +144,18 @@ def test_a_folder_gives_what_single_photographs_give(
             torch.testing.assert_close(
                 result["probability"], single.segment_case(case)["probability"], rtol=0.0, atol=0.02
             )
+
+
+def test_a_version_that_converts_padding_otherwise(
+    network: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = openvino.convert_model
+
+    def without_padding(program: Any) -> Any:
+        model = convert(program)
+        for pad in [node for node in model.get_ops() if node.get_type_name() == "Pad"]:
+            pad.output(0).replace(pad.input_value(0))
+        return model
+
+    monkeypatch.setattr(openvino, "convert_model", without_padding)
+    assert largest_difference(network, openvino_network(network, "float32", tmp_path)) < 1e-4
