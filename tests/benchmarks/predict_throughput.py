@@ -51,12 +51,12 @@ def measure(folder: Path, checkpoint: str, engine: str, bare: bool) -> dict[str,
     result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if bare:
         segment = drive_seg.load(checkpoint, engine=engine)
-        batch = segment._prepare({"image": str(next(folder.iterdir()))})
+        prepared = segment._prepare({"image": str(next(folder.iterdir()))})
         seconds = []
         with torch.inference_mode():
             for _ in range(20):
                 begun = time.perf_counter()
-                segment._predict(batch)
+                segment._predict(prepared)
                 seconds.append(time.perf_counter() - begun)
         result["forward_s"] = float(np.median(seconds))
         with tempfile.TemporaryDirectory() as out:
