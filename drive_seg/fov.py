@@ -313,7 +313,7 @@ def _circle_through(points: np.ndarray, centre: np.ndarray, radius: float) -> tu
         jac=lambda circle: _growth(points, circle[:2]),
         loss="soft_l1",
         f_scale=max(0.5, radius / 1000),
-        xtol=1e-5,  # of the circle's size: a hundredth of a pixel, in a third of the steps
+        xtol=1e-5,  # of the circle's size: a small part of a pixel
     )
     return fit.x[:2], float(fit.x[2])
 

@@ -6,7 +6,6 @@ Each idea is a function on arrays first and a thin dictionary transform after it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -143,10 +142,8 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
             only cropped.
         zoom_key: a case that has this key is scaled by its value once more, to learn from it at several sizes.
         fov_key: FOV mask at the photograph's own size, (1, H, W), non-zero inside.
-        margin: pixels around the field of view, after scaling, that stay black or are added, at least.
+        margin: pixels around the field of view, after scaling, that stay black or are added.
         nearest: for each key, whether to take the nearest pixel (class values) rather than to interpolate.
-        k_divisible: the margin grows until height and width are multiples of this, so that a network that halves
-            them has nothing to pad on its way.
     """
 
     def __init__(
@@ -157,7 +154,6 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         margin: int = 2,
         nearest: Sequence[bool] | bool = False,
         zoom_key: str = "zoom",
-        k_divisible: int = 1,
     ) -> None:
         MapTransform.__init__(self, keys)
         if diameter is not None:
@@ -172,7 +168,6 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         self.zoom_key = zoom_key
         self.fov_key = fov_key
         self.margin = margin
-        self.k_divisible = k_divisible
         self.nearest = ensure_tuple_rep(nearest, len(self.keys))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -183,16 +178,14 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         height, width = rows.stop - rows.start, columns.stop - columns.start
         scale = self._scale(max(height, width)) * float(case.get(self.zoom_key, 1.0))
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        margins = (*self._margins(size[0]), *self._margins(size[1]))
         for key, nearest in self.key_iterator(case, self.nearest):
             image = case[key]
             pixels = _plain(image)
             cropped = resize(pixels[:, rows, columns], size, nearest)
-            scaled = MetaTensor(torch.nn.functional.pad(cropped, margins[2:] + margins[:2]))
+            scaled = MetaTensor(torch.nn.functional.pad(cropped, [self.margin] * 4))
             if isinstance(image, MetaTensor):
                 scaled.copy_meta_from(image)
-            inverse = {"box": box, "margins": margins, "nearest": nearest}
-            self.push_transform(scaled, orig_size=tuple(pixels.shape[1:]), extra_info=inverse)
+            self.push_transform(scaled, orig_size=tuple(pixels.shape[1:]), extra_info={"box": box, "nearest": nearest})
             case[key] = scaled
         return case
 
@@ -201,11 +194,6 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
             return 1.0
         limits = ensure_tuple(self.diameter)
         return min(max(diameter, limits[0]), limits[-1]) / diameter
-
-    def _margins(self, side: int) -> tuple[int, int]:
-        """Before and after."""
-        added = math.ceil((side + 2 * self.margin) / self.k_divisible) * self.k_divisible - side
-        return added // 2, added - added // 2
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Back to the photograph's own size; what was cropped away is 0."""
@@ -216,8 +204,7 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
             trace = self.pop_transform(image)
             top, bottom, left, right = trace[TraceKeys.EXTRA_INFO]["box"]
             height, width = trace[TraceKeys.ORIG_SIZE]
-            above, below, before, after = trace[TraceKeys.EXTRA_INFO]["margins"]
-            inner = _plain(image)[:, above : image.shape[1] - below, before : image.shape[2] - after]
+            inner = _plain(image)[:, self.margin : -self.margin or None, self.margin : -self.margin or None]
             box = resize(inner, (bottom - top, right - left), trace[TraceKeys.EXTRA_INFO]["nearest"])
             whole = torch.nn.functional.pad(box, [left, width - right, top, height - bottom])
             case[key] = MetaTensor(whole, meta=image.meta, applied_operations=image.applied_operations)
@@ -237,7 +224,7 @@ def normalize_in_fov(image: torch.Tensor, fov: torch.Tensor) -> torch.Tensor:
     inside = (fov > 0).float()
     count = inside.sum()
     normalized = image.to(torch.float32, copy=True)
-    # Sums over all pixels, times 0 or 1, as products of matrices: picking the pixels inside takes ten times as long.
+    # Sums over all pixels, times 0 or 1, as products of matrices: picking the pixels inside takes much longer.
     mean = (normalized.flatten(1) @ inside.flatten() / count)[:, None, None]
     normalized.sub_(mean).mul_(inside)
     deviation = torch.linalg.vector_norm(normalized, dim=(1, 2), keepdim=True) / count.sqrt()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from monai.bundle import ConfigParser
 
 from drive_seg import configs
 from drive_seg.configs import bundle_root, check_overrides, config_files, parse_overrides, split_overrides
@@ -175,3 +176,21 @@ def test_config_files(bundle: Path) -> None:
     ]
     with pytest.raises(DriveSegError, match=r"nothing\.json: there is no such config, expected a bundle in "):
         config_files(bundle, "train", "nothing")
+
+
+def test_evaluation_and_inference_scale_as_validation_does(bundle: Path) -> None:
+    """The evaluation replaces one transform by its place in the list, and the inference has a list of its own."""
+
+    def parts(names: tuple[str, ...], key: str) -> list[dict[str, Any]]:
+        parser = ConfigParser()
+        parser.read_config(config_files(bundle, *names))
+        return [dict(part) for part in parser[key]]
+
+    validation = parts(("train",), "validate#deterministic_transforms")
+    evaluation = parts(("train", "evaluate"), "validate#deterministic_transforms")
+    assert [part["_target_"] for part in evaluation] == [part["_target_"] for part in validation]
+    assert evaluation[1:-1] == validation[1:-1]
+    inference = parts(("inference",), "preprocessing#transforms")
+    scaling = [part["_target_"] for part in validation[1:-1]]
+    place = [part["_target_"] for part in inference].index(scaling[0])
+    assert inference[place : place + len(scaling)] == validation[1:-1]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,41 @@ def test_float32_is_torchs_result_at_any_size(network: UNet, tmp_path: Path) -> 
         noise = torch.randn(1, 3, *size).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             torch.testing.assert_close(converted(noise), network(noise), rtol=1e-4, atol=1e-4)
+
+
+def test_each_graph_is_checked_when_it_is_first_needed(
+    network: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[tuple[bool, ...]] = []
+    check = module.largest_difference
+
+    def record(one: UNet, other: Callable[[torch.Tensor], torch.Tensor], padded: tuple[bool, ...]) -> float:
+        checked.append(padded)
+        return check(one, other, padded)
+
+    monkeypatch.setattr(module, "largest_difference", record)
+    converted = openvino_network(network, "float32", tmp_path)
+    converted(torch.zeros(1, 3, 40, 48))
+    assert checked == [(False,)]
+    monkeypatch.setattr(module, "TOLERANCE", -1.0)
+    for _ in range(2):  # what failed is not kept
+        with pytest.raises(DriveSegError, match="openvino's probabilities differ"):
+            converted(torch.zeros(1, 3, 41, 48))
+    monkeypatch.undo()
+    assert converted(torch.zeros(1, 3, 41, 48)).shape == (1, 2, 41, 48)
+
+
+@pytest.mark.parametrize("depth", [1, 4, 5])
+def test_the_check_is_of_sides_without_and_with_padding(depth: int) -> None:
+    network = UNet(base_channels=2, depth=depth).eval()
+    sizes: list[tuple[int, int]] = []
+
+    def record(x: torch.Tensor) -> torch.Tensor:
+        sizes.append((x.shape[2], x.shape[3]))
+        return network(x)
+
+    assert largest_difference(network, record) == 0
+    assert [any(side % 2**depth for side in size) for size in sizes] == [False, True]
 
 
 def test_the_fast_precision_is_near(network: UNet, tmp_path: Path) -> None:

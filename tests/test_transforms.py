@@ -281,26 +281,10 @@ class TestScaleToFOV:
         first, last = (ScaleToFOVd(keys, 40)(case) for keys in (["fov", "image"], ["image", "fov"]))
         assert torch.equal(first["image"].as_tensor(), last["image"].as_tensor())
 
-    @pytest.mark.parametrize(("diameter", "margin", "k_divisible", "size"), [
-        (None, 0, 16, (48, 80)),  # 40 and 80 of the box, which is a multiple already
-        (None, 1, 16, (48, 96)),
-        (160, 0, 16, (80, 160)),
-        (163, 0, 16, (96, 176)),
-        (1, 0, 16, (16, 16)),
-    ])  # fmt: skip
-    def test_sides_that_can_be_halved(
-        self, diameter: int | None, margin: int, k_divisible: int, size: tuple[int, int]
-    ) -> None:
-        out = ScaleToFOVd("image", diameter, margin=margin, k_divisible=k_divisible)(boxed_case())["image"]
-        assert tuple(out.shape[1:]) == size
-        rows, columns = (np.flatnonzero(out.numpy().any(axis=(0, axis))) for axis in (2, 1))
-        for lit, side in ((rows, size[0]), (columns, size[1])):
-            assert 0 <= (side - 1 - lit[-1]) - lit[0] <= 1, "in the middle"
-
-    @pytest.mark.parametrize(("margin", "k_divisible"), [(0, 1), (2, 1), (0, 16), (3, 32)])
-    def test_cropped_and_back_is_exact_in_the_box(self, margin: int, k_divisible: int) -> None:
+    @pytest.mark.parametrize("margin", [0, 2])
+    def test_cropped_and_back_is_exact_in_the_box(self, margin: int) -> None:
         case = boxed_case()
-        transform = ScaleToFOVd("image", None, margin=margin, k_divisible=k_divisible)
+        transform = ScaleToFOVd("image", None, margin=margin)
         back = transform.inverse(transform(case))["image"]
         expected = torch.zeros_like(case["image"].as_tensor())
         expected[:, 10:50, 5:85] = case["image"].as_tensor()[:, 10:50, 5:85]
