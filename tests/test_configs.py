@@ -194,3 +194,14 @@ def test_evaluation_and_inference_scale_as_validation_does(bundle: Path) -> None
     scaling = [part["_target_"] for part in validation[1:-1]]
     place = [part["_target_"] for part in inference].index(scaling[0])
     assert inference[place : place + len(scaling)] == validation[1:-1]
+
+
+@pytest.mark.parametrize("overlays", [[], ["any_camera"]])
+@pytest.mark.parametrize("side", [128, 384])
+def test_patches_can_reach_the_rim_of_the_retina(bundle: Path, overlays: list[str], side: int) -> None:
+    parser = ConfigParser()
+    parser.read_config(config_files(bundle, "train", *overlays))
+    parser.update({"bundle_root": str(bundle), "patch_size": [side, side]})
+    region = parser.get_parsed_content("train#random_transforms#0").cropper.roi_size
+    margin = parser.get_parsed_content("train#deterministic_transforms#0").margin
+    assert all(margin >= (length - side) / 2 > 0 for length in region), "a patch is the middle of its region"
