@@ -133,7 +133,7 @@ def test_an_overlays_keys_are_known_only_with_it(files: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["max_epochs", "optimizer#lr", "optimizer::momentum", "train#random_transforms#0#roi_size", "validate"]
+    "key", ["max_epochs", "optimizer#lr", "optimizer::momentum", "train#random_geometry#0#roi_size", "validate"]
 )
 def test_keys_of_the_bundle(bundle: Path, key: str) -> None:
     check_overrides(config_files(bundle, "train"), {key: 1})
@@ -202,6 +202,6 @@ def test_patches_can_reach_the_rim_of_the_retina(bundle: Path, overlays: list[st
     parser = ConfigParser()
     parser.read_config(config_files(bundle, "train", *overlays))
     parser.update({"bundle_root": str(bundle), "patch_size": [side, side]})
-    region = parser.get_parsed_content("train#random_transforms#0").cropper.roi_size
+    region = parser.get_parsed_content("train#random_geometry#0").cropper.roi_size
     margin = parser.get_parsed_content("train#deterministic_transforms#0").margin
     assert all(margin >= (length - side) / 2 > 0 for length in region), "a patch is the middle of its region"
