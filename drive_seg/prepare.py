@@ -8,39 +8,28 @@ that differs is refused with the name of the file.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import gzip
 import io
 import json
 import re
-import shutil
-import stat
 import sys
-import tarfile
-import tempfile
 import textwrap
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from drive_seg.archives import files_in, read_file, unpacked
 from drive_seg.data import DATASET_JSON, FIRST_OBSERVER, Case, write_dataset_json
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 from drive_seg.fov import estimate_fov
 
 LABELS = {"0": "background", "1": "vessel"}
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-MAX_UNPACKED_BYTES = 8 * 2**30
-MAX_UNPACKED_FILES = 20_000
 
 _COPIED_SUFFIXES = frozenset({".jpg", ".jpeg", ".tif", ".tiff", ".png", ".gif"})
-_MAX_NESTING = 3
 
 
 @dataclass(frozen=True)
@@ -142,7 +131,7 @@ def prepare(dataset: Dataset, source: str | Path, output_dir: str | Path) -> lis
     source, output_dir = Path(source), Path(output_dir)
     _check_places(dataset, source, output_dir)
     notices: list[str] = []
-    with _unpacked(source, dataset.archives) as roots:
+    with unpacked(source, dataset.archives) as roots:
         files = _find_files(dataset, source, roots)
         sections = _verified_sections(dataset, source, files, notices)
         estimated: list[str] = []
@@ -241,115 +230,12 @@ def _check_places(dataset: Dataset, source: Path, output_dir: Path) -> None:
             raise DriveSegError(f"OUTPUT_DIR: {existing} is not of {dataset.name}: choose another folder or remove it")
 
 
-def _is_archive(path: Path) -> bool:
-    return path.name.lower().endswith(ARCHIVE_SUFFIXES)
-
-
-@contextlib.contextmanager
-def _unpacked(source: Path, beside: Sequence[str]) -> Iterator[list[Path]]:
-    """Folders that hold everything in ``source``, archives in archives included; temporary ones go away afterwards."""
-    with tempfile.TemporaryDirectory(prefix="drive-seg-") as temporary:
-        if source.is_dir():
-            roots, archives = [source], _archives_in(source)
-        elif _is_archive(source):
-            roots, archives = [], [source]
-            if source.name.lower() in beside:
-                archives += [p for p in sorted(source.parent.iterdir()) if p.name.lower() in beside and p != source]
-        else:
-            raise DriveSegError(f"SOURCE: {source} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)})")
-        budget = _Budget()
-        for nesting in range(_MAX_NESTING):
-            unpacked = []
-            for number, archive in enumerate(archives):
-                # Named for the archive, because some hold their files without the folder they belong to.
-                folder = Path(temporary, f"{nesting}-{number}", archive.name.split(".")[0])
-                folder.mkdir(parents=True)
-                _unpack(archive, folder, budget)
-                unpacked.append(folder.parent)
-            roots += unpacked
-            archives = [archive for folder in unpacked for archive in _archives_in(folder)]
-        yield roots
-
-
-def _archives_in(folder: Path) -> list[Path]:
-    return [path for path in _files_in(folder) if _is_archive(path)]
-
-
-def _files_in(folder: Path) -> list[Path]:
-    """Files below ``folder`` in order of name, without hidden ones such as macOS adds to archives (``._name``)."""
-    return sorted(p for p in folder.rglob("*") if not p.name.startswith(".") and p.is_file())
-
-
-class _Budget:
-    """How much may still be unpacked: a small archive can hold petabytes."""
-
-    def __init__(self) -> None:
-        self.bytes = MAX_UNPACKED_BYTES
-        self.files = MAX_UNPACKED_FILES
-
-    def take(self, archive: Path, size: int) -> None:
-        self.bytes -= size
-        self.files -= 1
-        if self.bytes < 0 or self.files < 0:
-            raise DriveSegError(
-                f"{archive}: refused, it unpacks to more than {MAX_UNPACKED_BYTES / 2**30:g} GiB "
-                f"or {MAX_UNPACKED_FILES} files"
-            )
-
-
-def _unpack(archive: Path, folder: Path, budget: _Budget) -> None:
-    try:
-        if archive.name.lower().endswith(".zip"):
-            _unpack_zip(archive, folder, budget)
-        else:
-            _unpack_tar(archive, folder, budget)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError) as error:
-        raise DriveSegError(f"{archive}: cannot be unpacked ({error})") from error
-
-
-def _check_member(archive: Path, name: str) -> None:
-    parts = PurePosixPath(name).parts
-    if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in "".join(parts[:1]):
-        raise DriveSegError(f"{archive}: refused, its member {name!r} would be written outside the folder")
-
-
-def _unpack_zip(archive: Path, folder: Path, budget: _Budget) -> None:
-    with zipfile.ZipFile(archive) as content:
-        members = content.infolist()
-        for member in members:
-            # orig_filename, because zipfile cuts names at a null byte and turns separators.
-            _check_member(archive, member.orig_filename)
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise DriveSegError(f"{archive}: refused, its member {member.filename!r} is a link or device")
-            if member.flag_bits & 1:
-                raise DriveSegError(f"{archive}: its member {member.filename!r} is encrypted, expected plain files")
-            budget.take(archive, member.file_size)
-        for member in members:
-            if not member.is_dir():
-                target = folder.joinpath(*PurePosixPath(member.filename).parts)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with content.open(member) as packed, target.open("wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked)
-
-
-def _unpack_tar(archive: Path, folder: Path, budget: _Budget) -> None:
-    with tarfile.open(archive) as content:
-        for member in content:
-            if not (member.isfile() or member.isdir()):
-                raise DriveSegError(f"{archive}: refused, its member {member.name!r} is a link or device")
-            if member.isfile():
-                _check_member(archive, member.name)
-            budget.take(archive, member.size)
-            content.extract(member, folder, filter="data")
-
-
 def _find_files(dataset: Dataset, source: Path, roots: Sequence[Path]) -> dict[str, dict[str, Path]]:
     """Files by kind and case."""
     patterns = {kind: re.compile(f"(?:.*/)?{it.pattern}", re.IGNORECASE) for kind, it in dataset.kinds.items()}
     spelling = {case.lower(): case for cases in dataset.sections().values() for case in cases}
     found: dict[str, dict[str, Path]] = {kind: {} for kind in patterns}
-    for root, path in [(folder, path) for folder in roots for path in _files_in(folder)]:
+    for root, path in [(folder, path) for folder in roots for path in files_in(folder)]:
         below = path.relative_to(root).as_posix()
         for kind, pattern in patterns.items():
             match = pattern.fullmatch(below)
@@ -359,7 +245,7 @@ def _find_files(dataset: Dataset, source: Path, roots: Sequence[Path]) -> dict[s
             if case is None:
                 raise DriveSegError(f"{path} is no case of {dataset.name}, expected one of its {len(spelling)}")
             other = found[kind].setdefault(case, path)
-            if other != path and _read(other) != _read(path):
+            if other != path and read_file(other) != read_file(path):
                 raise DriveSegError(f"{other} and {path} differ, expected one {kind} file for case {case}")
     return found
 
@@ -415,7 +301,7 @@ def _write_case(
         written[{"images": "image", "mask": "fov"}.get(kind, kind)] = str(path)
 
     path = partners["images"]
-    content = _read(path)
+    content = read_file(path)
     photograph = _open(path, content, dataset.size)
     if photograph.mode != "RGB":
         raise DriveSegError(f"{path}: expected a colour photograph (RGB), got mode {photograph.mode}")
@@ -429,7 +315,7 @@ def _write_case(
     for kind, path in partners.items():
         if kind == "images":
             continue
-        content = _read(path)
+        content = read_file(path)
         drawn[kind] = read_binary(path, content, dataset.size)
         ending = f"{folder}_mask" if kind == "mask" else f"manual{kind[0]}"
         if dataset.unchanged:
@@ -449,19 +335,6 @@ def _write_case(
         if outside > 0.02:
             notices.append(f"{written['fov']}: {outside:.1%} of the annotated vessel pixels lie outside, look at it")
     return written
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.suffix.lower() == ".gz":
-            with gzip.open(path) as packed:
-                content = packed.read(MAX_UNPACKED_BYTES // 32 + 1)
-            if len(content) > MAX_UNPACKED_BYTES // 32:
-                raise DriveSegError(f"{path}: refused, it unpacks to more than {MAX_UNPACKED_BYTES // 32} bytes")
-            return content
-        return path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DriveSegError(f"{path}: cannot be read ({error})") from error
 
 
 def _open(path: Path, content: bytes, size: tuple[int, int]) -> Image.Image:

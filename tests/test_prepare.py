@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from realdata import real_data
 
-import drive_seg.prepare
+import drive_seg.archives
 from drive_seg.data import case_id, load_datalist
 from drive_seg.errors import DriveSegError
 from drive_seg.prepare import Dataset, main, prepare, read_binary
@@ -475,7 +475,7 @@ def test_tar_that_would_write_outside_is_refused(tmp_path: Path) -> None:
 def test_archive_that_is_too_large_is_refused(
     limit: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drive_seg.prepare, limit, 3)
+    monkeypatch.setattr(drive_seg.archives, limit, 3)
     (tmp_path / "content").mkdir()
     for number in range(4):
         (tmp_path / "content" / f"{number}.txt").write_text("text")
