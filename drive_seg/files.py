@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import os
+import secrets
 import tempfile
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,13 +30,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        candidate = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+        candidate.touch(mode=0o666, exist_ok=False)  # less what the user's umask takes away
+        temporary = candidate
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
         temporary.replace(path)
     except OSError as error:
         raise DriveSegError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -6,7 +6,6 @@ import csv
 import errno
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,6 +50,11 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path, mask: int) -> Non
     assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+def test_the_umask_which_all_threads_share_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "umask")  # two threads that set it and set it back can leave it at 0
+    write_text(tmp_path / "file.txt", "")
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_a_failure_leaves_the_old_file_and_nothing_else(old: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), replacing(old) as temporary:
@@ -71,7 +75,7 @@ def test_a_folder_that_cannot_be_written_to(old: Path, monkeypatch: pytest.Monke
     def refuse(*args: Any, **kwargs: Any) -> NoReturn:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # the permissions themselves do not stop root
+    monkeypatch.setattr(Path, "touch", refuse)  # the permissions themselves do not stop root
     with pytest.raises(DriveSegError) as raised:
         write_text(old, "new")
     assert str(raised.value) == f"{old}: cannot be written (Permission denied)"
