@@ -200,12 +200,14 @@ class SaveVesselsd(Transform):
         source = Path(str(photograph.meta["filename_or_obj"]))
         mask = _array(case[self.pred_key])[0].astype(np.uint8)
         probability = _array(case[self.probability_key])
-        pixels = np.ascontiguousarray(_array(photograph).transpose(1, 2, 0))
+        pixels = _array(photograph).transpose(1, 2, 0)
         if mask.shape != pixels.shape[:2]:
             raise DriveSegError(f"{source}: the mask has the size {mask.shape}, expected {pixels.shape[:2]}")
         name = str(case.get("case_id", picture_name(source)))
         binary = probability.shape[0] == 2
-        coloured = overlay(pixels, mask) if {"overlay", "thumbnail"}.intersection(self.pictures) else pixels
+        if {"overlay", "thumbnail"}.intersection(self.pictures):
+            pixels = np.ascontiguousarray(pixels)
+            coloured = overlay(pixels, mask)
         saved: dict[str, Path] = {}
         for kind in self.pictures:
             to_look_at = kind in ("overlay", "thumbnail")
