@@ -19,7 +19,9 @@ MIRRORINGS = [(dims, transposed) for transposed in (False, True) for dims in (()
 
 
 class PrecisionInferer(Inferer):
-    """Runs another inferer in the precision and memory format the device is fast at.
+    """Runs another inferer in the precision the device is fast at and the memory format the network is fast in.
+
+    That is channels last, unless the network has another ``memory_format``.
 
     Args:
         inferer: what runs the network, MONAI's ``SimpleInferer`` by default.
@@ -38,7 +40,7 @@ class PrecisionInferer(Inferer):
         """Images (B, C, H, W), float32 → logits (B, num_classes, H, W), float32."""
         images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         if images.dim() == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=getattr(network, "memory_format", torch.channels_last))
         with autocast(images.device, self.precision):
             logits = self.inferer(images, network, *args, **kwargs)
         logits = logits.float()

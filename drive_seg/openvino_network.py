@@ -27,7 +27,7 @@ PRECISIONS = {"auto": None, "float32": "f32", "bfloat16": "bf16", "float16": "f1
 PADDING = "decoder_padding_"
 """What the nodes of the decoder's padding are called, with a number."""
 
-CONVERSION = 4
+CONVERSION = 5
 """Counts the ways in which networks were converted; one in the cache that was converted otherwise is not taken."""
 
 TOLERANCE = 0.05
@@ -68,6 +68,9 @@ class OpenVINONetwork(nn.Module):
         smallest: height and width that it takes at least, pixels.
         streams: threads that may call it at once; None: one, which has all cores.
     """
+
+    memory_format = torch.contiguous_format
+    """That it takes images in, for ``PrecisionInferer``."""
 
     def __init__(
         self, network: UNet, model: Any, properties: dict[str, Any], smallest: int, streams: int | None = None
@@ -181,9 +184,8 @@ def largest_difference(
 
 
 def _infer(request: Any, x: torch.Tensor) -> torch.Tensor:
-    # The convolutions want channels last, and so does PrecisionInferer: nothing has to be rearranged.
-    images = x.float().permute(0, 2, 3, 1).contiguous().numpy()
-    return torch.from_numpy(request.infer([images], share_inputs=True)[0])
+    # OpenVINO rearranges the image as its first convolution wants it, sooner than PyTorch would.
+    return torch.from_numpy(request.infer([x.float().contiguous().numpy()], share_inputs=True)[0])
 
 
 def _convert(network: UNet, smallest: int) -> Any:
@@ -195,7 +197,6 @@ def _convert(network: UNet, smallest: int) -> Any:
     """
     import openvino
     from openvino import opset14
-    from openvino.preprocess import PrePostProcessor
     from torch.export import Dim, export  # a quarter of a second, and converted networks are kept
 
     sides = {axis: Dim(name, min=smallest, max=1 << 16) for axis, name in ((2, "height"), (3, "width"))}
@@ -213,10 +214,7 @@ def _convert(network: UNet, smallest: int) -> Any:
     for number, pad in enumerate(pads):
         x, before, after = (pad.input_value(place) for place in range(3))
         pad.output(0).replace(opset14.pad(x, before, after, "edge", name=f"{PADDING}{number}").output(0))
-    layouts = PrePostProcessor(model)
-    layouts.input().tensor().set_layout(openvino.Layout("NHWC"))
-    layouts.input().model().set_layout(openvino.Layout("NCHW"))
-    return layouts.build()
+    return model
 
 
 def _cache_folder(cache_dir: str | os.PathLike | None) -> Path:

@@ -122,11 +122,15 @@ def _consensus_circle(
     centres, radii = centres[usable], radii[usable]
     if len(radii) == 0:
         return None
-    squared = [(points[:, axis] - centres[:, axis, None]) ** 2 for axis in (0, 1)]
-    beyond = np.sqrt(squared[0] + squared[1]) - radii[:, None]
-    score = (np.abs(beyond) <= _TOLERANCE).sum(axis=1) - 0.5 * (beyond > 2 * _TOLERANCE).sum(axis=1)
+    # Distances are compared squared, |p - c|² = |p|² - 2 p · c + |c|², which is one product of matrices.
+    squared = centres @ (-2 * points.T)
+    squared += (points**2).sum(axis=1)
+    squared += (centres**2).sum(axis=1)[:, None]
+    inner, outer, far = (radii[:, None] + steps * _TOLERANCE for steps in (-1, 1, 2))
+    on_circle = (squared >= np.maximum(inner, 0) ** 2) & (squared <= outer**2)
+    score = np.count_nonzero(on_circle, axis=1) - 0.5 * np.count_nonzero(squared > far**2, axis=1)
     best = int(score.argmax())
-    agreeing = points[np.abs(beyond[best]) <= 2 * _TOLERANCE]
+    agreeing = _within(points, centres[best], radii[best], 2 * _TOLERANCE)
     return _circle_near(agreeing) if len(agreeing) >= 10 else None
 
 

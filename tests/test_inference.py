@@ -80,6 +80,12 @@ class TestPrecisionInferer:
         assert type(network.seen[0]) is torch.Tensor
         assert network.seen[0].is_contiguous(memory_format=torch.channels_last)
 
+    def test_the_network_may_want_another_memory_format(self) -> None:
+        network = Recording(pointwise())
+        network.memory_format = torch.contiguous_format
+        PrecisionInferer(precision="float32")(torch.randn(2, 3, 8, 9).to(memory_format=torch.channels_last), network)
+        assert network.seen[0].is_contiguous()
+
     def test_metadata_are_kept(self) -> None:
         image = MetaTensor(torch.randn(1, 3, 8, 9), meta={"filename_or_obj": ["eye.tif"]})
         logits = PrecisionInferer(precision="bfloat16")(image, pointwise())

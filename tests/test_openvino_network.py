@@ -36,9 +36,10 @@ def network() -> UNet:
 def test_float32_is_torchs_result_at_any_size(network: UNet, tmp_path: Path) -> None:
     converted = openvino_network(network, "float32", tmp_path)
     for size in ((8, 8), (7, 31), (33, 47), (64, 48), (131, 97)):
-        noise = torch.randn(1, 3, *size).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            torch.testing.assert_close(converted(noise), network(noise), rtol=1e-4, atol=1e-4)
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            noise = torch.randn(1, 3, *size).contiguous(memory_format=memory_format)
+            with torch.inference_mode():
+                torch.testing.assert_close(converted(noise), network(noise), rtol=1e-4, atol=1e-4)
 
 
 def test_each_graph_is_checked_when_it_is_first_needed(

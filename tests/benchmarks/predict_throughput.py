@@ -4,8 +4,9 @@
 
 Prints tables in Markdown: for each engine, photographs of DRIVE's size a second through ``drive-seg predict``, with all
 that it writes by default and with masks alone, and
-through the network alone, in one process and one run; the peak memory for few and for many photographs; and seconds
-and memory for sizes from 0.3 to 33 megapixels, each in a process of its own, cold start included.
+through the network alone, in one process and one run; the peak memory for few and for many photographs; and for sizes
+from 0.3 to 33 megapixels, each in a process of its own, the seconds and the memory of one photograph, cold start
+included, and the seconds per megapixel in a folder of several.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from drive_seg.phantom import make_phantom
 
 MASKS_ALONE = {"pictures": ["vessels"], "measure": False}
 SIZES = {"0.3": (584, 565), "1": (1000, 1000), "8": (2336, 3504), "33": (4700, 7050)}
+FOLDERS = {"0.3": 100, "1": 60, "8": 20, "33": 10}
+"""Photographs of each size in a folder, for seconds per megapixel."""
 
 
 def measure(folder: Path, checkpoint: str, engine: str, bare: bool) -> dict[str, float]:
@@ -111,16 +114,18 @@ def main() -> None:
                 f"| {small['peak_mib']:.0f} | {large['peak_mib']:.0f} |",
                 flush=True,
             )
-        print("\n| megapixels | engine | cold start, s | again, s | s per megapixel | peak MiB |")
-        print("| --- | --- | --- | --- | --- | --- |")
+        print("\n| megapixels | engine | cold start, s | again, s | MiB | in a folder, s per megapixel | MiB |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
         for name, (height, width) in SIZES.items():
-            one = photographs(root / f"size{name}", 1, height, width)
+            one = photographs(root / f"one{name}", 1, height, width)
+            several = photographs(root / f"several{name}", FOLDERS[name], height, width)
             for engine in arguments.engines:
-                row = in_a_process(one, arguments.checkpoint, engine)
+                alone, each = (in_a_process(folder, arguments.checkpoint, engine) for folder in (one, several))
                 pixels = height * width / 1e6
+                per_megapixel = each["warm_s"] / each["photographs"] / pixels
                 print(
-                    f"| {pixels:.1f} | {engine} | {row['cold_s']:.2f} | {row['warm_s']:.2f} "
-                    f"| {row['warm_s'] / pixels:.3f} | {row['peak_mib']:.0f} |",
+                    f"| {pixels:.1f} | {engine} | {alone['cold_s']:.2f} | {alone['warm_s']:.2f} "
+                    f"| {alone['peak_mib']:.0f} | {per_megapixel:.3f} | {each['peak_mib']:.0f} |",
                     flush=True,
                 )
 
