@@ -80,10 +80,12 @@ def segment_photographs(
     journal = Journal(output_dir / JOURNALS.replace("*", str(rank)))
     share = todo[rank::processes]
     shown = None if rank == 0 else True
-    for case, result in tqdm(segmenter.each(share), total=len(share), unit="photograph", disable=shown):
-        journal.add({**_identity(case, settings), **_entry(result)})
-        if isinstance(result, DriveSegError):
-            tqdm.write(f"drive-seg: {result}", file=sys.stderr)
+    outcomes = segmenter.each(share, keep=_entry)
+    for case, outcome in tqdm(outcomes, total=len(share), unit="photograph", disable=shown):
+        failure = isinstance(outcome, DriveSegError)
+        journal.add({**_identity(case, settings), **({"failed": str(outcome)} if failure else outcome)})
+        if failure:
+            tqdm.write(f"drive-seg: {outcome}", file=sys.stderr)
     if processes > 1:
         distributed.barrier()
     latest = _latest(output_dir, cases, settings)
@@ -116,9 +118,7 @@ def _identity(case: Case, settings: str) -> dict[str, Any]:
     return {**about, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
 
 
-def _entry(result: Mapping[str, Any] | DriveSegError) -> dict[str, Any]:
-    if isinstance(result, DriveSegError):
-        return {"failed": str(result)}
+def _entry(result: Mapping[str, Any]) -> dict[str, Any]:
     height, width = result["pred"].shape[1:]
     saved = {kind: Path(path).name for kind, path in result.get("saved", {}).items()}
     measures = {name: _rounded(value) for name, value in result.get("measures", {}).items()}

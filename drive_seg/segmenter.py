@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -146,7 +146,9 @@ class Segmenter:
                 raise
             raise mendable from error
 
-    def each(self, cases: Sequence[Case], ahead: int = 2) -> Iterator[tuple[Case, dict[str, Any] | DriveSegError]]:
+    def each(
+        self, cases: Sequence[Case], ahead: int = 2, keep: Callable[[dict[str, Any]], Any] | None = None
+    ) -> Iterator[tuple[Case, Any]]:
         """Segment all, and go on after one that fails.
 
         While the network works on one photograph the next ones are read and the last ones written. No more than
@@ -156,13 +158,19 @@ class Segmenter:
         Args:
             cases: as for ``segment_case``.
             ahead: photographs that wait for the network, and that wait to be written.
+            keep: what is needed of a result, so that the rest is dropped at once, not when its turn has come.
 
         Yields:
-            Each case, in order, with its result or with its error.
+            Each case, in order, with its result, or what is kept of it, or with its error (a DriveSegError).
         """
+
+        def finish(predicted: dict[str, Any]) -> Any:
+            result = self._finish(predicted)
+            return result if keep is None else keep(result)
+
         if isinstance(self.network, OpenVINONetwork) and self.network.streams is not None:
             # One more than streams, so that none waits while a photograph is read or written.
-            yield from self._each_in_streams(cases, self.network.streams + 1, ahead)
+            yield from self._each_in_streams(cases, finish, self.network.streams + 1, ahead)
             return
         rest = iter(cases)
         # Threads of torch within these threads would wait for the cores that the network is using.
@@ -175,7 +183,7 @@ class Segmenter:
                         case, coming = prepared.popleft()
                         for following in islice(rest, 1):
                             prepared.append((following, pool.submit(self._prepare, following)))
-                        finishing.append((case, self._submit_finish(pool, coming)))
+                        finishing.append((case, self._submit_finish(pool, finish, coming)))
                     if len(finishing) > ahead or not prepared:
                         case, done = finishing.popleft()
                         yield case, _outcome(done)
@@ -183,12 +191,12 @@ class Segmenter:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _each_in_streams(
-        self, cases: Sequence[Case], workers: int, ahead: int
-    ) -> Iterator[tuple[Case, dict[str, Any] | DriveSegError]]:
+        self, cases: Sequence[Case], finish: Callable[[dict[str, Any]], Any], workers: int, ahead: int
+    ) -> Iterator[tuple[Case, Any]]:
         rest = iter(cases)
 
-        def whole(case: Case) -> dict[str, Any]:
-            return self._finish(self._predict(self._prepare(case)))
+        def whole(case: Case) -> Any:
+            return finish(self._predict(self._prepare(case)))
 
         with ThreadPoolExecutor(workers, "photograph", initializer=torch.set_num_threads, initargs=(1,)) as pool:
             running = deque((case, pool.submit(whole, case)) for case in islice(rest, workers + ahead))
@@ -202,14 +210,16 @@ class Segmenter:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit_finish(self, pool: ThreadPoolExecutor, coming: Future) -> Future:
+    def _submit_finish(
+        self, pool: ThreadPoolExecutor, finish: Callable[[dict[str, Any]], Any], coming: Future
+    ) -> Future:
         try:
             predicted = self._predict(coming.result())
         except Exception as error:
             failed: Future = Future()
             failed.set_exception(error)
             return failed
-        return pool.submit(self._finish, predicted)
+        return pool.submit(finish, predicted)
 
     @torch.inference_mode()
     def _prepare(self, case: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +252,7 @@ def _channel_first(picture: str | os.PathLike | np.ndarray, name: str, channels:
     return MetaTensor(torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))))
 
 
-def _outcome(done: Future) -> dict[str, Any] | DriveSegError:
+def _outcome(done: Future) -> Any:
     try:
         return done.result()
     except Exception as error:

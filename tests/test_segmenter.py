@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +109,22 @@ def test_each_in_order_with_errors_in_their_place(segment: Segmenter, tmp_path: 
             assert isinstance(result, dict)
             alone = segment.segment_case(cases[number])
             assert torch.equal(torch.as_tensor(result["pred"]), torch.as_tensor(alone["pred"]))
+
+
+def test_each_keeps_what_is_wanted_alone(segment: Segmenter, photograph: Path, tmp_path: Path) -> None:
+    """What waits for its turn is not the whole result."""
+    arrays: list[weakref.ref] = []
+
+    def keep(result: dict[str, Any]) -> int:
+        arrays.append(weakref.ref(result["probability"]))
+        return int(result["fov"].sum())
+
+    missing = tmp_path / "missing.png"
+    results = [found for _, found in segment.each([{"image": str(path)} for path in (photograph, missing)], keep=keep)]
+    gc.collect()
+    assert results[0] == int(segment.segment_case({"image": str(photograph)})["fov"].sum()) > 0
+    assert isinstance(results[1], DriveSegError)
+    assert [array() for array in arrays] == [None]
 
 
 def test_no_more_than_a_few_photographs_wait(segment: Segmenter, photograph: Path) -> None:
