@@ -163,7 +163,7 @@ def _shrink(image: np.ndarray) -> tuple[np.ndarray, int, float]:
         for column in offsets
     ]
     total = np.zeros_like(parts[0], np.float32)  # in the order of the photograph in memory
-    for part in parts:  # into one array: stacked first, they would take three times as long
+    for part in parts:  # into one array: stacked first, they would take longer
         total += part
     small = brightest(total / len(parts))
     return np.nan_to_num(small), factor, float(np.mean(offsets))
