@@ -186,7 +186,7 @@ class CaseScores:
             _array(case["pred"])[0],
             _array(case["reference"])[0],
             _array(case["fov"])[0],
-            _array(case["probability"])[1:].sum(axis=0).clip(0, 1),
+            _array(case["probability"]).sum(axis=0).clip(0, 1),
             _array(case["second"])[0] if "second" in case else None,
             self.scoring,
         )

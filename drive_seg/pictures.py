@@ -155,7 +155,7 @@ class SaveVesselsd(Transform):
     Args:
         output_dir: folder to write into.
         pred_key: mask, (1, H, W), class values.
-        probability_key: probability maps, (num_classes, H, W), background first.
+        probability_key: probability maps of the vessel classes, (num_classes - 1, H, W).
         photograph_key: photograph, (3, H, W), uint8, of which the metadata tell the file name.
         output_key: where the paths of the written files go.
         pictures: which of ``vessels``, ``probability``, ``overlay`` and ``thumbnail`` are written.
@@ -204,7 +204,7 @@ class SaveVesselsd(Transform):
         if mask.shape != pixels.shape[:2]:
             raise DriveSegError(f"{source}: the mask has the size {mask.shape}, expected {pixels.shape[:2]}")
         name = str(case.get("case_id", picture_name(source)))
-        binary = probability.shape[0] == 2
+        one_class = len(probability) == 1
         if {"overlay", "thumbnail"}.intersection(self.pictures):
             pixels = np.ascontiguousarray(pixels)
             coloured = overlay(pixels, mask)
@@ -213,9 +213,9 @@ class SaveVesselsd(Transform):
             to_look_at = kind in ("overlay", "thumbnail")
             saved[kind] = self.output_dir / f"{name}_{kind}.{'jpg' if to_look_at else 'png'}"
             if kind == "vessels":
-                save_png(mask * np.uint8(255) if binary else mask, saved[kind])
+                save_png(mask * np.uint8(255) if one_class else mask, saved[kind])
             elif kind == "probability":
-                vessel = probability[1:].sum(axis=0).clip(0, 1)
+                vessel = probability.sum(axis=0).clip(0, 1)
                 save_png(np.rint(vessel * 65535).astype(np.uint16), saved[kind])
             elif kind == "overlay":
                 save_jpeg(coloured, saved[kind])
@@ -227,7 +227,7 @@ class SaveVesselsd(Transform):
             save_nifti(mask, saved["nifti"], None if affine is None else np.asarray(affine, dtype=float))
         if self.save_dicom_seg and is_dicom(source):
             saved["dicom_seg"] = self.output_dir / f"{name}_vessels.dcm"
-            save_dicom_seg(mask, probability.shape[0], source, saved["dicom_seg"])
+            save_dicom_seg(mask, len(probability) + 1, source, saved["dicom_seg"])
         case[self.output_key] = {kind: str(path) for kind, path in saved.items()}
         return case
 

@@ -52,11 +52,10 @@ class Rim:
 
 
 def _rim_points(region: np.ndarray) -> np.ndarray:
-    """(n, 2) positions where the region ends inside the picture."""
-    rim = region & ~ndimage.binary_erosion(region, border_value=1)
-    margin = 3
-    rim[:margin] = rim[-margin:] = rim[:, :margin] = rim[:, -margin:] = False
-    return np.argwhere(rim).astype(float)
+    """(n, 2) positions where the region ends inside the picture, three pixels or more from its edge."""
+    inner = region[3:-3, 3:-3]
+    surrounded = region[2:-4, 3:-3] & region[4:-2, 3:-3] & region[3:-3, 2:-4] & region[3:-3, 4:-2]
+    return np.argwhere(inner & ~surrounded).astype(float) + 3
 
 
 def fit_rim(region: np.ndarray) -> Rim | None:
@@ -217,7 +216,7 @@ def sharpen(shape: Rim, image: np.ndarray, step: float, uncertainty: float) -> R
             cuts.append(np.array([*middle, *normal, cut[4]]))
     cuts_found = np.array(cuts).reshape(-1, 5)
 
-    angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
+    angles = np.linspace(0, 2 * np.pi, 180, endpoint=False)  # twice as many find no better circle
     normals = np.stack([np.sin(angles), np.cos(angles)], axis=1)
     points = shape.centre + shape.radius * normals
     visible = ((points > 2) & (points < np.array(image.shape[:2]) - 3)).all(axis=1)
@@ -267,8 +266,8 @@ def _steepest(
     )
     profiles = brightest(np.nan_to_num(image[rows, columns])).astype(np.float32)
     profiles = ndimage.uniform_filter(profiles, size=(5, 3), mode="nearest")
-    inner = np.median(profiles[:, :27], axis=1)
-    outer = np.median(profiles[:, -27:], axis=1)
+    # Medians of 27; ``np.median`` takes three times as long.
+    inner, outer = (np.partition(end, 13, axis=1)[:, 13] for end in (profiles[:, :27], profiles[:, -27:]))
     # The last crossing of the half level seen from the retina's side, because vessels cross it, too.
     above = profiles > ((inner + outer) / 2)[:, None]
     crossing = above.shape[1] - 1 - above[:, ::-1].argmax(axis=1)

@@ -122,7 +122,7 @@ class Segmenter:
             if isinstance(photograph, np.ndarray) != isinstance(fov, np.ndarray):
                 raise DriveSegError("fov: expected a file with a photograph from a file, an array with an array")
         result = self.segment_case(case)
-        probability = np.asarray(result["probability"][1:].sum(dim=0).clamp(0, 1).cpu(), dtype=np.float32)
+        probability = np.asarray(result["probability"].sum(dim=0).clamp(0, 1).cpu(), dtype=np.float32)
         return Segmentation(probability, np.asarray(result["pred"][0].cpu()), np.asarray(result["fov"][0].cpu()) > 0)
 
     def segment_case(self, case: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,8 +132,8 @@ class Segmenter:
             case: ``image`` (path of a photograph), and if there is one ``fov`` (path of its FOV mask) and ``case_id``.
 
         Returns:
-            The case with ``pred`` (1, H, W), uint8, class values; ``probability`` (num_classes, H, W), float32; and
-            whatever the postprocessing adds, all at the photograph's own size.
+            The case with ``pred`` (1, H, W), uint8, class values; ``probability`` of the vessel classes,
+            (num_classes - 1, H, W), float32; and whatever the postprocessing adds, all at the photograph's own size.
 
         Raises:
             DriveSegError: if the photograph cannot be read or nothing in it is a field of view.

@@ -87,7 +87,7 @@ class ThresholdChoice:
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
             case = {**batch, **output}
             self._refuse(str(case["section"]))
-            probability = np.asarray(case["probability"].cpu())[1:].sum(axis=0)
+            probability = np.asarray(case["probability"].cpu()).sum(axis=0)
             label, fov = (np.asarray(case[key].cpu())[0] for key in ("reference", "fov"))
             self._counts[str(case["case_id"])] = ProbabilityCounts.of(probability.clip(0, 1), label, fov != 0)
 

@@ -211,7 +211,7 @@ def test_parts_of_a_workflow_in_another_program(copied: Path, phantoms: Path, tm
         capture_output=True, text=True, timeout=120, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines()[-1] == "(1, 150, 141) torch.uint8 (2, 150, 141)"
+    assert done.stdout.splitlines()[-1] == "(1, 150, 141) torch.uint8 (1, 150, 141)"
     assert (tmp_path / "masks" / f"{photograph.stem}_vessels.png").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"program.py", "masks"}
 

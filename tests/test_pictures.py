@@ -112,10 +112,8 @@ def result(height: int = 5, width: int = 7, classes: int = 2) -> dict[str, Any]:
     """One dark row of three vessel pixels in a photograph in which no two pixels are alike."""
     pred = torch.zeros(1, height, width, dtype=torch.uint8)
     pred[0, 1, 2:5] = classes - 1
-    probability = torch.zeros(classes, height, width)
-    probability[0] = 1
-    probability[0, 1, 2:5] = 0.25
-    probability[1:, 1, 2:5] = 0.75 / (classes - 1)
+    probability = torch.zeros(classes - 1, height, width)
+    probability[:, 1, 2:5] = 0.75 / (classes - 1)
     pixels = torch.arange(3 * height * width, dtype=torch.uint8).reshape(3, height, width)
     photograph = MetaTensor(pixels, meta={"filename_or_obj": "eyes/a.b.jpg"})
     return {"case_id": "a.b", "pred": pred, "probability": probability, "photograph": photograph}
@@ -149,7 +147,7 @@ def test_several_classes_are_saved_as_class_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize("vessel", [1.001, -0.001])
 def test_probabilities_a_little_beyond_their_range_do_not_wrap(tmp_path: Path, vessel: float) -> None:
     case = result()
-    case["probability"][1] = vessel
+    case["probability"][0] = vessel
     saved = SaveVesselsd(str(tmp_path))(case)["saved"]
     assert set(np.unique(read(saved["probability"])[1])) == {65535 if vessel > 0.5 else 0}
 
