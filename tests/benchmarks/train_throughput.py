@@ -1,10 +1,11 @@
 """Training steps a second, this project's against stock MONAI's, in one run.
 
 Stock is MONAI's documented way: ``SupervisedTrainer`` with its own iteration, float32, contiguous tensors. Both train
-the same network on the same patches with the same loss and optimizer. The two take turns, so that a machine whose
-speed drifts slows both; medians are printed. Seconds a step leave the data out, which is the same for both; how long
-the shipped random transforms take for it is measured on cached phantoms, for ``train.json`` and ``any_camera.json``,
-and printed as a share of the shipped step.
+the same network on the same patches with the same loss and optimizer, each in a process of its own, because
+``train.json`` sets how its process keeps memory. The two take turns, so that a machine whose speed drifts slows both;
+medians are printed. Seconds a step leave the data out, which is the same for both; how long the shipped random
+transforms take for it is measured on cached phantoms, for ``train.json`` and ``any_camera.json``, and printed as a
+share of the shipped step.
 
     python tests/benchmarks/train_throughput.py --widths 16 32 64
 """
@@ -32,6 +33,7 @@ from drive_seg.distributed import best_device
 from drive_seg.engines import TrainingStep, fast_dtype
 from drive_seg.inference import PrecisionInferer
 from drive_seg.losses import DiceCELoss
+from drive_seg.memory import keep_freed_memory
 from drive_seg.networks import UNet
 from drive_seg.phantom import write_phantom_dataset
 from drive_seg.workflows import quiet
@@ -111,28 +113,48 @@ def multiply_adds(width: int, size: int) -> float:
     return counted[0]
 
 
-def run_steps(trainer: SupervisedTrainer, steps: int = 1) -> None:
-    """So many training steps."""
-    for _ in range(steps):
-        trainer.state.epoch = trainer.state.iteration = 0
-        trainer.run()
+class Alone:
+    """A trainer in a process of its own, which does a step when told to."""
+
+    def __init__(self, width: int, size: int, batch: int, ours: bool) -> None:
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"), _start, (width, size, batch, ours))
+
+    def step(self) -> dict[str, float]:
+        """Seconds of its parts."""
+        return self.pool.submit(_step).result()
+
+    def close(self) -> float:
+        """End the process; its peak memory in MiB: the GPU's, or its own on Linux; NaN elsewhere."""
+        peak = self.pool.submit(_peak_mib).result()
+        self.pool.shutdown()
+        return peak
 
 
-def peak_mib(width: int, size: int, batch: int, ours: bool) -> float:
-    """Peak memory of two steps in MiB: the GPU's, or of this process on Linux; NaN elsewhere."""
-    run_steps(make_trainer(width, size, batch, ours)[0], 2)
+_own: list[Any] = []
+"""The trainer of this process and the seconds that it notes."""
+
+
+def _start(width: int, size: int, batch: int, ours: bool) -> None:
+    quiet()
+    if ours:
+        keep_freed_memory()
+    _own[:] = make_trainer(width, size, batch, ours)
+
+
+def _step() -> dict[str, float]:
+    trainer, times = _own
+    trainer.state.epoch = trainer.state.iteration = 0
+    trainer.run()
+    return {part: seconds[-1] for part, seconds in times.items()}
+
+
+def _peak_mib() -> float:
     if best_device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     if not sys.platform.startswith("linux"):
         return float("nan")
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024
-
-
-def peak_mib_alone(*variant: Any) -> float:
-    """``peak_mib`` in a process of its own, whose peak is nobody else's."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(peak_mib, *variant).result()
 
 
 def config(names: list[str], dataset: Path, **overrides: Any) -> ConfigParser:
@@ -155,9 +177,9 @@ def seconds_a_patch(parser: ConfigParser, repeats: int = 60) -> float:
     return (time.perf_counter() - begun) / repeats
 
 
-def median_parts(times: dict[str, list[float]]) -> dict[str, float]:
+def median_parts(steps: list[dict[str, float]]) -> dict[str, float]:
     """Median seconds of each part, without the first two steps."""
-    return {part: statistics.median(values[2:]) for part, values in times.items()}
+    return {part: statistics.median(step[part] for step in steps[2:]) for part in PARTS}
 
 
 def print_steps(options: argparse.Namespace, dataset: Path) -> None:
@@ -172,15 +194,16 @@ def print_steps(options: argparse.Namespace, dataset: Path) -> None:
     print(" | of peak | stock MiB | ours MiB |")
     print("| --- " * (8 + len(PARTS)) + "|")
     for width in options.widths:
-        trainers = {ours: make_trainer(width, options.size, options.batch, ours) for ours in (False, True)}
+        trainers = {ours: Alone(width, options.size, options.batch, ours) for ours in (False, True)}
+        steps: dict[bool, list[dict[str, float]]] = {ours: [] for ours in trainers}
         for _ in range(options.steps + 2):
-            for trainer, _ in trainers.values():
-                run_steps(trainer)
-        medians = {ours: median_parts(times) for ours, (_, times) in trainers.items()}
+            for ours, trainer in trainers.items():
+                steps[ours].append(trainer.step())
+        medians = {ours: median_parts(each) for ours, each in steps.items()}
         stock, ours_total = (sum(medians[ours].values()) for ours in (False, True))
         work = 3 * options.batch * multiply_adds(width, options.size)  # backward costs two forward passes
         split = " | ".join(f"{medians[True][part]:.3f}" for part in PARTS)
-        memory = " | ".join(f"{peak_mib_alone(width, options.size, options.batch, ours):.0f}" for ours in (False, True))
+        memory = " | ".join(f"{trainer.close():.0f}" for trainer in trainers.values())
         print(
             f"| {width} | {stock:.3f} | {ours_total:.3f} | {stock / ours_total:.2f} | {data:.3f} | {split} "
             f"| {work / ours_total / peak / 1e12:.0%} | {memory} |",
@@ -192,9 +215,9 @@ def print_data(options: argparse.Namespace, dataset: Path) -> None:
     """The table of what the shipped random transforms cost beside the shipped step, one row a config."""
     shipped = config(["train"], dataset)
     width, batch, (size, _) = (shipped.get(key) for key in ("base_channels", "batch_size", "patch_size"))
-    trainer, times = make_trainer(width, size, batch, ours=True)
-    run_steps(trainer, options.steps + 2)
-    step = sum(median_parts(times).values())
+    trainer = Alone(width, size, batch, ours=True)
+    step = sum(median_parts([trainer.step() for _ in range(options.steps + 2)]).values())
+    trainer.close()
     print(f"\nthe shipped step, batch {batch} of {size}² at base_channels {width}, takes {step:.3f} s without its data")
     print("| config | data, ms a patch | data, s a step | share of the step with its data |")
     print("| --- | --- | --- | --- |")
@@ -210,10 +233,11 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64], help="base_channels to try")
     parser.add_argument("--size", type=int, default=256, help="patch side, pixels")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=6, help="timed steps each, after two that are not")
+    parser.add_argument("--steps", type=int, default=12, help="timed steps each, after two that are not")
     options = parser.parse_args()
 
     quiet()
+    keep_freed_memory()  # for the data, as in the shipped training
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder)
         write_phantom_dataset(dataset, training=5, test=1, seed=0, height=700, width=720)
