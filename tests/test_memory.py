@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,25 @@ def test_large_blocks_are_used_again() -> None:
     kept, reused = faults("keep")
     assert kept == "True"
     assert reused < mapped / 10
+
+
+ADVISED = """
+from drive_seg.memory import keep_freed_memory
+
+assert keep_freed_memory()
+advised, size = 0, 0
+for line in open("/proc/self/smaps"):
+    name, *values = line.split()
+    if name == "Size:":
+        size = int(values[0])
+    elif name == "VmFlags:" and "hg" in values:
+        advised += size
+print(advised)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is of the GNU C library")
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="the system has no huge pages")
+def test_the_heap_to_come_is_asked_to_be_in_huge_pages() -> None:
+    done = subprocess.run([sys.executable, "-c", ADVISED], capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 2 * 1024 * 1024 - 4096, "KiB: 2 GiB of address space"

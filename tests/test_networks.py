@@ -105,6 +105,28 @@ def test_decoder_stage_puts_the_encoders_features_beside_the_upsampled_ones() ->
     assert seen[0][0, 1].tolist() == [[11.0, 11.0, 22.0, 22.0, 22.0]] * 3
 
 
+def test_the_gradient_of_a_skip_connection_comes_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    channels_last = {"memory_format": torch.channels_last}
+    stage = DecoderStage(2, in_channels=8, skip_channels=4, out_channels=4).to(**channels_last)
+    below, features = (torch.randn(shape).to(**channels_last) for shape in ((2, 8, 4, 5), (2, 4, 8, 10)))
+
+    def gradient() -> torch.Tensor:
+        skip = features.clone().requires_grad_()
+        seen: list[torch.Tensor] = []
+        copied = skip.view_as(skip)
+        copied.register_hook(seen.append)
+        stage(below, copied).square().sum().backward()
+        assert torch.equal(seen[0], skip.grad)
+        return seen[0]
+
+    ours = gradient()
+    assert ours.is_contiguous(**channels_last)
+    monkeypatch.setattr("drive_seg.networks._with_gradient_in_one_piece", lambda x: x)
+    plain = gradient()
+    assert not plain.is_contiguous(**channels_last), "a slice, which is why"
+    assert torch.equal(ours, plain)
+
+
 def test_unpadded_crops_the_encoders_features_at_the_centre() -> None:
     stage = DecoderStage(2, in_channels=2, skip_channels=1, out_channels=1, padded=False)
     seen: list[torch.Tensor] = []
