@@ -173,6 +173,7 @@ class Segmenter:
             yield from self._each_in_streams(cases, finish, self.network.streams + 1, ahead)
             return
         rest = iter(cases)
+        torch.get_num_threads()  # a thread that asks first after others have set theirs, as below, gets their number
         # Threads of torch within these threads would wait for the cores that the network is using.
         with ThreadPoolExecutor(2, "photograph", initializer=torch.set_num_threads, initargs=(1,)) as pool:
             prepared = deque((case, pool.submit(self._prepare, case)) for case in islice(rest, ahead))
