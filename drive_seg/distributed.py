@@ -7,7 +7,9 @@ import os
 import torch
 from torch import distributed
 
-__all__ = ["best_device", "finish", "restarted", "start"]
+from drive_seg.errors import DriveSegError
+
+__all__ = ["best_device", "finish", "restarted", "share_of_batch", "start"]
 
 
 def best_device() -> torch.device:
@@ -41,6 +43,25 @@ def finish() -> None:
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
+
+
+def share_of_batch(batch_size: int, world_size: int) -> int:
+    """How many patches of a batch each process takes.
+
+    Args:
+        batch_size: patches of a step, over all processes.
+        world_size: number of processes.
+
+    Raises:
+        DriveSegError: if the batch cannot be shared out evenly: they would train with another one than was asked for.
+    """
+    if batch_size < 1 or batch_size % world_size:
+        raise DriveSegError(
+            f"batch_size: expected a multiple of {world_size}, the number of processes that share it, got {batch_size}"
+            if world_size > 1
+            else f"batch_size: expected 1 or more patches, got {batch_size}"
+        )
+    return batch_size // world_size
 
 
 def restarted() -> bool:

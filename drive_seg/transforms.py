@@ -1,4 +1,4 @@
-"""What MONAI's transforms do not have: the field of view, and vessel masks with their pictures.
+"""What MONAI's transforms do not have: the field of view, and vessel masks.
 
 Each idea is a function on arrays first and a thin dictionary transform after it. Arrays are channel first,
 (C, H, W).

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -157,3 +159,27 @@ def test_an_error_of_ours_is_not_hidden(segment: Segmenter, photograph: Path) ->
     segment._finish = broken  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
         list(segment.each([{"image": str(photograph)}] * 5))
+
+
+THREADS = """
+import sys
+import torch
+import drive_seg
+
+segment = drive_seg.load(sys.argv[1], base_channels=4, depth=3, fov_diameter=128, engine="torch")
+predict, seen = segment._predict, []
+segment._predict = lambda case: (seen.append(torch.get_num_threads()), predict(case))[1]
+assert all(isinstance(result, dict) for _, result in segment.each([{"image": sys.argv[2]}] * 4))
+print(*seen)
+"""
+
+
+def test_the_network_keeps_the_threads_that_it_has_alone(weights: Path, photograph: Path) -> None:
+    """Those who read and write beside it have one each, and a network too small to ask for threads before they do
+    must not get their number."""
+    alone = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    in_folder = [sys.executable, "-c", THREADS, str(weights), str(photograph)]
+    expected, seen = (
+        subprocess.run(command, capture_output=True, text=True, check=True) for command in (alone, in_folder)
+    )
+    assert seen.stdout.split() == expected.stdout.split() * 4

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_training import overrides, train
+
+from drive_seg.distributed import share_of_batch
+from drive_seg.errors import DriveSegError, user_error
+from drive_seg.phantom import write_phantom_dataset
+
+
+@pytest.mark.parametrize(("batch_size", "world_size", "share"), [(4, 1, 4), (4, 2, 2), (4, 4, 1), (1, 1, 1)])
+def test_each_process_takes_its_share_of_the_batch(batch_size: int, world_size: int, share: int) -> None:
+    assert share_of_batch(batch_size, world_size) == share
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(2, 4), (4, 3), (0, 2)])
+def test_a_batch_that_cannot_be_shared_out(batch_size: int, world_size: int) -> None:
+    with pytest.raises(DriveSegError, match=f"batch_size: expected a multiple of {world_size}, .* got {batch_size}"):
+        share_of_batch(batch_size, world_size)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_nothing(batch_size: int) -> None:
+    with pytest.raises(DriveSegError, match=f"batch_size: expected 1 or more patches, got {batch_size}"):
+        share_of_batch(batch_size, 1)
+
+
+def test_a_training_says_so_before_it_begins(bundle: Path, tmp_path: Path) -> None:
+    write_phantom_dataset(tmp_path / "data", training=2, test=1, seed=0, height=130, width=121)
+    with pytest.raises(Exception) as raised:
+        train(bundle, overrides(tmp_path / "data", tmp_path / "out", batch_size=2, world_size=3))
+    assert "batch_size: expected a multiple of 3" in str(user_error(raised.value))
+    assert not (tmp_path / "out" / "last.pt").exists()
