@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 from test_bundle import components, run_bundle
 
@@ -261,3 +261,16 @@ def test_every_value_of_an_overlay_says_why(bundle: Path, name: str) -> None:
     plain = [key for key, value in config.items() if not isinstance(value, (dict, list)) and key != "_desc_"]
     assert set(plain) - {"choosing"} <= config["_desc_"].keys()
     assert not [text for text in config["_desc_"].values() if re.match(r"[$%]", text) or set("#@") & set(text)]
+
+
+@pytest.mark.parametrize("names", [["train", "fold", "any_camera"], ["train", "any_camera", "fold"]])
+def test_a_fold_and_another_overlay_go_together_in_any_order(bundle: Path, phantoms: Path, names: list[str]) -> None:
+    parser = ConfigParser()
+    parser.read_config(config_files(bundle, *names))
+    parser.update({"bundle_root": str(bundle), "dataset_dir": str(phantoms), "fold": "1/3"})
+    training = parser.get_parsed_content("train::dataset::data")
+    held_out = {case["case_id"] for case in parser.get_parsed_content("validate::dataset::data")}
+    zooms = parser.get_parsed_content("zooms")
+    assert held_out and not held_out & {case["case_id"] for case in training}
+    assert sorted({case["zoom"] for case in training}) == sorted(zooms)
+    assert len(training) == len(zooms) * (6 - len(held_out))
