@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 from torch import nn
 
+from drive_seg.distributed import job, restarts
 from drive_seg.errors import DriveSegError
-from drive_seg.files import replacing
+from drive_seg.files import remove_leftovers, replacing, sha256
 
 __all__ = [
     "BestModelSaver",
@@ -27,6 +30,7 @@ __all__ = [
     "WeightsLoader",
     "load_checkpoint",
     "load_weights",
+    "restarted",
     "save_checkpoint",
 ]
 
@@ -41,9 +45,10 @@ def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> None
     """
     with replacing(path) as temporary:
         try:
-            torch.save(_on_cpu(content), temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise OSError(f"{error}") from error
+            with temporary.open("wb") as file:
+                torch.save(_on_cpu(content), file)
+        except RuntimeError as error:  # what torch makes of a full disk; the file's own error says it better
+            raise (error.__context__ if isinstance(error.__context__, OSError) else OSError(f"{error}")) from error
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -185,6 +190,10 @@ class TrainingState:
         resume: go on from ``path``, or start if it was not written yet. Otherwise there must be no such file, so that
             no training overwrites another. A trainer that is run for more epochs, as in every round of a federated
             training, goes on as it is.
+        settings: values by config key that a training must be resumed with as it was begun, numbers, texts and lists
+            of them: what the state itself brings back, or what would make it another training.
+        best: file of the best weights beside; one from before this training is kept under another name.
+        output_dir: folder of the training's other files, which is locked, too.
         interval: save every so many epochs, and after the last.
         writes: False in all but one of several processes, which load but neither lock nor save.
     """
@@ -195,6 +204,9 @@ class TrainingState:
         parts: Mapping[str, Any],
         evaluator: Engine,
         resume: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        best: str | None = None,
+        output_dir: str | None = None,
         interval: int = 1,
         writes: bool = True,
     ) -> None:
@@ -202,9 +214,12 @@ class TrainingState:
         self.parts = dict(parts)
         self.evaluator = evaluator
         self.resume = resume
+        self.settings = dict(settings or {})
+        self.best = None if best is None else Path(best)
         self.interval = interval
         self.writes = writes
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        folders = [self.path.parent, *([] if output_dir is None else [Path(output_dir)])]
+        self._locks = {folder.resolve(): FileLock(folder / f".{self.path.name}.lock") for folder in folders}
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, after the handlers whose state is to be saved."""
@@ -221,17 +236,20 @@ class TrainingState:
                 optimizer, or if there is an earlier training that is not to be resumed.
         """
         if self.writes:
-            self._take_lock()
+            self._take_locks()
         if engine.state.epoch > 0:
             return
         if self.resume and self.path.exists():
             self._load(engine)
-        elif self.resume:
+            return
+        if self.resume:
             _logger.warning("%s: nothing to resume from yet, the training starts from the beginning", self.path)
         elif self.writes and self.path.exists():
             raise DriveSegError(
                 f"{self.path}: is there from an earlier training, resume it (--resume) or choose another output folder"
             )
+        if self.writes and self.best is not None and self.best.exists():
+            _keep(self.best)
 
     def save(self, engine: Engine) -> None:
         """Write the state after an epoch."""
@@ -239,33 +257,45 @@ class TrainingState:
         if not self.writes or (state.epoch % self.interval and state.epoch != state.max_epochs):
             return
         content = {name: part.state_dict() for name, part in self.parts.items()}
+        content["settings"] = self.settings
         content["progress"] = {
             "epoch": state.epoch,
             "iteration": state.iteration,
             "best_metric": float(self.evaluator.state.best_metric),
             "best_metric_epoch": int(self.evaluator.state.best_metric_epoch),
+            **({} if job() is None else {"job": job()}),
         }
         save_checkpoint(content, self.path)
 
     def release(self, engine: Engine) -> None:
-        """Let another training use the folder."""
-        self._lock.release()
+        """Let another training use the folders."""
+        for lock in self._locks.values():
+            lock.release()
 
     def _release_and_raise(self, engine: Engine, error: BaseException) -> None:
-        self._lock.release()
+        self.release(engine)
         raise error
 
-    def _take_lock(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(blocking=False)
-        except Timeout as error:
-            raise DriveSegError(f"{self.path.parent}: another training is writing into this folder") from error
-        except OSError as error:
-            raise DriveSegError(f"{self.path.parent}: cannot be written to ({error.strerror or error})") from error
+    def _take_locks(self) -> None:
+        for folder, lock in self._locks.items():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock.acquire(blocking=False)
+            except Timeout as error:
+                raise DriveSegError(f"{folder}: another training is writing into this folder") from error
+            except OSError as error:
+                raise DriveSegError(f"{folder}: cannot be written to ({error.strerror or error})") from error
+            remove_leftovers(folder, ("last", "model", "history", "curves"))
 
     def _load(self, engine: Engine) -> None:
         content = load_checkpoint(self.path)
+        begun_with = content.get("settings", {})
+        for name, value in self.settings.items():
+            if name in begun_with and begun_with[name] != value:
+                raise DriveSegError(
+                    f"{self.path}: {name}: expected {_short(begun_with[name])}, with which the training was begun, got "
+                    f"{_short(value)}; for another training start from its weights (--pretrained)"
+                )
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(content[name])
@@ -279,6 +309,27 @@ class TrainingState:
                 f"{self.path}: cannot be resumed from, it is not the state of a training with these settings "
                 f"({_first_line(error)})"
             ) from error
+
+
+def restarted(path: str | os.PathLike) -> bool:
+    """True if torchrun has started the processes again after one had failed, and ``path`` is a state of this very run.
+
+    The state of an earlier training must not be gone on with because torchrun takes its refusal for a failure.
+    """
+    return restarts() > 0 and Path(path).is_file() and load_checkpoint(path).get("progress", {}).get("job") == job()
+
+
+def _keep(path: Path) -> None:
+    """A copy under a name of its content, so that the same is kept once only."""
+    copy = path.with_name(f"{path.stem}_{sha256(path)[:8]}{path.suffix}")
+    if not copy.exists():
+        with replacing(copy) as temporary:
+            shutil.copyfile(path, temporary)
+        _logger.warning("%s: is there from before this training, kept as %s", path, copy.name)
+
+
+def _short(value: Any) -> str:
+    return textwrap.shorten(f"{value}", 60, placeholder=" …")
 
 
 def _on_cpu(content: Any) -> Any:

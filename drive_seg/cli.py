@@ -94,7 +94,8 @@ def train(
     quiet()
     names = ["train"] if fold is None else ["train", "fold"]
     run_workflow(bundle_root or shipped_bundle(), names, "training", overrides)
-    typer.echo(f"best weights: {output_dir / 'model.pt'}\nhistory: {output_dir / 'history.csv'}")
+    weights, history = Path(overrides["ckpt_dir"]) / "model.pt", Path(overrides["output_dir"]) / "history.csv"
+    typer.echo(f"best weights: {weights}\nhistory: {history}")
 
 
 @app.command(context_settings=_OVERRIDABLE)

@@ -1,18 +1,19 @@
-"""A cached dataset whose augmentation does not depend on how the work is shared out."""
+"""A cached dataset, and the order of its cases, that do not depend on how the work is shared out."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import numpy as np
-from monai.data import CacheDataset, get_track_meta, set_track_meta
+from monai.data import CacheDataset, DistributedSampler, get_track_meta, set_track_meta
 from monai.transforms import Compose, Randomizable
 from monai.utils import MAX_SEED
 
-__all__ = ["SeededCacheDataset"]
+__all__ = ["SeededCacheDataset", "WholeBatchSampler"]
 
 
 class SeededCacheDataset(CacheDataset):
@@ -47,6 +48,27 @@ class SeededCacheDataset(CacheDataset):
             return super()._transform(index)  # the file may have to be read first, and errors name it by its metadata
         with _plain_tensors():
             return super()._transform(index)
+
+
+class WholeBatchSampler(DistributedSampler):
+    """MONAI's ``DistributedSampler`` for steps of whole batches: where the cases of an epoch do not fill the last one,
+    its first cases do.
+
+    So the steps are the same in one process or eight, which MONAI's are only where the number of cases is a multiple
+    of that of the processes.
+
+    Args:
+        dataset: the cases.
+        batch_size: cases of a step, over all processes; a multiple of their number.
+        num_replicas: number of processes.
+        rank: number of this one.
+        kwargs: as for ``torch.utils.data.DistributedSampler``.
+    """
+
+    def __init__(self, dataset: Sized, batch_size: int, num_replicas: int, rank: int, **kwargs: Any) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, **kwargs)
+        self.total_size = math.ceil(len(dataset) / batch_size) * batch_size
+        self.num_samples = self.total_size // num_replicas
 
 
 def _reseed(part: Randomizable, seed: int) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import torch
-from torch import distributed
+from ignite.engine import Engine, Events
+from torch import distributed, nn
 
 from drive_seg.errors import DriveSegError
 
-__all__ = ["best_device", "finish", "restarted", "share_of_batch", "start"]
+__all__ = ["FirstProcessBuffers", "best_device", "finish", "job", "restarts", "share_of_batch", "start"]
 
 
 def best_device() -> torch.device:
@@ -33,7 +35,7 @@ def start() -> None:
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
         # torchrun keeps its store over restarts, and processes that it has started again would look for each other
         # at the addresses of the dead ones. Several machines count their restarts apart, so it is of no use there.
-        store = distributed.PrefixStore(f"restart{_restarts()}", store)
+        store = distributed.PrefixStore(f"restart{restarts()}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
@@ -64,10 +66,39 @@ def share_of_batch(batch_size: int, world_size: int) -> int:
     return batch_size // world_size
 
 
-def restarted() -> bool:
-    """True if torchrun has started the processes again after one had failed."""
-    return _restarts() > 0
-
-
-def _restarts() -> int:
+def restarts() -> int:
+    """How often torchrun has started the processes again after one had failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def job() -> str | None:
+    """What tells this run of torchrun from others, the same in all its restarts; None without torchrun.
+
+    On several machines that is the run's ``--rdzv-id`` alone, which each run must then have for itself.
+    """
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run is None or os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
+        return run
+    return f"{run} {socket.gethostname()} {os.getppid()}"
+
+
+class FirstProcessBuffers:
+    """Gives all processes the first one's batch statistics before they validate.
+
+    On CPUs every process has its own, and what they would score together is no network that is ever saved.
+
+    Args:
+        network: whose buffers.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Broadcast."""
+        for buffer in self.network.buffers():
+            distributed.broadcast(buffer, src=0)

@@ -70,6 +70,16 @@ class TrainingStep:
         self.max_gradient_norm = max_gradient_norm
         # float16 alone needs its gradients scaled up; the scaler is made when the first loss of that kind is seen.
         self.scaler: torch.amp.GradScaler | None = None
+        self._earlier: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scaler's state; nothing where there is none."""
+        return self._earlier if self.scaler is None else self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the scaler's state, also before it is made."""
+        self._earlier = dict(state)
+        self.scaler = None
 
     def __call__(self, engine: SupervisedTrainer, batchdata: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Images, labels, logits and loss of the batch, as MONAI's engines put them into ``engine.state.output``."""
@@ -120,6 +130,8 @@ class TrainingStep:
             device = engine.state.device
             dtype = fast_dtype(device, getattr(engine.inferer, "precision", "float32"))
             self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+            if self._earlier and self.scaler.is_enabled():
+                self.scaler.load_state_dict(self._earlier)
         return self.scaler
 
 

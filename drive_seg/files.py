@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -50,8 +51,8 @@ def remove_leftovers(folder: str | os.PathLike, names: Container[str]) -> None:
         names: stems of the files that were being written.
     """
     for path in Path(folder).glob(".*.*.*"):
-        stem, _, random = path.stem[1:].rpartition(".")
-        if random and stem in names:
+        temporary = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}", path.stem)
+        if temporary and temporary[1] in names:
             path.unlink(missing_ok=True)
 
 

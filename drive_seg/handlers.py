@@ -171,6 +171,10 @@ class History:
         """Draw the curves beside the table, where matplotlib is installed."""
         if not self.writes:
             return
+        if not self.rows:  # resumed after its last epoch
+            self._read_earlier(engine.state.epoch + 1)
+        if not self.rows:
+            return
         picture = Path(self.path).with_name("curves.png")
         try:
             save_curves(self.rows, self.metric_name, picture)

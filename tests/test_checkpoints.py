@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from drive_seg.checkpoints import (
     WeightsLoader,
     load_checkpoint,
     load_weights,
+    restarted,
     save_checkpoint,
 )
 from drive_seg.errors import DriveSegError
@@ -66,18 +68,31 @@ def test_tensors_are_on_the_cpu_and_without_a_graph(tmp_path: Path, device: str)
         assert torch.equal(loaded["network"][name], value.cpu())
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="the system has no limit of a file's size")
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+    """A limit of a file's size stands in for the disk's: the system refuses to write further in the same way."""
+    import resource
+
     path = tmp_path / "model.pt"
     save_checkpoint({"a": torch.ones(2)}, path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(DriveSegError, match=r"model\.pt: cannot be written \(File too large\)$"):
+            save_checkpoint({"a": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert torch.equal(load_checkpoint(path)["a"], torch.ones(2)) and names(tmp_path) == ["model.pt"]
 
-    def fails(content: object, target: Path) -> None:
-        target.write_bytes(b"half")
+
+def test_what_torch_makes_of_an_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(content: object, file: object) -> None:
         raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file")
 
     monkeypatch.setattr(torch, "save", fails)
     with pytest.raises(DriveSegError, match=r"model\.pt: cannot be written \(\[enforce fail"):
-        save_checkpoint({"a": torch.zeros(2)}, path)
-    assert torch.equal(load_checkpoint(path)["a"], torch.ones(2)) and names(tmp_path) == ["model.pt"]
+        save_checkpoint({"a": torch.zeros(2)}, tmp_path / "model.pt")
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -399,3 +414,91 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path, spoil: Any) -> Non
     save_checkpoint(content, path)
     with pytest.raises(DriveSegError, match=r"last\.pt: cannot be resumed from, it is not the state of a training"):
         Training(path, resume=True).run()
+
+
+SETTINGS = {"max_epochs": 4, "learning_rate": 1.0, "training_cases": ["21", "22"]}
+
+
+@pytest.mark.parametrize(("name", "value", "told"), [
+    ("max_epochs", 8, "max_epochs: expected 4, with which the training was begun, got 8"),
+    ("learning_rate", 0.5, "learning_rate: expected 1.0, .* got 0.5"),
+    ("training_cases", [str(case) for case in range(1000)], r"training_cases: expected \['21', '22'\], .* got .* …;"),
+])  # fmt: skip
+def test_a_training_is_resumed_as_it_was_begun(tmp_path: Path, name: str, value: Any, told: str) -> None:
+    path = tmp_path / "last.pt"
+    with pytest.raises(ZeroDivisionError):
+        Training(path, fail_at=6, settings=SETTINGS).run()
+    before = path.read_bytes()
+    with pytest.raises(DriveSegError, match=told) as raised:
+        Training(path, resume=True, settings={**SETTINGS, name: value}).run()
+    assert len(str(raised.value).removeprefix(str(path))) < 300 and path.read_bytes() == before
+    assert Training(path, resume=True, settings=SETTINGS).run().engine.state.iteration == 8
+
+
+def test_a_training_from_before_a_setting_was_kept_is_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    Training(path, epochs=1).run()
+    assert Training(path, resume=True, settings=SETTINGS).run().engine.state.iteration == 8
+
+
+def test_the_folder_of_the_other_files_is_locked_too(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    first = Training(tmp_path / "a" / "last.pt", epochs=1, output_dir=str(logs))
+    tried: list[str] = []
+
+    def try_another(engine: Engine) -> None:
+        with pytest.raises(DriveSegError) as raised:
+            Training(tmp_path / "b" / "last.pt", output_dir=str(logs)).run()
+        tried.append(str(raised.value))
+        FileLock(tmp_path / "b" / ".last.pt.lock").acquire(blocking=False)
+
+    first.engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), try_another)
+    first.run()
+    assert tried == [f"{logs}: another training is writing into this folder"]
+    FileLock(logs / ".last.pt.lock").acquire(blocking=False)
+
+
+def test_one_folder_under_two_names_is_locked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Training(tmp_path / "run" / "last.pt", epochs=1, output_dir="run/../run").run()
+    assert (tmp_path / "run" / "last.pt").is_file()
+
+
+def test_leftovers_of_a_killed_training_go_and_nothing_else_does(tmp_path: Path) -> None:
+    gone = [".last.0a1b2c3d.pt", ".model.00000000.pt", ".history.ffffffff.csv", ".curves.12345678.png"]
+    stay = ["last_0a1b2c3d.pt", ".other.0a1b2c3d.pt", ".last.best.pt", "notes.txt"]
+    for name in (*gone, *stay):
+        (tmp_path / name).touch()
+    Training(tmp_path / "last.pt", epochs=1).run()
+    assert names(tmp_path) == sorted([*stay, ".last.pt.lock", "last.pt"])
+
+
+def test_weights_from_before_are_kept_under_another_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    best = tmp_path / "model.pt"
+    save_checkpoint(small(seed=5).state_dict(), best)
+    earlier = best.read_bytes()
+    with pytest.raises(ZeroDivisionError):
+        Training(tmp_path / "last.pt", fail_at=6, best=str(best)).run()
+    (kept,) = tmp_path.glob("model_*.pt")
+    assert kept.read_bytes() == earlier and f"kept as {kept.name}" in caplog.text
+    best.write_bytes(b"what the training found")
+    Training(tmp_path / "last.pt", resume=True, best=str(best)).run()
+    assert names(tmp_path) == sorted([".last.pt.lock", "last.pt", "model.pt", kept.name]), "its own is not kept"
+
+
+def test_torchrun_goes_on_with_a_training_of_its_own_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pt"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not restarted(path), "killed before the first state"
+    with pytest.raises(ZeroDivisionError):
+        Training(path, fail_at=6).run()
+    assert restarted(path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert not restarted(path), "the first start is asked to by nobody"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "second")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not restarted(path), "of an earlier run"
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
+    assert not restarted(path), "without torchrun"

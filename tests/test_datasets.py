@@ -13,7 +13,7 @@ from monai.data import CacheDataset, get_track_meta
 from monai.transforms import Compose, RandLambda, Randomizable, Transform
 
 from drive_seg.configs import config_files
-from drive_seg.datasets import SeededCacheDataset
+from drive_seg.datasets import SeededCacheDataset, WholeBatchSampler
 
 
 class AddNoise(RandLambda):
@@ -103,3 +103,24 @@ def test_only_patches_of_cached_cases_have_no_metadata(settings: dict[str, Any],
         samples[1]
     assert f"tracked: {tracked}" in str(caught.value.__cause__)
     assert get_track_meta(), "left as it was"
+
+
+@pytest.mark.parametrize("cases", [1, 3, 4, 16, 21, 22, 111])
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_steps_are_the_same_in_one_process_and_many(cases: int, batch_size: int) -> None:
+    def steps(processes: int) -> list[list[int]]:
+        shares = []
+        for rank in range(processes):
+            sampler = WholeBatchSampler(range(cases), batch_size, processes, rank, shuffle=True, seed=3)
+            sampler.set_epoch(2)
+            shares.append(list(sampler))
+            assert len(shares[-1]) == len(sampler)
+        each = batch_size // processes
+        starts = range(0, len(shares[0]), each)
+        return [sorted(index for share in shares for index in share[start : start + each]) for start in starts]
+
+    whole = steps(1)
+    assert all(len(step) == batch_size for step in whole)
+    assert {index for step in whole for index in step} == set(range(cases)) and len(whole) == -(-cases // batch_size)
+    for processes in {2, batch_size}:
+        assert steps(processes) == whole

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,33 @@ def test_a_training_says_so_before_it_begins(bundle: Path, tmp_path: Path) -> No
         train(bundle, overrides(tmp_path / "data", tmp_path / "out", batch_size=2, world_size=3))
     assert "batch_size: expected a multiple of 3" in str(user_error(raised.value))
     assert not (tmp_path / "out" / "last.pt").exists()
+
+
+BUFFERS = """
+import torch
+from ignite.engine import Engine
+from torch import distributed, nn
+from drive_seg.distributed import FirstProcessBuffers, finish, start
+
+start()
+network = nn.BatchNorm2d(2)
+network.running_mean.fill_(distributed.get_rank() + 3.0)
+network.num_batches_tracked.fill_(distributed.get_rank() + 7)
+evaluator = Engine(lambda engine, batch: (network.running_mean.tolist(), int(network.num_batches_tracked)))
+FirstProcessBuffers(network).attach(evaluator)
+evaluator.run([0])
+print(distributed.get_rank(), evaluator.state.output, flush=True)
+finish()
+"""
+
+
+def test_all_processes_validate_with_the_batch_statistics_of_the_first(tmp_path: Path) -> None:
+    (tmp_path / "buffers.py").write_text(BUFFERS)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "buffers.py"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(done.stdout.splitlines()) == ["0 ([3.0, 3.0], 7)", "1 ([3.0, 3.0], 7)"]

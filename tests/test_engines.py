@@ -241,3 +241,26 @@ def test_a_gradient_that_is_not_finite_changes_nothing(clip: float | None) -> No
     with pytest.raises(DriveSegError, match=r"^the gradient became (nan|inf) in epoch 1, iteration 1: expected"):
         step.run()
     assert torch.equal(weights(network), before)
+
+
+def test_the_scale_of_the_gradients_goes_on_where_it_was() -> None:
+    """Larger scales overflow in other steps, which are then left out."""
+    step = TrainingStep()
+    trainer_of([2, 2], precision="float16", step=step).run()
+    assert step.scaler is not None
+    step.scaler.update(1024.0)
+    state = step.state_dict()
+    resumed = TrainingStep()
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state, "before the first step, too"
+    trainer_of([2], precision="float16", step=resumed).run()
+    assert resumed.scaler is not None and resumed.scaler.get_scale() == 1024.0
+    assert resumed.state_dict()["_growth_tracker"] == state["_growth_tracker"] + 1
+
+
+def test_without_a_scaler_there_is_no_state() -> None:
+    step = TrainingStep()
+    assert step.state_dict() == {}
+    step.load_state_dict({})
+    trainer_of([2], step=step).run()
+    assert step.state_dict() == {}

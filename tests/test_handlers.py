@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.transforms import Compose, RandLambda
 
 from drive_seg.datasets import SeededCacheDataset
@@ -101,6 +101,26 @@ def test_history_goes_on_with_the_rows_of_earlier_epochs(tmp_path: Path) -> None
     resumed.load_state_dict({"epoch": 2, "max_epochs": 4, "epoch_length": 1})
     resumed.run([0])
     assert [float(row["loss"]) for row in rows_of(path)] == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("rows_are_there", [True, False])
+def test_curves_of_a_training_that_was_resumed_after_its_last_epoch(tmp_path: Path, rows_are_there: bool) -> None:
+    path, curves = tmp_path / "history.csv", tmp_path / "curves.png"
+    first = engine_without_work([1.0, 2.0, 9.0])
+    History(str(path), optimizer(), evaluator_with(0.5, 3), "val_dice").attach(first)
+    first.run([0], max_epochs=3)
+    drawn, table = curves.read_bytes(), path.read_bytes()
+    curves.unlink()
+    if not rows_are_there:
+        path.unlink()
+    resumed = engine_without_work([])
+    History(str(path), optimizer(), evaluator_with(0.5, 0), "val_dice").attach(resumed)
+    resumed.load_state_dict({"epoch": 3, "max_epochs": 3, "epoch_length": 1})
+    resumed.fire_event(Events.COMPLETED)
+    if rows_are_there:
+        assert curves.read_bytes() == drawn and path.read_bytes() == table
+    else:
+        assert not list(tmp_path.iterdir())
 
 
 def test_history_of_another_process_writes_nothing(tmp_path: Path) -> None:

@@ -49,14 +49,20 @@ def train(bundle: Path, values: dict[str, Any]) -> None:
 
 
 def same_content(one: Any, other: Any) -> bool:
-    """Bit for bit, but for the seconds an epoch took."""
+    """Bit for bit, but for the seconds an epoch took and the run of torchrun it was in."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other) and one.dtype == other.dtype
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same_content(one[key], other[key]) for key in one if key != "seconds")
+        return one.keys() == other.keys() and all(
+            same_content(one[key], other[key]) for key in one if key not in ("seconds", "job")
+        )
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same_content, one, other))
     return bool(one == other)
+
+
+def names_of(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if "tfevents" not in path.name}
 
 
 def state_of(folder: Path) -> dict[str, Any]:
@@ -70,11 +76,13 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 def test_resumed_training_ends_the_same_bit_for_bit(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(bundle, overrides(five_phantoms, whole))
+    values = {"max_epochs": 6, "batch_size": 2, "threshold": 0.3}  # a Dice that rises and falls from epoch to epoch
+    train(bundle, overrides(five_phantoms, whole, **values))
+    assert len({row["val_dice"] for row in table(whole / "history.csv")}) > 3
 
     workflow = ConfigWorkflow(
         config_file=str(bundle / "configs" / "train.json"), workflow_type="train", logging_file=False,
-        **overrides(five_phantoms, parts),
+        **overrides(five_phantoms, parts, **values),
     )  # fmt: skip
     workflow.initialize()
     trainer = workflow.parser.get_parsed_content("train#trainer")
@@ -82,13 +90,14 @@ def test_resumed_training_ends_the_same_bit_for_bit(bundle: Path, five_phantoms:
     def break_down(engine: Any) -> None:
         raise KeyboardInterrupt
 
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), break_down)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=9), break_down)
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     del workflow, trainer
-    assert torch.load(parts / "last.pt", weights_only=True)["progress"]["epoch"] == 2
+    progress = torch.load(parts / "last.pt", weights_only=True)["progress"]
+    assert progress["epoch"] == 4 and progress["best_metric"] > 0
 
-    train(bundle, overrides(five_phantoms, parts, resume=True))
+    train(bundle, overrides(five_phantoms, parts, resume=True, **values))
     assert same_content(state_of(whole), state_of(parts))
 
 
@@ -120,8 +129,26 @@ def test_two_trainings_do_not_share_a_folder(bundle: Path, five_phantoms: Path, 
 def test_resuming_with_another_network_is_refused(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
     train(bundle, overrides(five_phantoms, tmp_path, max_epochs=1))
     with pytest.raises(Exception) as raised:
-        train(bundle, overrides(five_phantoms, tmp_path, base_channels=8, resume=True))
+        train(bundle, overrides(five_phantoms, tmp_path, max_epochs=1, base_channels=8, resume=True))
     assert "cannot be resumed from" in str(user_error(raised.value))
+
+
+def test_resuming_with_another_rate_is_refused(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    """The schedule comes back with the state, so that another rate would do nothing."""
+    train(bundle, overrides(five_phantoms, tmp_path, max_epochs=1))
+    for name, value in (("learning_rate", 0.001), ("max_epochs", 2), ("seed", 1)):
+        with pytest.raises(Exception) as raised:
+            train(bundle, overrides(five_phantoms, tmp_path, resume=True, **{"max_epochs": 1, name: value}))
+        assert f"last.pt: {name}: expected" in str(user_error(raised.value))
+
+
+@pytest.mark.parametrize(("epochs", "interval", "validated"), [(4, 3, ["3", "4"]), (1, 10, ["1"]), (4, 2, ["2", "4"])])
+def test_the_last_epoch_is_validated(
+    bundle: Path, five_phantoms: Path, tmp_path: Path, epochs: int, interval: int, validated: list[str]
+) -> None:
+    train(bundle, overrides(five_phantoms, tmp_path, max_epochs=epochs, val_interval=interval))
+    assert [row["epoch"] for row in table(tmp_path / "history.csv") if row["val_dice"]] == validated
+    assert (tmp_path / "model.pt").is_file()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
@@ -136,7 +163,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(bundle: Path, five_phantoms: Pa
 
 
 def torchrun(
-    processes: int, bundle: Path, names: list[str], run_id: str, values: dict[str, Any], overlay: Path | None = None
+    processes: int,
+    bundle: Path,
+    names: list[str],
+    run_id: str,
+    values: dict[str, Any],
+    overlay: Path | None = None,
+    fails: bool = False,
 ) -> str:
     """Run an id in several processes, which may be started again once; what they write to stderr."""
     configs = [str(bundle / "configs" / f"{name}.json") for name in names] + ([str(overlay)] if overlay else [])
@@ -150,7 +183,7 @@ def torchrun(
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert (done.returncode != 0) == fails, done.stderr[-4000:]
     return done.stderr
 
 
@@ -159,10 +192,11 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_two_processes_train_and_evaluate_as_one(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+def test_two_processes_train_and_evaluate_as_one(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    """5 cases train, in batches of 4: neither the batch nor the number of processes goes into their number."""
     folders = {processes: tmp_path / str(processes) for processes in (1, 2)}
     for processes, folder in folders.items():
-        values = overrides(five_phantoms, folder, max_epochs=3, precision="float32")
+        values = overrides(phantoms, folder, max_epochs=3, precision="float32", batch_size=4, threshold=0.3)
         values["network_def#norm"] = "$None"  # batch statistics are of a process's own batch on CPUs
         torchrun(processes, bundle, ["train", "multi_gpu_train"], "training", values)
     weights = [torch.load(folder / "last.pt", weights_only=True)["network"] for folder in folders.values()]
@@ -174,11 +208,11 @@ def test_two_processes_train_and_evaluate_as_one(bundle: Path, five_phantoms: Pa
         assert float(row["val_dice"]) == pytest.approx(float(other["val_dice"]), abs=1e-5)
 
     for processes, folder in folders.items():
-        values = overrides(five_phantoms, folder, precision="float32", section="training")
+        values = overrides(phantoms, folder, precision="float32", section="training")
         values |= {"network_def#norm": "$None", "checkpoint": str(folders[1] / "model.pt")}
         torchrun(processes, bundle, ["train", "evaluate", "multi_gpu_evaluate"], "evaluating", values)
     scores = [table(folder / "metrics.csv") for folder in folders.values()]
-    assert scores[0] == scores[1] and len(scores[0]) == 4, "every case once"
+    assert scores[0] == scores[1] and len(scores[0]) == 5, "every case once"
 
 
 class KilledOnce:
@@ -213,6 +247,14 @@ def test_torchrun_starts_killed_processes_again_to_the_same_end(
         written = torchrun(2, bundle, names, "training", overrides(five_phantoms, killed, **values, **others), overlay)
         assert f"exitcode: -9) local_rank: {rank}" in written
         assert same_content(state_of(tmp_path / "whole"), state_of(killed)), f"killed: {rank}"
+
+    # A start that is refused is a failure to torchrun, too; when it starts the processes again it is refused again.
+    before = {
+        path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.*") if path.suffix in (".pt", ".csv")
+    }
+    another = overrides(five_phantoms, tmp_path / "whole", **{**values, "max_epochs": 8})
+    assert "is there from an earlier training" in torchrun(2, bundle, names, "training", another, fails=True)
+    assert before == {name: (tmp_path / "whole" / name).read_bytes() for name in before} and len(before) == 3
 
 
 @pytest.mark.slow
@@ -258,4 +300,4 @@ def test_killed_at_random_moments_it_ends_the_same(bundle: Path, five_phantoms: 
     process.join(240)
     assert process.exitcode == 0
     assert same_content(state_of(whole), state_of(killed))
-    assert not list(killed.glob("*.tmp"))
+    assert names_of(whole) == names_of(killed), "no half-written file is left"
