@@ -14,13 +14,14 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import Evaluator
 from tqdm import tqdm
 
 from drive_seg.datasets import SeededCacheDataset
 from drive_seg.files import write_csv
 from drive_seg.pictures import save_curves
 
-__all__ = ["EpochSeed", "History", "TrainingProgress", "loss_of"]
+__all__ = ["EpochSeed", "History", "LastValidation", "TrainingProgress", "loss_of"]
 
 _logger = logging.getLogger(__name__)
 
@@ -50,6 +51,28 @@ class EpochSeed:
         np.random.seed(seed)  # noqa: NPY002 - for transforms of others that use the global state
         torch.manual_seed(seed)
         self.dataset.set_epoch(engine.state.epoch)
+
+
+class LastValidation:
+    """Validates after the last epoch, where MONAI's ``ValidationHandler`` has not done so.
+
+    A training shorter than its interval would have no best weights otherwise.
+
+    Args:
+        evaluator: to run.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, after the handler that validates."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Validate."""
+        if engine.state.epoch == engine.state.max_epochs and self.evaluator.state.epoch != engine.state.epoch:
+            self.evaluator.run(engine.state.epoch)
 
 
 class TrainingProgress:
