@@ -5,6 +5,7 @@ torch and MONAI are imported inside the commands, so that ``drive-seg --help`` a
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -185,6 +186,8 @@ def predict(
 
     quiet()
     failed = segment_photographs(bundle_root or shipped_bundle(), files, output_dir, overrides)
+    if int(os.environ.get("RANK", 0)) > 0:
+        return  # torchrun's first process speaks for all
     typer.echo(f"results: {output_dir}")
     if failed:
         typer.echo(f"{len(failed)} could not be segmented: {output_dir / 'failed.csv'}", err=True)

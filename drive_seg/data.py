@@ -17,6 +17,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,17 @@ from drive_seg.files import write_text
 
 SECTIONS = ("training", "validation", "test")
 IMAGE_SUFFIXES = frozenset(
-    {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".nii", ".nii.gz", ".dcm"}
+    {
+        *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".webp", ".bmp", ".dib", ".gif"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".nii", ".nii.gz", ".dcm"),
+    }
 )
 FIRST_OBSERVER = "1st_manual"
 SECOND_OBSERVER = "2nd_manual"
 DATASET_JSON = "dataset.json"
+
+_LONGEST_NAME = 200
+"""Bytes of a case id: file systems take 255 for a name, and its files' endings are part of it."""
 
 _NAME_ENDING = re.compile(r"(_(training|test))?(_mask|_manual\d*|_av)?$", re.IGNORECASE)
 
@@ -130,12 +137,12 @@ def photographs(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
 
     Returns:
         Dictionaries with ``case_id`` and ``image``, in the order given, each file once. The case id is the file's name
-        without suffix; where several would have the same, suffix and folder are added.
+        without suffix; where several would have the same, its suffix is added, then its folder's name, then a hash.
 
     Raises:
         DriveSegError: if a path does not exist or there is no photograph at all.
     """
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}  # by the file itself, whatever links lead to it; it keeps the name that it was given
     for path in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
         if path.is_dir():
             found = list_images(path)
@@ -143,27 +150,38 @@ def photographs(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
                 raise DriveSegError(
                     f"{path}: holds no photograph, expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
                 )
-            files.update(dict.fromkeys(file.resolve() for file in found))
         elif path.is_file():
-            files[path.resolve()] = None
+            found = [path]
         else:
             raise DriveSegError(f"{path}: there is no such file or folder")
+        for file in found:
+            files.setdefault(_itself(file), file.absolute())
     if not files:
         raise DriveSegError("expected at least one photograph, got none")
-    names = _unique_names(list(files))
-    return [{"case_id": name, "image": str(file)} for name, file in zip(names, files, strict=True)]
+    names = _unique_names(list(files.values()))
+    return [{"case_id": name, "image": str(file)} for name, file in zip(names, files.values(), strict=True)]
+
+
+def _itself(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # a link that leads to itself, which will be reported when it is read
+        return path.absolute()
 
 
 def _unique_names(files: Sequence[Path]) -> list[str]:
     spellings = (
-        picture_name,
         lambda file: file.name.replace(".", "_"),
-        lambda file: "_".join((*file.parent.parts[1:], file.name.replace(".", "_"))),
+        lambda file: f"{file.parent.name}_{file.name.replace('.', '_')}",
+        lambda file: f"{picture_name(file)[: _LONGEST_NAME // 4]}_{sha256(os.fsencode(file)).hexdigest()[:16]}",
     )
     names = [picture_name(file) for file in files]
     for spelling in spellings:
-        counts = Counter(names)
-        names = [spelling(file) if counts[name] > 1 else name for file, name in zip(files, names, strict=True)]
+        counts = Counter(name.casefold() for name in names)  # some file systems take a for A
+        names = [
+            spelling(file) if counts[name.casefold()] > 1 or len(os.fsencode(name)) > _LONGEST_NAME else name
+            for file, name in zip(files, names, strict=True)
+        ]
     return names
 
 
@@ -174,6 +192,19 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
         return []
     endings = tuple(IMAGE_SUFFIXES)
     return sorted(p for p in folder.iterdir() if p.name.lower().endswith(endings) and not p.name.startswith("."))
+
+
+def left_out(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """What ``photographs`` passes over in the folders among ``paths``, a sentence for each folder that has any."""
+    told = []
+    for folder in (path for path in map(Path, paths) if path.is_dir()):
+        taken = set(list_images(folder))
+        others = [path for path in folder.iterdir() if path not in taken and not path.name.startswith(".")]
+        folders = sum(path.is_dir() for path in others)
+        counts = [(len(others) - folders, "files of other kinds"), (folders, "folders")]
+        if others:
+            told.append(f"{folder}: {' and '.join(f'{n} {what}' for n, what in counts if n)} left out")
+    return told
 
 
 def read_drive_layout(dataset_dir: str | os.PathLike) -> dict[str, list[Case]]:

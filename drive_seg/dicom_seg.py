@@ -45,7 +45,6 @@ def save_dicom_seg(mask: np.ndarray, classes: int, source: str | os.PathLike, pa
         import highdicom
         import pydicom
         from pydicom.sr.codedict import codes
-        from pydicom.uid import generate_uid
     except ImportError as error:
         raise DriveSegError(
             "save_dicom_seg: highdicom is not installed, expected pip install 'drive-seg[dicom]'"
@@ -73,6 +72,18 @@ def save_dicom_seg(mask: np.ndarray, classes: int, source: str | os.PathLike, pa
     needed = [name for name in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID") if name not in photograph]
     if needed:
         raise DriveSegError(f"{source}: a segmentation refers to its {' and '.join(needed)}, which it has not")
+    try:
+        segmentation = _segmentation(mask, photograph, segments)
+    except Exception as error:  # whatever the elements of somebody's file lead highdicom to
+        raise DriveSegError(f"{source}: no segmentation can refer to it ({type(error).__name__}: {error})") from error
+    with replacing(path) as temporary:
+        segmentation.save_as(temporary)
+
+
+def _segmentation(mask: np.ndarray, photograph: Any, segments: list[Any]) -> Any:
+    import highdicom
+    from pydicom.uid import generate_uid
+
     _complete(photograph)
     segmentation = highdicom.seg.Segmentation(
         source_images=[photograph],
@@ -91,10 +102,9 @@ def save_dicom_seg(mask: np.ndarray, classes: int, source: str | os.PathLike, pa
         omit_empty_frames=False,
     )
     shared = segmentation.SharedFunctionalGroupsSequence[0]
-    if not shared.PixelMeasuresSequence[0]:
+    if "PixelMeasuresSequence" in shared and not shared.PixelMeasuresSequence[0]:
         del shared.PixelMeasuresSequence
-    with replacing(path) as temporary:
-        segmentation.save_as(temporary)
+    return segmentation
 
 
 def _complete(photograph: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from datetime import timedelta
 
 import torch
 from ignite.engine import Engine, Events
@@ -24,8 +25,12 @@ def best_device() -> torch.device:
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)))
 
 
-def start() -> None:
-    """Join the process group that torchrun's environment tells of, over NCCL on GPUs and gloo on CPUs."""
+def start(timeout: timedelta | None = None) -> None:
+    """Join the process group that torchrun's environment tells of, over NCCL on GPUs and gloo on CPUs.
+
+    Args:
+        timeout: how long a process waits for the others; None: torch's own, minutes.
+    """
     if distributed.is_initialized():
         return
     device = best_device()
@@ -37,7 +42,7 @@ def start() -> None:
         # at the addresses of the dead ones. Several machines count their restarts apart, so it is of no use there.
         store = distributed.PrefixStore(f"restart{restarts()}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def finish() -> None:

@@ -23,3 +23,10 @@ def user_error(error: BaseException) -> DriveSegError | None:
             return seen
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The error that others, such as MONAI's of the transform it came from, were raised for."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

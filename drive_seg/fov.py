@@ -66,7 +66,8 @@ def estimate_fov(image: np.ndarray) -> np.ndarray:
         return np.ones(image.shape[:2], dtype=bool)
 
     step = typical - black
-    floor = black + max(4 * noise, 0.02 * full_scale)
+    # The darkest patch may be a corner of black in a square of retina, whose spread is no noise.
+    floor = black + min(max(4 * noise, 0.02 * full_scale), 0.3 * step)
     levels = np.unique([max(floor, black + share * step) for share in (0.08, 0.12, 0.18, 0.25, 0.35, 0.5)])
     regions: list[tuple[np.ndarray, float]] = []
     found: list[tuple[Rim, np.ndarray, float]] = []

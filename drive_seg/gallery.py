@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from drive_seg.files import write_text
 
@@ -35,6 +37,7 @@ def write_gallery(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
         _logger.info("no gallery.html: it needs pip install 'drive-seg[report]'")
         return
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["urlencode"] = lambda name: quote(os.fsencode(name))  # jinja's own takes no name but Unicode
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     failed = [entry for entry in entries if "failed" in entry]
     write_text(path, template.render(segmented=segmented, failed=failed))

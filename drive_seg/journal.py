@@ -31,7 +31,7 @@ class Journal:
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 # Begun with the line break, so that it stands apart from a line that was cut off before.
-                file.write("\n" + json.dumps(entry, ensure_ascii=False))
+                file.write("\n" + json.dumps(entry))
         except OSError as error:
             raise DriveSegError(f"{self.path}: cannot be written ({error.strerror or error})") from error
 
@@ -40,7 +40,7 @@ def read_journals(folder: Path, pattern: str) -> list[dict[str, Any]]:
     """The entries of all journals of a folder, each file's in the order they were written."""
     entries = []
     for path in sorted(folder.glob(pattern)):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 entry = json.loads(line)
             except ValueError:

@@ -11,7 +11,9 @@ import json
 import math
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,9 @@ from tqdm import tqdm
 
 from drive_seg import __version__
 from drive_seg.configs import config_files
-from drive_seg.data import Case, photographs
+from drive_seg.data import Case, left_out, photographs
 from drive_seg.distributed import finish, start
-from drive_seg.errors import DriveSegError
+from drive_seg.errors import DriveSegError, first_cause
 from drive_seg.files import make_folder, remove_leftovers, sha256, write_csv
 from drive_seg.gallery import write_gallery
 from drive_seg.journal import Journal, read_journals
@@ -32,6 +34,8 @@ __all__ = ["segment_photographs"]
 
 JOURNALS = "progress_*.jsonl"
 KINDS = ("vessels", "vessels.nii", "probability", "overlay", "thumbnail")
+LONGEST_RUN = timedelta(days=365)
+"""That a process which is done waits for the others: their shares take as long as they take."""
 
 
 def segment_photographs(
@@ -58,20 +62,25 @@ def segment_photographs(
         Photograph and reason of those that failed, in all processes.
 
     Raises:
-        DriveSegError: if there is no photograph, or an override or the weights do not fit.
+        DriveSegError: if there is no photograph, an override or the weights do not fit, or ``output_dir`` holds
+            photographs or results of others of the same names.
     """
     cases = photographs(paths)
     make_folder(output_dir)
+    _refuse_among_photographs(output_dir, cases)
     values = {"bundle_root": str(root), "output_dir": str(output_dir), **overrides}
     files = config_files(root, *names)
     segmenter = Segmenter.from_config(files, values, many=True)  # also of one: its last bits depend on the threads
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    for sentence in left_out(paths) if rank == 0 else ():
+        print(sentence, file=sys.stderr)  # noqa: T201
     if processes > 1:
-        start()
+        start(LONGEST_RUN)
     settings = _fingerprint(files, overrides, segmenter)
     if rank == 0:
         remove_leftovers(output_dir, {f"{case['case_id']}_{kind}" for case in cases for kind in KINDS})
     done = _latest(output_dir, cases, settings)
+    _refuse_results_of_others(output_dir, cases)
     if processes > 1:
         distributed.barrier()  # nobody notes anything before all have read what is done
     todo = [case for case in cases if "failed" in done.get(case["case_id"], {"failed": ""})]
@@ -80,12 +89,18 @@ def segment_photographs(
     journal = Journal(output_dir / JOURNALS.replace("*", str(rank)))
     share = todo[rank::processes]
     shown = None if rank == 0 else True
-    outcomes = segmenter.each(share, keep=_entry)
+    outcomes = segmenter.each(share, keep=_entry, catch=Exception)
     for case, outcome in tqdm(outcomes, total=len(share), unit="photograph", disable=shown):
-        failure = isinstance(outcome, DriveSegError)
-        journal.add({**_identity(case, settings), **({"failed": str(outcome)} if failure else outcome)})
-        if failure:
-            tqdm.write(f"drive-seg: {outcome}", file=sys.stderr)
+        if not isinstance(outcome, Exception):
+            journal.add({**_identity(case, settings), **outcome})
+            continue
+        reason = str(outcome)
+        if not isinstance(outcome, DriveSegError):  # a mistake of this program, which costs one photograph and no more
+            tqdm.write("".join(traceback.format_exception(outcome)), file=sys.stderr)
+            cause = first_cause(outcome)
+            reason = f"{case['image']}: {type(cause).__name__}: {cause}"
+        journal.add({**_identity(case, settings), "failed": reason})
+        tqdm.write(f"drive-seg: {reason}", file=sys.stderr)
     if processes > 1:
         distributed.barrier()
     latest = _latest(output_dir, cases, settings)
@@ -122,7 +137,14 @@ def _entry(result: Mapping[str, Any]) -> dict[str, Any]:
     height, width = result["pred"].shape[1:]
     saved = {kind: Path(path).name for kind, path in result.get("saved", {}).items()}
     measures = {name: _rounded(value) for name, value in result.get("measures", {}).items()}
-    return {"width_px": int(width), "height_px": int(height), "measures": measures, "saved": saved}
+    stamps = {Path(path).name: _stamp(path) for path in result.get("saved", {}).values()}
+    return {"width_px": int(width), "height_px": int(height), "measures": measures, "saved": saved, "stamps": stamps}
+
+
+def _stamp(path: str | os.PathLike) -> list[int]:
+    """Bytes and time of a file, which another run's result under the same name does not have."""
+    status = Path(path).stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _rounded(value: Any) -> Any:
@@ -135,7 +157,7 @@ def _rounded(value: Any) -> Any:
 def _latest(output_dir: Path, cases: Sequence[Case], settings: str) -> dict[str, dict[str, Any]]:
     """By case id, what is noted of the photographs as they are now: done, if the files are still there, or failed."""
     wanted = {case["case_id"]: _identity(case, settings) for case in cases}
-    present = {path.name for path in output_dir.iterdir()}
+    present = _stamps(output_dir)
     found: dict[str, dict[str, Any]] = {}
     for entry in read_journals(output_dir, JOURNALS):
         identity = wanted.get(entry.get("case_id", ""))
@@ -144,9 +166,51 @@ def _latest(output_dir: Path, cases: Sequence[Case], settings: str) -> dict[str,
         # The journals of several processes have no common order; what succeeded once outlasts a failure.
         if "failed" in entry:
             found.setdefault(entry["case_id"], entry)
-        elif present.issuperset(entry["saved"].values()):
+        elif _is_there(entry, present):
             found[entry["case_id"]] = entry
     return found
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    return {file.name: _stamp(file.path) for file in os.scandir(folder) if file.is_file()}
+
+
+def _is_there(entry: Mapping[str, Any], present: Mapping[str, list[int]]) -> bool:
+    stamps = entry.get("stamps", {})
+    return set(stamps) == set(entry["saved"].values()) and all(present.get(name) == stamps[name] for name in stamps)
+
+
+def _refuse_among_photographs(output_dir: Path, cases: Sequence[Case]) -> None:
+    """Results beside photographs would be taken for photographs by the next run, and might replace some of them."""
+    folder = output_dir.resolve()
+    for case in cases:
+        if Path(case["image"]).parent.resolve() == folder:
+            raise DriveSegError(
+                f"{output_dir}: {Path(case['image']).name} lies there, expected an output folder without photographs "
+                "that are to be segmented"
+            )
+
+
+def _refuse_results_of_others(output_dir: Path, cases: Sequence[Case]) -> None:
+    """Two photographs of one name, in two runs with one output folder, would have the same files."""
+    wanted = {case["case_id"]: case["image"] for case in cases}
+    present = _stamps(output_dir)
+    for entry in read_journals(output_dir, JOURNALS):
+        name, photograph = entry.get("case_id", ""), Path(str(entry.get("photograph")))
+        if name not in wanted or "failed" in entry or not _is_there(entry, present):
+            continue
+        if photograph.exists() and not _same_file(photograph, Path(wanted[name])):
+            raise DriveSegError(
+                f"{output_dir}: {name} is of {photograph}, whose results those of {wanted[name]} would replace; "
+                "expected another output folder"
+            )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return one == other
 
 
 def _write_tables(output_dir: Path, entries: Sequence[Mapping[str, Any]], failed: Sequence[tuple[str, str]]) -> None:

@@ -147,7 +147,11 @@ class Segmenter:
             raise mendable from error
 
     def each(
-        self, cases: Sequence[Case], ahead: int = 2, keep: Callable[[dict[str, Any]], Any] | None = None
+        self,
+        cases: Sequence[Case],
+        ahead: int = 2,
+        keep: Callable[[dict[str, Any]], Any] | None = None,
+        catch: type[Exception] = DriveSegError,
     ) -> Iterator[tuple[Case, Any]]:
         """Segment all, and go on after one that fails.
 
@@ -159,9 +163,10 @@ class Segmenter:
             cases: as for ``segment_case``.
             ahead: photographs that wait for the network, and that wait to be written.
             keep: what is needed of a result, so that the rest is dropped at once, not when its turn has come.
+            catch: errors that come in the place of a photograph's result; others end the run.
 
         Yields:
-            Each case, in order, with its result, or what is kept of it, or with its error (a DriveSegError).
+            Each case, in order, with its result, or what is kept of it, or with its error.
         """
 
         def finish(predicted: dict[str, Any]) -> Any:
@@ -170,7 +175,7 @@ class Segmenter:
 
         if isinstance(self.network, OpenVINONetwork) and self.network.streams is not None:
             # One more than streams, so that none waits while a photograph is read or written.
-            yield from self._each_in_streams(cases, finish, self.network.streams + 1, ahead)
+            yield from self._each_in_streams(cases, finish, self.network.streams + 1, ahead, catch)
             return
         rest = iter(cases)
         torch.get_num_threads()  # a thread that asks first after others have set theirs, as below, gets their number
@@ -187,12 +192,17 @@ class Segmenter:
                         finishing.append((case, self._submit_finish(pool, finish, coming)))
                     if len(finishing) > ahead or not prepared:
                         case, done = finishing.popleft()
-                        yield case, _outcome(done)
+                        yield case, _outcome(done, catch)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _each_in_streams(
-        self, cases: Sequence[Case], finish: Callable[[dict[str, Any]], Any], workers: int, ahead: int
+        self,
+        cases: Sequence[Case],
+        finish: Callable[[dict[str, Any]], Any],
+        workers: int,
+        ahead: int,
+        catch: type[Exception],
     ) -> Iterator[tuple[Case, Any]]:
         rest = iter(cases)
 
@@ -204,7 +214,7 @@ class Segmenter:
             try:
                 while running:
                     case, done = running.popleft()
-                    result = _outcome(done)
+                    result = _outcome(done, catch)
                     del done
                     running.extend((following, pool.submit(whole, following)) for following in islice(rest, 1))
                     yield case, result
@@ -253,11 +263,11 @@ def _channel_first(picture: str | os.PathLike | np.ndarray, name: str, channels:
     return MetaTensor(torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))))
 
 
-def _outcome(done: Future) -> Any:
+def _outcome(done: Future, catch: type[Exception]) -> Any:
     try:
         return done.result()
     except Exception as error:
-        mendable = user_error(error)
-        if mendable is None:
+        outcome = user_error(error) or error  # MONAI wraps what a transform says into errors of its own
+        if not isinstance(outcome, catch):
             raise
-        return mendable
+        return outcome

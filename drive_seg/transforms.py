@@ -364,7 +364,7 @@ class VesselMaskd(MapTransform):
         fov_key: str | None = None,
     ) -> None:
         super().__init__(keys)
-        if not 0 <= threshold <= 1:
+        if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
             raise DriveSegError(f"threshold: expected a probability from 0 to 1, got {threshold}")
         self.threshold = threshold
         self.probability_keys = ensure_tuple(probability_keys)

@@ -64,6 +64,15 @@ def test_each_graph_is_checked_when_it_is_first_needed(
     assert converted(torch.zeros(1, 3, 41, 48)).shape == (1, 2, 41, 48)
 
 
+def test_a_version_that_knows_no_bound_of_its_cache(
+    network: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = torch.randn(1, 3, 40, 48)
+    bounded = openvino_network(network, "float32", tmp_path)(noise)
+    monkeypatch.setattr(module, "BOUNDED_CACHE", {"NO_SUCH_PROPERTY": 1})
+    assert torch.equal(openvino_network(network, "float32", tmp_path)(noise), bounded)
+
+
 @pytest.mark.parametrize("depth", [1, 4, 5])
 def test_the_check_is_of_sides_without_and_with_padding(depth: int) -> None:
     network = UNet(base_channels=2, depth=depth).eval()

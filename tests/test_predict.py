@@ -134,6 +134,89 @@ def test_what_has_changed_is_done_again(
     assert redone == ({"1"} if change == "photograph" else {"0", "1", "2", "3", "4"})
 
 
+def another(folder: Path, number: int, name: str = "0.png") -> Path:
+    """A photograph of a name that there is already, in another folder."""
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(make_phantom(number, 150, 141).image).save(folder / name)
+    return folder / name
+
+
+def test_results_of_other_settings_are_not_taken_for_those_of_these(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
+) -> None:
+    """The journal knows both, the files are of the last."""
+    out = tmp_path / "out"
+    for changes in ({}, {"threshold": 0.3}, {}):
+        segment_photographs(bundle, [folder / "0.png"], out, {**settings, **changes})
+        mask = np.asarray(Image.open(out / "0_vessels.png"))
+        probability = np.asarray(Image.open(out / "0_probability.png"))
+        fov = estimate_fov(make_phantom(0, 150, 141).image)
+        assert np.array_equal(mask > 0, (probability >= changes.get("threshold", 0.5) * 65535) & fov)
+
+
+def test_results_of_another_photograph_are_not_replaced(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    segment_photographs(bundle, [folder / "0.png"], out, settings)
+    before = results(out)
+    other = another(tmp_path / "other", 8)
+    with pytest.raises(
+        DriveSegError, match=r"out: 0 is of .*photographs/0\.png, whose results those of .*other/0\.png"
+    ):
+        segment_photographs(bundle, [other], out, settings)
+    assert results(out) == before
+    (folder / "0.png").rename(folder / "moved.png")
+    segment_photographs(bundle, [other], out, settings)
+    assert results(out) != before
+
+
+def test_results_do_not_go_among_the_photographs(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
+) -> None:
+    before = sorted(folder.iterdir())
+    for paths in ([folder], [folder / "0.png"]):
+        with pytest.raises(DriveSegError, match=r"photographs: .*\.png lies there, expected an output folder without"):
+            segment_photographs(bundle, paths, folder / "." / "", settings)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names elsewhere are Unicode")
+def test_names_that_are_no_text(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
+    (folder / "broken.png").unlink()
+    names = [b"m\xfcller.png", "line\u2028break.png".encode(), "next\x85line.png".encode()]
+    for number, name in enumerate(names):
+        (folder / f"{number}.png").rename(os.fsdecode(os.fsencode(folder) + b"/" + name))
+    for _ in range(2):
+        assert segment_photographs(bundle, [folder], tmp_path / "out", settings) == []
+        with (tmp_path / "out" / "vessels.csv").open(encoding="utf-8", newline="") as file:
+            assert len(list(csv.DictReader(file))) == 5
+    assert len(read_journals(tmp_path / "out", "progress_*.jsonl")) == 5, "nothing was done twice"
+    assert r"m\udcfcller" in (tmp_path / "out" / "gallery.html").read_text(encoding="utf-8")
+
+
+def test_a_mistake_of_the_program_costs_one_photograph(
+    bundle: Path,
+    folder: Path,
+    settings: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    normal = SaveVesselsd.__call__
+
+    def fails(self: SaveVesselsd, data: dict[str, object]) -> dict[str, object]:
+        if data["case_id"] == "3":
+            raise ZeroDivisionError("nobody thought of this")
+        return normal(self, data)
+
+    monkeypatch.setattr(SaveVesselsd, "__call__", fails)
+    failed = dict(segment_photographs(bundle, [folder], tmp_path / "out", settings))
+    assert {Path(photograph).name for photograph in failed} == {"3.png", "broken.png"}
+    assert failed[str(folder / "3.png")].endswith("3.png: ZeroDivisionError: nobody thought of this")
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_journal_with_a_line_cut_off(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "progress_0.jsonl")
     journal.add({"case_id": "a"})
@@ -156,7 +239,7 @@ def test_leftovers_of_a_killed_run_are_removed(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    ours, others = out / ".1_overlay.k3_x9abc.jpg", [out / ".hidden.png", out / ".photo.of.me.png"]
+    ours, others = out / ".1_overlay.0a1b2c3d.jpg", [out / ".hidden.png", out / ".photo.of.me.png"]
     for path in (ours, *others):
         path.write_bytes(b"half a file")
     segment_photographs(bundle, [folder], out, settings)
