@@ -169,6 +169,15 @@ def compare(
 def predict(
     paths: Annotated[list[str], typer.Argument(help="Photographs, or folders of photographs.", show_default=False)],
     output_dir: OutputDir = Path("drive-seg-predictions"),
+    fov_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--fov-dir",
+            "--fov_dir",
+            help="Folder of field-of-view masks, such as 21_mask.png for 21.jpg.",
+            show_default="the field of view is found",
+        ),
+    ] = None,
     checkpoint: Checkpoint = None,
     bundle_root: BundleRoot = None,
 ) -> None:
@@ -185,7 +194,7 @@ def predict(
     from drive_seg.workflows import quiet
 
     quiet()
-    failed = segment_photographs(bundle_root or shipped_bundle(), files, output_dir, overrides)
+    failed = segment_photographs(bundle_root or shipped_bundle(), files, output_dir, overrides, fov_dir=fov_dir)
     if int(os.environ.get("RANK", 0)) > 0:
         return  # torchrun's first process speaks for all
     typer.echo(f"results: {output_dir}")

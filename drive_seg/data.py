@@ -194,6 +194,26 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name.lower().endswith(endings) and not p.name.startswith("."))
 
 
+def with_fov_masks(cases: Sequence[Case], folder: str | os.PathLike) -> list[Case]:
+    """The cases of ``photographs``, those with ``fov`` added that have a mask in ``folder``.
+
+    Masks belong to photographs by name, as in the DRIVE layout: ``21_mask.gif`` or ``21.png`` to ``21_training.tif``.
+
+    Raises:
+        DriveSegError: if no photograph has a mask there, or a name is not of one photograph or mask alone.
+    """
+    masks = _by_case(list_images(folder))
+    images = _by_case([Path(case["image"]) for case in cases])
+    if not masks.keys() & images.keys():
+        raise DriveSegError(
+            f"{folder}: holds no mask of the photographs, expected files such as {next(iter(images))}_mask.png"
+        )
+    return [
+        {**case, "fov": str(masks[key].absolute())} if key in masks else case
+        for key, case in zip(images, cases, strict=True)
+    ]
+
+
 def left_out(paths: Sequence[str | os.PathLike]) -> list[str]:
     """What ``photographs`` passes over in the folders among ``paths``, a sentence for each folder that has any."""
     told = []

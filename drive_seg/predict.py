@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from drive_seg import __version__
 from drive_seg.configs import config_files
-from drive_seg.data import Case, left_out, photographs
+from drive_seg.data import Case, left_out, photographs, with_fov_masks
 from drive_seg.distributed import finish, start
 from drive_seg.errors import DriveSegError, first_cause
 from drive_seg.files import make_folder, remove_leftovers, sha256, write_csv
@@ -44,6 +44,7 @@ def segment_photographs(
     output_dir: Path,
     overrides: Mapping[str, Any],
     names: Sequence[str] = ("inference",),
+    fov_dir: Path | None = None,
 ) -> list[tuple[str, str]]:
     """Segment files and folders; one that fails is reported and the others are finished.
 
@@ -57,6 +58,8 @@ def segment_photographs(
             ``failed.csv`` if one failed.
         overrides: config keys and their values.
         names: configs, the base first.
+        fov_dir: folder of FOV masks, see ``drive_seg.data.with_fov_masks``; where a photograph has none, its field of
+            view is found.
 
     Returns:
         Photograph and reason of those that failed, in all processes.
@@ -66,13 +69,15 @@ def segment_photographs(
             photographs or results of others of the same names.
     """
     cases = photographs(paths)
+    if fov_dir is not None:
+        cases = with_fov_masks(cases, fov_dir)
     make_folder(output_dir)
     _refuse_among_photographs(output_dir, cases)
     values = {"bundle_root": str(root), "output_dir": str(output_dir), **overrides}
     files = config_files(root, *names)
     segmenter = Segmenter.from_config(files, values, many=True)  # also of one: its last bits depend on the threads
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    for sentence in left_out(paths) if rank == 0 else ():
+    for sentence in [*left_out(paths), *_without_mask(cases)] if rank == 0 else ():
         print(sentence, file=sys.stderr)  # noqa: T201
     if processes > 1:
         start(LONGEST_RUN)
@@ -125,12 +130,21 @@ def _fingerprint(files: Sequence[str], overrides: Mapping[str, Any], segmenter: 
 
 
 def _identity(case: Case, settings: str) -> dict[str, Any]:
+    about: dict[str, Any] = {"case_id": case["case_id"], "photograph": case["image"], "settings": settings, "fov": None}
     try:
-        status = Path(case["image"]).stat()
+        about["bytes"], about["modified_ns"] = _stamp(case["image"])
+        if "fov" in case:
+            about["fov"] = [case["fov"], *_stamp(case["fov"])]
     except OSError:  # gone since the folder was listed, which its error tells
-        return {"case_id": case["case_id"], "photograph": case["image"], "settings": settings}
-    about = {"case_id": case["case_id"], "photograph": case["image"], "settings": settings}
-    return {**about, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+        pass
+    return about
+
+
+def _without_mask(cases: Sequence[Case]) -> list[str]:
+    missing = sum("fov" not in case for case in cases)
+    if missing in (0, len(cases)):
+        return []
+    return [f"{missing} of {len(cases)} photographs have no mask there, their field of view is found"]
 
 
 def _entry(result: Mapping[str, Any]) -> dict[str, Any]:

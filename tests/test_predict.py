@@ -217,6 +217,35 @@ def test_a_mistake_of_the_program_costs_one_photograph(
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_masks_of_the_field_of_view(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "broken.png").unlink()
+    masks, out = tmp_path / "masks", tmp_path / "out"
+    masks.mkdir()
+    left = np.zeros((150, 141), dtype=np.uint8)
+    left[:, :70] = 255
+    for name in ("0_mask.png", "1.png", "unknown.png"):
+        Image.fromarray(left).save(masks / name)
+    assert segment_photographs(bundle, [folder], out, {**settings, "threshold": 0.0}, fov_dir=masks) == []
+    assert "3 of 5 photographs have no mask there" in capsys.readouterr().err
+    found = {number: np.asarray(Image.open(out / f"{number}_vessels.png")) for number in range(5)}
+    assert all(np.array_equal(found[number], left) for number in (0, 1)) and not np.array_equal(found[2], left)
+
+    before = times(out)
+    Image.fromarray(255 - left).save(masks / "1.png")
+    segment_photographs(bundle, [folder], out, {**settings, "threshold": 0.0}, fov_dir=masks)
+    assert {name.split("_")[0] for name, stamp in times(out).items() if stamp != before[name]} == {"1"}
+    segment_photographs(bundle, [folder], out, {**settings, "threshold": 0.0})
+    assert not np.array_equal(np.asarray(Image.open(out / "0_vessels.png")), left), "found now"
+
+    Image.fromarray(left[:100]).save(masks / "0_mask.png")
+    ((_, reason),) = segment_photographs(bundle, [folder], tmp_path / "another", settings, fov_dir=masks)
+    assert "0_mask.png: fov: expected the size of" in reason
+    with pytest.raises(DriveSegError, match=r"masks: holds no mask of the photographs, expected files such as 2_mask"):
+        segment_photographs(bundle, [folder / "2.png"], tmp_path / "none", settings, fov_dir=masks)
+
+
 def test_journal_with_a_line_cut_off(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "progress_0.jsonl")
     journal.add({"case_id": "a"})
