@@ -185,7 +185,7 @@ class TrainingState:
 
     Args:
         path: file to save to and to resume from, such as ``models/last.pt``.
-        parts: what has a ``state_dict``: network, optimizer, schedule, … by name.
+        parts: what has a ``state_dict``: network, optimizer, schedule, … by name; None for what a config leaves out.
         evaluator: whose best metric is kept, too.
         resume: go on from ``path``, or start if it was not written yet. Otherwise there must be no such file, so that
             no training overwrites another. A trainer that is run for more epochs, as in every round of a federated
@@ -211,7 +211,7 @@ class TrainingState:
         writes: bool = True,
     ) -> None:
         self.path = Path(path)
-        self.parts = dict(parts)
+        self.parts = {name: part for name, part in parts.items() if part is not None}
         self.evaluator = evaluator
         self.resume = resume
         self.settings = dict(settings or {})

@@ -218,7 +218,7 @@ class Training:
         self.epochs = epochs
         self.fail_at = fail_at
         self.engine = Engine(self.step)
-        parts = {"network": self.network, "optimizer": self.optimizer}
+        parts = {"network": self.network, "optimizer": self.optimizer, "left_out": None}
         self.state = TrainingState(str(path), parts, self.evaluator, **arguments)
         self.engine.add_event_handler(Events.EPOCH_COMPLETED, self.validate)
         self.state.attach(self.engine)

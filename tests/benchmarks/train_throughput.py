@@ -4,8 +4,8 @@ Stock is MONAI's documented way: ``SupervisedTrainer`` with its own iteration, f
 the same network on the same patches with the same loss and optimizer, each in a process of its own, because
 ``train.json`` sets how its process keeps memory. The two take turns, so that a machine whose speed drifts slows both;
 medians are printed. Seconds a step leave the data out, which is the same for both; how long the shipped random
-transforms take for it is measured on cached phantoms, for ``train.json`` and ``any_camera.json``, and printed as a
-share of the shipped step.
+transforms take for it is measured on cached phantoms, for ``train.json`` and ``any_camera.json``, and printed beside
+the shipped step of each.
 
     python tests/benchmarks/train_throughput.py --widths 16 32 64
 """
@@ -213,18 +213,21 @@ def print_steps(options: argparse.Namespace, dataset: Path) -> None:
 
 def print_data(options: argparse.Namespace, dataset: Path) -> None:
     """The table of what the shipped random transforms cost beside the shipped step, one row a config."""
-    shipped = config(["train"], dataset)
-    width, batch, (size, _) = (shipped.get(key) for key in ("base_channels", "batch_size", "patch_size"))
-    trainer = Alone(width, size, batch, ours=True)
-    step = sum(median_parts([trainer.step() for _ in range(options.steps + 2)]).values())
-    trainer.close()
-    print(f"\nthe shipped step, batch {batch} of {size}² at base_channels {width}, takes {step:.3f} s without its data")
-    print("| config | data, ms a patch | data, s a step | share of the step with its data |")
-    print("| --- | --- | --- | --- |")
+    print("\n| config | batch | step without data, s | data, ms a patch | data, s a step | share of both |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for names in (["train"], ["train", "any_camera"]):
-        patch = seconds_a_patch(config(names, dataset))
+        shipped = config(names, dataset)
+        width, batch, (size, _) = (shipped.get(key) for key in ("base_channels", "batch_size", "patch_size"))
+        trainer = Alone(width, size, batch, ours=True)
+        step = sum(median_parts([trainer.step() for _ in range(options.steps + 2)]).values())
+        trainer.close()
+        patch = seconds_a_patch(shipped)
         data = batch * patch
-        print(f"| {names[-1]}.json | {patch * 1e3:.1f} | {data:.3f} | {data / (data + step):.0%} |", flush=True)
+        print(
+            f"| {names[-1]}.json | {batch} of {size}² | {step:.3f} | {patch * 1e3:.1f} | {data:.3f} "
+            f"| {data / (data + step):.0%} |",
+            flush=True,
+        )
 
 
 def main() -> None:
