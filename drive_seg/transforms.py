@@ -226,8 +226,9 @@ def normalize_in_fov(image: torch.Tensor, fov: torch.Tensor) -> torch.Tensor:
     inside = (fov > 0).view(torch.uint8).float()  # as bytes a fifth of the time that it takes from bool
     count = inside.sum()
     normalized = image.to(torch.float32, copy=True)
-    # Sums over all pixels, times 0 or 1, as products of matrices: picking the pixels inside takes much longer.
-    mean = (normalized.flatten(1) @ inside.flatten() / count)[:, None, None]
+    # Sums over all pixels, times 0 or 1: picking the pixels inside takes much longer. Not as a product of matrices:
+    # where two threads of a process are the first to ask MKL for one, it now and then rounds otherwise than ever after.
+    mean = normalized.mul_(inside).sum(dim=(1, 2), keepdim=True) / count
     normalized.sub_(mean).mul_(inside)
     deviation = torch.linalg.vector_norm(normalized, dim=(1, 2), keepdim=True) / count.sqrt()
     differs = deviation > 1e-6 * mean.abs()  # by more than the mean is rounded

@@ -38,6 +38,8 @@ def test_a_training_says_so_before_it_begins(bundle: Path, tmp_path: Path) -> No
 
 
 BUFFERS = """
+import sys
+from pathlib import Path
 import torch
 from ignite.engine import Engine
 from torch import distributed, nn
@@ -50,18 +52,19 @@ network.num_batches_tracked.fill_(distributed.get_rank() + 7)
 evaluator = Engine(lambda engine, batch: (network.running_mean.tolist(), int(network.num_batches_tracked)))
 FirstProcessBuffers(network).attach(evaluator)
 evaluator.run([0])
-print(distributed.get_rank(), evaluator.state.output, flush=True)
+Path(sys.argv[1], str(distributed.get_rank())).write_text(str(evaluator.state.output))
 finish()
 """
 
 
 def test_all_processes_validate_with_the_batch_statistics_of_the_first(tmp_path: Path) -> None:
     (tmp_path / "buffers.py").write_text(BUFFERS)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "buffers.py"],
+        [*torchrun, str(tmp_path / "buffers.py"), str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert sorted(done.stdout.splitlines()) == ["0 ([3.0, 3.0], 7)", "1 ([3.0, 3.0], 7)"]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["([3.0, 3.0], 7)"] * 2

@@ -152,10 +152,9 @@ def test_the_last_epoch_is_validated(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    values = overrides(five_phantoms, tmp_path, learning_rate=1e30, warmup_steps=0, batch_size=4)
     with pytest.raises(Exception) as raised:
-        run_workflow(
-            bundle, ["train"], "training", overrides(five_phantoms, tmp_path, learning_rate=1e30, warmup_steps=0)
-        )
+        run_workflow(bundle, ["train"], "training", values)
     assert isinstance(user_error(raised.value), DriveSegError)
     assert "expected a finite number" in str(user_error(raised.value))
     weights = torch.load(tmp_path / "last.pt", weights_only=True)["network"]
