@@ -192,7 +192,8 @@ class TrainingState:
             training, goes on as it is.
         settings: values by config key that a training must be resumed with as it was begun, numbers, texts and lists
             of them: what the state itself brings back, or what would make it another training.
-        best: file of the best weights beside; one from before this training is kept under another name.
+        best: file of the best weights beside; one that is there at the beginning is kept under another name; one of
+            this training, too, if it was killed after it had written one and before its first state.
         output_dir: folder of the training's other files, which is locked, too.
         interval: save every so many epochs, and after the last.
         writes: False in all but one of several processes, which load but neither lock nor save.

@@ -221,9 +221,8 @@ def left_out(paths: Sequence[str | os.PathLike]) -> list[str]:
         taken = set(list_images(folder))
         others = [path for path in folder.iterdir() if path not in taken and not path.name.startswith(".")]
         folders = sum(path.is_dir() for path in others)
-        counts = [(len(others) - folders, "files of other kinds"), (folders, "folders")]
         if others:
-            told.append(f"{folder}: {' and '.join(f'{n} {what}' for n, what in counts if n)} left out")
+            told.append(f"{folder}: left out, files of other kinds: {len(others) - folders}, folders: {folders}")
     return told
 
 

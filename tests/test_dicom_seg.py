@@ -75,6 +75,14 @@ def test_a_photograph_that_cannot_be_referred_to(tmp_path: Path) -> None:
     assert not (tmp_path / "vessels.dcm").exists()
 
 
+@pytest.mark.parametrize("elements", [{"PatientBirthDate": "1960"}, {"PatientSex": "male"}], ids=["date", "sex"])
+def test_elements_that_are_not_by_the_standard(tmp_path: Path, elements: dict[str, str]) -> None:
+    odd = photograph(tmp_path / "odd.dcm", np.zeros((ROWS, COLUMNS, 3), np.uint8), **elements)
+    with pytest.raises(DriveSegError, match=r"odd\.dcm: no segmentation can refer to it \("):
+        save_dicom_seg(np.zeros((ROWS, COLUMNS), np.uint8), 2, odd, tmp_path / "vessels.dcm")
+    assert not (tmp_path / "vessels.dcm").exists()
+
+
 def test_only_dicom_photographs_have_one(bundle: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)  # weights that call some of it vessel
     torch.save(UNet(base_channels=2, depth=2).state_dict(), tmp_path / "model.pt")

@@ -12,6 +12,7 @@ from builders import disc, fundus, tensor
 from monai.data import MetaTensor
 from monai.transforms import Compose, CopyItemsd, DeleteItemsd, Invertd
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.transforms import (
@@ -155,6 +156,20 @@ class TestNormalize:
         fov = torch.tensor([[[1, 1, 0]]], dtype=torch.uint8)
         # means 2 and 20, deviations 1 and 10
         assert normalize_in_fov(image, fov).tolist() == [[[-1.0, 1.0, 0.0]], [[-1.0, 1.0, 0.0]]]
+
+    def test_no_root_is_taken_by_pytorch(self) -> None:
+        """MKL's first ones of a process are now and then inaccurate, if two threads take them at once."""
+        called: set[str] = set()
+
+        class Record(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                called.add(func.overloadpacket.__name__)
+                return func(*args, **(kwargs or {}))
+
+        image, fov = torch.full((3, 8, 9), 7, dtype=torch.uint8), torch.ones(1, 8, 9, dtype=torch.uint8)
+        with Record():
+            normalize_in_fov(image, fov)
+        assert "linalg_vector_norm" in called and not {name for name in called if "sqrt" in name}
 
     @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32, np.float64])
     def test_against_numpy(self, dtype: type) -> None:
@@ -439,6 +454,10 @@ class TestVesselMask:
     def test_threshold_is_a_probability(self, threshold: float) -> None:
         with pytest.raises(DriveSegError, match=f"^threshold: expected a probability from 0 to 1, got {threshold}$"):
             VesselMaskd("pred", threshold)
+
+    def test_threshold_is_a_number(self) -> None:
+        with pytest.raises(DriveSegError, match=r"^threshold: expected a probability from 0 to 1, got 0,4$"):
+            VesselMaskd("pred", "0,4")  # type: ignore[arg-type]
 
 
 def test_the_file_is_named_through_a_compose(tmp_path: Path) -> None:
