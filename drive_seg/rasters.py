@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from drive_seg.sizes import check_size
 
@@ -21,7 +21,9 @@ FORMATS = ("TIFF", "PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "WEBP"
 """Not all that Pillow opens: some formats are recognised by almost any bytes, and one starts another program."""
 
 _ORIENTATION = 0x0112
-_BITS, _PLANES = 258, 284
+_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_GREYS = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE)
 _SWAPPED = {"16L": "16B", "16B": "16L", "16N": "16B" if np.little_endian else "16L"}
 
 _TURNS = {
@@ -56,26 +58,41 @@ def read_deep(path: str | os.PathLike) -> tuple[np.ndarray, float | None] | None
 
     Raises:
         DriveSegError: if it is too large to be true.
+        PIL.UnidentifiedImageError: if it is of none of the formats.
     """
-    with Image.open(path, formats=FORMATS) as image:
+    try:
+        opened = Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        return _read_grey_tiff(path)
+    with opened as image:
         check_size(path, image.height, image.width)
         tiles = [tuple(tile) for tile in image.tile]
         coder = str(tiles[0][0]) if tiles else ""
         raw_mode = _raw_mode(tiles[0][3]) if tiles else ""
         if image.format == "PPM" and coder == "ppm" and tiles[0][3][1] > 255:
             return _read_ppm(path, image, tiles[0][2]), float(tiles[0][3][1])
+        if image.format == "PPM" and image.mode == "I":  # written as text, which Pillow brings to 16 bits
+            image.load()
+            return np.asarray(image).astype(np.uint16), 65535.0
         if image.format == "TIFF" and image.mode in ("RGB", "RGBA", "RGBX") and _is_planar(image):
             turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1), np.asarray)
             planes = tifffile.imread(path, key=0)
             return turn(np.moveaxis(planes, 0, -1)[..., :3]), None
         if image.mode.startswith("I;16"):
+            white_is_zero = _is_white_zero(image)
             image.load()
-            return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16), None
+            values = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
+            return _from_black(values) if white_is_zero else (values, None)
+        if raw_mode == "LA;16B":  # two bytes of grey and two of alpha, which are as long as four channels of one
+            image.tile = [_with_raw_mode(tile, "RGBA") for tile in image.tile]
+            grey = _bytes(image)
+            return grey[..., 0].astype(np.uint16) << 8 | grey[..., 1], None
         if image.mode in ("RGB", "RGBA", "RGBX") and raw_mode[-3:] in _SWAPPED:
             # Told that the bytes of a channel come the other way round, Pillow keeps the lower byte instead.
             high = _bytes(image)
             with Image.open(path, formats=FORMATS) as again:
-                again.tile = [_swapped(tile) for tile in again.tile]
+                swapped = raw_mode[:-3] + _SWAPPED[raw_mode[-3:]]
+                again.tile = [_with_raw_mode(tile, swapped) for tile in again.tile]
                 low = _bytes(again)
             return high.astype(np.uint16) << 8 | low, None
     return None
@@ -85,16 +102,24 @@ def _raw_mode(arguments: Any) -> str:
     return str(arguments[0] if isinstance(arguments, (tuple, list)) and arguments else arguments)
 
 
-def _swapped(tile: Any) -> Any:
-    arguments, raw_mode = tile[3], _raw_mode(tile[3])
-    other = raw_mode[:-3] + _SWAPPED[raw_mode[-3:]]
-    arguments = (other, *arguments[1:]) if isinstance(arguments, (tuple, list)) else other
+def _with_raw_mode(tile: Any, raw_mode: str) -> Any:
+    """The tile, with its bytes taken for others than the file says."""
+    arguments = (raw_mode, *tile[3][1:]) if isinstance(tile[3], (tuple, list)) else raw_mode
     return type(tile)(*tile[:3], arguments) if hasattr(tile, "_fields") else (*tile[:3], arguments)
 
 
 def _bytes(image: Image.Image) -> np.ndarray:
     image.load()
     return np.asarray(ImageOps.exif_transpose(image))[..., :3]
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    return image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
+
+
+def _from_black(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Of 16 bits in which zero is white; black is then the greatest number there is, which makes it declared."""
+    return 65535 - values, 65535.0
 
 
 def _is_planar(image: Image.Image) -> bool:
@@ -108,3 +133,21 @@ def _read_ppm(path: str | os.PathLike, image: Image.Image, offset: int) -> np.nd
         file.seek(offset)
         content = file.read(2 * int(np.prod(shape)))
     return np.frombuffer(content, ">u2").reshape(shape).astype(np.uint16)
+
+
+def _read_grey_tiff(path: str | os.PathLike) -> tuple[np.ndarray, float | None]:
+    """A TIFF of 16 bits that Pillow does not know: with alpha, or where white is zero in a big-endian file."""
+    with Path(path).open("rb") as file:
+        if file.read(4) not in _TIFF:
+            raise UnidentifiedImageError
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        if (page.samplesperpixel, page.bitspersample) not in ((1, 16), (2, 16)) or page.photometric not in _GREYS:
+            raise UnidentifiedImageError
+        check_size(path, page.imagelength, page.imagewidth)
+        values = page.asarray()
+        if page.samplesperpixel == 2:
+            values = np.take(values, 0, axis=0 if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else -1)
+        turn = _TURNS.get(page.tags[_ORIENTATION].value if _ORIENTATION in page.tags else 1, np.asarray)
+    values = turn(values)
+    return _from_black(values) if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE else (values, None)

@@ -34,6 +34,11 @@ TWELVE = COLOURS.astype(np.uint16) * 16 + 9
 
 FROM_TWELVE = (TWELVE.astype(int) * 255 // 4095).astype(np.uint8)
 
+GREY = FROM_TWELVE[..., :1].repeat(3, axis=2)
+"""What a photograph of the first of these channels is read as."""
+
+GREY_AND_ALPHA = np.stack([TWELVE[..., 0], np.full((3, 5), 65535, np.uint16)], axis=2)
+
 AFFINE = np.array([[0, -2.0, 0, 3], [0.5, 0, 0, -7], [0, 0, 1, 0], [0, 0, 0, 1]])
 """Turned, scaled and moved."""
 
@@ -105,7 +110,51 @@ def test_ppm_declares_its_white(tmp_path: Path) -> None:
     path = save_ppm16(tmp_path / "eye.ppm", TWELVE, 8191)
     np.testing.assert_array_equal(read_image(path), TWELVE.astype(int) * 255 // 8191)
     grey = read_image(save_ppm16(tmp_path / "eye.pgm", TWELVE[..., 0], 4095))
-    np.testing.assert_array_equal(grey, FROM_TWELVE[..., :1].repeat(3, axis=2))
+    np.testing.assert_array_equal(grey, GREY)
+
+
+def test_pgm_of_16_bits_written_as_text(tmp_path: Path) -> None:
+    numbers = " ".join(map(str, TWELVE[..., 0].ravel()))
+    (tmp_path / "eye.pgm").write_text(f"P2\n5 3\n4095\n{numbers}\n")
+    np.testing.assert_array_equal(read_image(tmp_path / "eye.pgm"), GREY)
+
+
+def test_grey_png_of_16_bits_with_alpha(tmp_path: Path) -> None:
+    path = save_png16(tmp_path / "eye.png", GREY_AND_ALPHA)
+    np.testing.assert_array_equal(read_image(path), GREY)
+    np.testing.assert_array_equal(read_image(path, "binary"), TWELVE[..., 0] >> 8)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    "options", [{}, {"byteorder": ">"}, {"planarconfig": "separate", "compression": "zlib"}], ids=str
+)
+def test_grey_tiff_of_16_bits_with_alpha(tmp_path: Path, options: dict[str, Any], orientation: int) -> None:
+    stored = np.moveaxis(GREY_AND_ALPHA, -1, 0) if "planarconfig" in options else GREY_AND_ALPHA
+    tag = [(ORIENTATION, 3, 1, orientation, True)]
+    tifffile.imwrite(
+        tmp_path / "eye.tif", stored, photometric="minisblack", extrasamples=["unassalpha"], extratags=tag, **options
+    )
+    expected = GREY if orientation == 1 else np.rot90(GREY, -1)
+    np.testing.assert_array_equal(read_image(tmp_path / "eye.tif"), expected)
+
+
+def test_tiffs_that_nobody_knows(tmp_path: Path) -> None:
+    tifffile.imwrite(
+        tmp_path / "eye.tif", GREY_AND_ALPHA.astype(np.float32), photometric="minisblack", extrasamples=[2]
+    )
+    with pytest.raises(DriveSegError, match=r"eye\.tif: is not an image of a format that can be read"):
+        read_image(tmp_path / "eye.tif")
+
+
+@pytest.mark.parametrize("extra", [{}, {"extratags": [(ORIENTATION, 3, 1, 3, True)]}], ids=["upright", "turned"])
+@pytest.mark.parametrize("options", [{}, {"byteorder": ">"}, {"compression": "zlib"}], ids=str)
+def test_tiff_of_16_bits_where_white_is_zero(tmp_path: Path, options: dict[str, Any], extra: dict[str, Any]) -> None:
+    values = TWELVE[..., 0] * 16
+    tifffile.imwrite(tmp_path / "eye.tif", 65535 - values, photometric="miniswhite", **options, **extra)
+    values = np.rot90(values, 2) if extra else values
+    expected = (values.astype(int) * 255 // 65535).astype(np.uint8)
+    np.testing.assert_array_equal(read_image(tmp_path / "eye.tif"), expected[..., None].repeat(3, axis=2))
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".jpg"])
