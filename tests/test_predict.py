@@ -171,6 +171,45 @@ def test_results_of_another_photograph_are_not_replaced(
     assert results(out) != before
 
 
+def listed(out: Path, table: str = "vessels.csv") -> list[str]:
+    with (out / table).open(encoding="utf-8", newline="") as file:
+        return [Path(row["photograph"]).name for row in csv.DictReader(file)]
+
+
+def test_a_second_folder_is_added_to_the_tables(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    segment_photographs(bundle, [folder], out, settings)
+    another(other, 8, "a.png")
+    assert segment_photographs(bundle, [other], out, settings) == [], "that of the first folder is not of this run"
+    assert listed(out) == ["a.png", "0.png", "1.png", "2.png", "3.png", "4.png"], "other/ comes before photographs/"
+    assert listed(out, "failed.csv") == ["broken.png"]
+    assert "left out of its tables" not in capsys.readouterr().err
+    page = (out / "gallery.html").read_text()
+    assert 'src="a_thumbnail.jpg"' in page and 'src="4_thumbnail.jpg"' in page and "broken.png" in page
+
+    (folder / "0.png").unlink()
+    (out / "1_overlay.jpg").unlink()
+    Image.fromarray(make_phantom(9, 150, 141).image).save(folder / "2.png")
+    segment_photographs(bundle, [other], out, settings)
+    assert listed(out) == ["a.png", "3.png", "4.png"], "gone, without all its results, changed since"
+    assert "of an earlier run: 2 of 5 photographs" in capsys.readouterr().err
+    segment_photographs(bundle, [other], out, {**settings, "threshold": 0.3})
+    assert listed(out) == ["a.png"]
+    assert "of an earlier run: 5 of 5 photographs" in capsys.readouterr().err
+
+
+def test_a_photograph_that_had_another_name_among_others_is_in_the_tables_once(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out", another(tmp_path / "other", 8)
+    segment_photographs(bundle, [folder / "0.png", other], out, settings)
+    segment_photographs(bundle, [folder / "0.png"], out, settings)
+    with (out / "vessels.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["photograph"] for row in csv.DictReader(file)] == [str(other), str(folder / "0.png")]
+
+
 def test_results_do_not_go_among_the_photographs(
     bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
 ) -> None:
