@@ -68,3 +68,28 @@ def test_all_processes_validate_with_the_batch_statistics_of_the_first(tmp_path:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["([3.0, 3.0], 7)"] * 2
+
+
+WAITING = """
+import sys, time
+from datetime import timedelta
+from torch import distributed
+from drive_seg.distributed import start
+from drive_seg.predict import LONGEST_RUN
+
+start(timedelta(seconds=float(sys.argv[1])) if sys.argv[1:] else LONGEST_RUN)
+if distributed.get_rank() == 1:
+    time.sleep(4)
+distributed.barrier()
+"""
+
+
+@pytest.mark.parametrize(("seconds", "meet"), [(["1"], False), ([], True)], ids=["a second", "as predict waits"])
+def test_how_long_a_process_waits_for_the_others(tmp_path: Path, seconds: list[str], meet: bool) -> None:
+    (tmp_path / "waiting.py").write_text(WAITING)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*torchrun, str(tmp_path / "waiting.py"), *seconds], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode == 0) is meet, done.stderr[-2000:]
+    assert meet or "timed out" in done.stderr.lower() or "timeout" in done.stderr.lower()

@@ -64,6 +64,13 @@ def test_each_graph_is_checked_when_it_is_first_needed(
     assert converted(torch.zeros(1, 3, 41, 48)).shape == (1, 2, 41, 48)
 
 
+def test_this_version_knows_the_bound_of_its_cache(network: UNet, tmp_path: Path) -> None:
+    model = openvino_network(network, "float32", tmp_path).model
+    openvino.Core().compile_model(model, "CPU", module.BOUNDED_CACHE)
+    with pytest.raises(RuntimeError, match="NO_SUCH_PROPERTY"):
+        openvino.Core().compile_model(model, "CPU", {"NO_SUCH_PROPERTY": 1})
+
+
 def test_a_version_that_knows_no_bound_of_its_cache(
     network: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
