@@ -30,11 +30,11 @@ def load(checkpoint: str | os.PathLike | None = None, **settings: Any) -> Segmen
     Raises:
         DriveSegError: if the weights are missing or do not fit, or a key does not exist.
     """
-    from drive_seg.configs import bundle_root, config_files  # torch and MONAI are slow to import
+    from drive_seg.configs import bundle_root, config_files, path_value  # torch and MONAI are slow to import
     from drive_seg.segmenter import Segmenter
 
     root = bundle_root()
     values = {"bundle_root": str(root), "save": False, "measure": False, **settings}
     if checkpoint is not None:
-        values["checkpoint"] = os.fspath(checkpoint)
+        values["checkpoint"] = path_value(checkpoint)
     return Segmenter.from_config(config_files(root, "inference"), values)

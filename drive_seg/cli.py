@@ -14,7 +14,7 @@ import typer
 
 from drive_seg import __version__
 from drive_seg.configs import bundle_root as shipped_bundle
-from drive_seg.configs import parse_overrides, split_overrides
+from drive_seg.configs import parse_overrides, path_value, split_overrides
 from drive_seg.errors import user_error
 
 app = typer.Typer(
@@ -33,21 +33,13 @@ BundleRoot = Annotated[
         "--bundle-root", "--bundle_root", help="Bundle to take the configs from.", show_default="the one shipped"
     ),
 ]
-DatasetDir = Annotated[
-    Path,
-    typer.Option(
-        "--dataset-dir",
-        "--dataset_dir",
-        help="Folder in the DRIVE layout, training|test/{images,1st_manual,mask}, with or without dataset.json.",
-    ),
-]
 DatasetDirs = Annotated[
     list[Path],
     typer.Option(
         "--dataset-dir",
         "--dataset_dir",
         help="Folder in the DRIVE layout, training|test/{images,1st_manual,mask}, with or without dataset.json. "
-        "Given several times, the network learns from all of them.",
+        "Given several times, a network learns from all of them; they are scored one at a time.",
     ),
 ]
 OutputDir = Annotated[Path, typer.Option("--output-dir", "--output_dir", help="Folder to write into.")]
@@ -81,11 +73,10 @@ def train(
 
     Example: drive-seg train --dataset-dir data/CHASE_DB1 --output-dir runs/chase --max_epochs 100
     """
-    folders = [str(folder) for folder in dataset_dir]
     overrides = {
-        "dataset_dir": folders[0] if len(folders) == 1 else folders,
-        "output_dir": str(output_dir),
-        "ckpt_dir": str(output_dir),
+        "dataset_dir": _one_or_all(dataset_dir),
+        "output_dir": path_value(output_dir),
+        "ckpt_dir": path_value(output_dir),
         "resume": resume,
         **({} if fold is None else {"fold": fold}),
         **parse_overrides(context.args),
@@ -102,7 +93,7 @@ def train(
 @app.command(context_settings=_OVERRIDABLE)
 def evaluate(
     context: typer.Context,
-    dataset_dir: DatasetDir,
+    dataset_dir: DatasetDirs,
     checkpoint: Annotated[
         list[Path] | None,
         typer.Option(
@@ -126,18 +117,19 @@ def evaluate(
     Example: drive-seg evaluate --dataset-dir data/CHASE_DB1 --checkpoint runs/chase/model.pt
     """
     overrides = {
-        "dataset_dir": str(dataset_dir),
-        "output_dir": str(output_dir),
-        **({"checkpoint": [str(path) for path in checkpoint]} if checkpoint else {}),
+        "dataset_dir": _one_or_all(dataset_dir),
+        "output_dir": path_value(output_dir),
+        **({"checkpoint": [path_value(path) for path in checkpoint]} if checkpoint else {}),
         **parse_overrides(context.args),
     }
     from drive_seg.workflows import evaluate_weights, quiet
 
     quiet()
     scores = evaluate_weights(bundle_root or shipped_bundle(), overrides, threshold)
-    _print_scores(scores.summary)
-    report = output_dir / "report.html"
-    typer.echo(f"all figures: {output_dir / 'metrics.csv'}" + (f"\nreport: {report}" if report.is_file() else ""))
+    if scores.results:
+        _print_scores(scores.summary)
+        report = output_dir / "report.html"
+        typer.echo(f"all figures: {output_dir / 'metrics.csv'}" + (f"\nreport: {report}" if report.is_file() else ""))
     scores.raise_if_incomplete()
 
 
@@ -281,7 +273,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _checkpoint(path: Path | None) -> dict[str, str]:
-    return {} if path is None else {"checkpoint": str(path)}
+    return {} if path is None else {"checkpoint": path_value(path)}
+
+
+def _one_or_all(folders: list[Path]) -> str | list[str]:
+    return path_value(folders[0]) if len(folders) == 1 else [path_value(folder) for folder in folders]
 
 
 def _print_scores(summary: dict[str, Any]) -> None:
@@ -291,13 +287,18 @@ def _print_scores(summary: dict[str, Any]) -> None:
     headings = {"prediction": "prediction", "second_observer": "second observer"}
     rows = {row["comparison"]: row for row in summary["rows"] if row["region"] == "fov"}
     shown = {heading: rows[key]["per_image"] for key, heading in headings.items() if key in rows}
-    table = Table(title=f"Inside the field of view, mean ± sd over {summary['protocol']['cases']} cases")
+    protocol = summary["protocol"]
+    threshold = f"threshold {protocol['threshold']:g}, {protocol['threshold_source']}"
+    scored = f"{protocol['cases']} cases ({', '.join(protocol['scored'])})"
+    table = Table(title=f"Inside the field of view, mean ± sd over {scored}", caption=threshold)
     table.add_column("")
     for heading in shown:
         table.add_column(heading, justify="right")
     for name in next(iter(shown.values()), ()):
         table.add_row(name, *(_spread(spreads.get(name)) for spreads in shown.values()))
     Console().print(table)
+    for warning in protocol["warnings"]:
+        typer.echo(f"these figures are optimistic: {warning}", err=True)
 
 
 def _print_comparison(compared: dict[str, Any]) -> None:

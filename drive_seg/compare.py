@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ def compare(
         case differs.
 
     Raises:
-        DriveSegError: if the two have no case in common, or were scored against different references.
+        DriveSegError: if the two have no case in common, were scored against different references, or have a case of
+            two sizes, which then is not the same photograph.
     """
     bootstrap = bootstrap or Bootstrap()
     references = [summary["protocol"].get("reference") for summary in (first, second)]
@@ -69,6 +70,7 @@ def compare(
     common = sorted(scores[0].keys() & scores[1].keys())
     if not common:
         raise DriveSegError("expected evaluations of the same cases, got two without a case in common")
+    _check_sizes(first, second, common)
     names = [name for name in scores[0][common[0]] if name in scores[1][common[0]]]
     values = {name: np.array([[of[case].get(name) for of in scores] for case in common], float) for name in names}
     return {
@@ -87,6 +89,19 @@ def _scores(summary: Mapping[str, Any], region: str) -> dict[str, dict[str, floa
     if None in found.values():
         raise DriveSegError(f"region: expected evaluations of the region {region}, got one that has left it out")
     return found
+
+
+def _check_sizes(first: Mapping[str, Any], second: Mapping[str, Any], common: Sequence[str]) -> None:
+    sizes = [
+        {case["case_id"]: f"{case.get('width')}×{case.get('height')}" for case in summary["cases"]}
+        for summary in (first, second)
+    ]
+    for case in common:
+        if sizes[0][case] != sizes[1][case]:
+            raise DriveSegError(
+                f"case {case}: expected the same photograph in both evaluations, got {sizes[0][case]} and "
+                f"{sizes[1][case]} pixels"
+            )
 
 
 def _paired(pairs: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -109,6 +124,8 @@ def _unlike(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tu
     def stated(summary: Mapping[str, Any]) -> dict[str, Any]:
         return {
             **{key: value for key, value in summary["protocol"].items() if isinstance(value, (str, int, float))},
+            **{key: "; ".join(summary["protocol"].get(key, ())) for key in ("scored", "warnings")},
+            "fov_source": ", ".join(f"{n} {name}" for name, n in summary["protocol"].get("fov_source", {}).items()),
             **summary["settings"],
             "checkpoint": ", ".join(checkpoint["sha256"][:12] for checkpoint in summary.get("checkpoints", ())),
             "config": summary.get("config_sha256", "")[:12],

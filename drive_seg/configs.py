@@ -9,13 +9,26 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from drive_seg.errors import DriveSegError
 
-__all__ = ["bundle_root", "check_overrides", "config_files", "parse_overrides", "split_overrides"]
+__all__ = [
+    "bundle_root",
+    "check_overrides",
+    "config_files",
+    "literal",
+    "parse_overrides",
+    "path_value",
+    "split_overrides",
+]
+
+
+_SPECIAL = ("$", "@", "%")
+"""What expressions, references and macros begin with."""
 
 
 def bundle_root() -> Path:
@@ -85,6 +98,31 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if "=" not in argument and rest and not rest[0].startswith("--"):
             overrides.append(rest.pop(0))
     return paths, overrides
+
+
+def path_value(path: str | os.PathLike) -> str:
+    """A path as a value of a config, in which what begins with ``$``, ``@`` or ``%`` means something else.
+
+    >>> path_value("runs/a"), path_value("$runs")
+    ('runs/a', './$runs')
+    """
+    text = os.fspath(path)
+    return f"./{text}" if text.startswith(_SPECIAL) else text
+
+
+def literal(value: Any) -> Any:
+    """The same value, written so that MONAI leaves it as it is, which turns ``#`` in any string into ``::``.
+
+    >>> literal({"output_dir": "runs/a#2", "t": "$2 * @n#m"})
+    {'output_dir': "$'runs/a\\\\x232'", 't': '$2 * @n#m'}
+    """
+    if isinstance(value, Mapping):
+        return {key: literal(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [literal(item) for item in value]
+    if isinstance(value, str) and "#" in value and not value.startswith(_SPECIAL):
+        return "$" + repr(value).replace("#", "\\x23").replace("@", "\\x40")
+    return value
 
 
 def check_overrides(files: Sequence[str], overrides: Mapping[str, Any]) -> None:

@@ -16,13 +16,14 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from drive_seg.errors import DriveSegError
 from drive_seg.files import write_text
+from drive_seg.persons import every_nth_person, person
 
 SECTIONS = ("training", "validation", "test")
 IMAGE_SUFFIXES = frozenset(
@@ -34,6 +35,9 @@ IMAGE_SUFFIXES = frozenset(
 FIRST_OBSERVER = "1st_manual"
 SECOND_OBSERVER = "2nd_manual"
 DATASET_JSON = "dataset.json"
+
+_NO_FILES = ("case_id", "person")
+"""What a case in ``dataset.json`` says of itself; its other values are paths."""
 
 _LONGEST_NAME = 200
 """Bytes of a case id: file systems take 255 for a name, and its files' endings are part of it."""
@@ -77,12 +81,14 @@ def load_datalist(
         section: ``training``, ``validation`` or ``test``.
         annotations: which annotation goes under which key, ``{"label": "1st_manual"}`` by default. Every
             training and validation case must have the one named ``label``; any other may be absent.
-        validation_every: where the dataset names no validation cases, every n-th training case in order of
-            case id is held out for validation (5: cases 25, 30, 35 and 40 of DRIVE, which leaves 16).
+        validation_every: where the dataset names no validation cases, those of every n-th person in order of
+            case id are held out for validation (5: cases 25, 30, 35 and 40 of DRIVE, which leaves 16), see
+            ``drive_seg.persons.person``.
 
     Returns:
         Dictionaries with ``case_id``, ``image``, and where the files exist ``fov`` and the keys of
-        ``annotations``; all values are strings, paths are absolute.
+        ``annotations``, and ``person`` where ``dataset.json`` says whose eye it is; all values are strings, paths are
+        absolute.
 
     Raises:
         DriveSegError: if the folder, a partner of an image or an annotation is missing, if two files
@@ -92,30 +98,36 @@ def load_datalist(
         raise DriveSegError(f"section: expected one of {', '.join(SECTIONS)}, got {section!r}")
     annotations = {"label": FIRST_OBSERVER} if annotations is None else dict(annotations)
     if not isinstance(dataset_dir, (str, os.PathLike)):
-        return _load_several([Path(folder) for folder in dataset_dir], section, annotations, validation_every)
+        return of_several(dataset_dir, lambda folder: load_datalist(folder, section, annotations, validation_every))
     sections = _read_sections(Path(dataset_dir), validation_every)
+    _check_annotation(Path(dataset_dir), sections, annotations.get("label"))
     cases = sections[section]
     if section == "validation" and sections["training"] and not cases:
         raise DriveSegError(
             f"{dataset_dir}: its {len(sections['training'])} training cases leave none for validation, expected "
-            f"validation_every to be at most their number, got {validation_every}"
+            f"validation_every to be at most the number of persons, got {validation_every}"
         )
     return [_with_annotations(case, section, annotations) for case in cases]
 
 
-def _load_several(
-    folders: Sequence[Path], section: str, annotations: Mapping[str, str], validation_every: int
+def of_several(
+    dataset_dirs: Sequence[str | os.PathLike], load: Callable[[str | os.PathLike], Sequence[Case]]
 ) -> list[Case]:
-    names = Counter(folder.resolve().name for folder in folders)
-    if not folders or len(names) < len(folders):
+    """The cases that ``load`` gives of each folder, with the name of the folder before their ids.
+
+    Raises:
+        DriveSegError: if there is no folder or two have one name.
+    """
+    names = [Path(folder).resolve().name for folder in dataset_dirs]
+    if not names or len(set(names)) < len(names):
         raise DriveSegError(
             "dataset_dir: expected one or more folders of different names, "
-            f"got {', '.join(map(str, folders)) or 'none'}"
+            f"got {', '.join(map(str, dataset_dirs)) or 'none'}"
         )
     return [
-        {**case, "case_id": f"{folder.resolve().name}/{case['case_id']}"}
-        for folder in folders
-        for case in load_datalist(folder, section, annotations, validation_every)
+        {**case, "case_id": f"{name}/{case['case_id']}"}
+        for name, folder in zip(names, dataset_dirs, strict=True)
+        for case in load(folder)
     ]
 
 
@@ -255,7 +267,7 @@ def write_dataset_json(
     root = Path(dataset_dir).resolve()
 
     def relative(key: str, value: str) -> str:
-        return value if key == "case_id" else Path(os.path.relpath(Path(value).resolve(), root)).as_posix()
+        return value if key in _NO_FILES else Path(os.path.relpath(Path(value).resolve(), root)).as_posix()
 
     content = {
         **about,
@@ -289,8 +301,9 @@ def _read_sections(root: Path, validation_every: int) -> dict[str, list[Case]]:
         if not isinstance(validation_every, int) or validation_every < 2:
             raise DriveSegError(f"validation_every: expected a whole number of at least 2, got {validation_every!r}")
         training = sections["training"]
-        sections["validation"] = training[validation_every - 1 :: validation_every]
-        sections["training"] = [case for case in training if case not in sections["validation"]]
+        held_out = every_nth_person(training, validation_every - 1, validation_every)
+        sections["validation"] = [case for case in training if person(case) in held_out]
+        sections["training"] = [case for case in training if person(case) not in held_out]
     _check_no_overlap(root, sections)
     return sections
 
@@ -348,9 +361,9 @@ def _read_json_section(path: Path, section: str, items: Any) -> list[Case]:
             raise DriveSegError(f"{where}: expected a path or an object of paths, got {item!r}")
         if "image" not in item:
             raise DriveSegError(f"{where}: expected the key image, got {', '.join(item) or 'nothing'}")
-        case: Case = {"case_id": item.get("case_id", case_id(item["image"]))}
+        case: Case = {"case_id": case_id(item["image"]), **{key: item[key] for key in _NO_FILES if key in item}}
         for key, value in item.items():
-            if key == "case_id":
+            if key in _NO_FILES:
                 continue
             file = (path.parent / value).resolve()
             if not file.is_file():
@@ -373,8 +386,15 @@ def _check_no_overlap(root: Path, sections: Mapping[str, Sequence[Case]]) -> Non
                 )
 
 
+def _check_annotation(root: Path, sections: Mapping[str, Sequence[Case]], name: str | None) -> None:
+    """Where there are annotations, one that no case has is a mistake in its name."""
+    known = {key for cases in sections.values() for case in cases for key in case} - {"image", "fov", *_NO_FILES}
+    if name is not None and known and name not in known:
+        raise DriveSegError(f"annotation: {root} has no {name!r}, expected one of {', '.join(sorted(known))}")
+
+
 def _with_annotations(case: Case, section: str, annotations: Mapping[str, str]) -> Case:
-    chosen: Case = {key: case[key] for key in ("case_id", "image", "fov") if key in case}
+    chosen: Case = {key: case[key] for key in (*_NO_FILES, "image", "fov") if key in case}
     for key, folder in annotations.items():
         if folder in case:
             chosen[key] = case[folder]

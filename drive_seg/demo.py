@@ -10,7 +10,7 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from drive_seg.configs import config_files
+from drive_seg.configs import config_files, path_value
 from drive_seg.data import load_datalist
 from drive_seg.phantom import write_phantom_dataset
 from drive_seg.pictures import agreement, save_png
@@ -38,7 +38,8 @@ def run_demo(root: Path, output_dir: Path, say: Callable[[str], None]) -> None:
     say(f"1/4 drawing {numbers['training']} phantom photographs to learn from and {numbers['test']} to test on")
     write_phantom_dataset(phantoms, **numbers)
 
-    folders = {"dataset_dir": str(phantoms), "ckpt_dir": str(output_dir), "output_dir": str(output_dir)}
+    folder = path_value(output_dir)
+    folders = {"dataset_dir": path_value(phantoms), "ckpt_dir": folder, "output_dir": folder}
     say("2/4 training")
     (output_dir / "last.pt").unlink(missing_ok=True)  # of an earlier demo, which nobody wants to resume
     run_workflow(root, ["train", "demo"], "training", folders)
@@ -46,7 +47,7 @@ def run_demo(root: Path, output_dir: Path, say: Callable[[str], None]) -> None:
     run_workflow(root, ["train", "evaluate", "demo"], "evaluating", folders)
     say("4/4 segmenting a test phantom with these weights and a real photograph with the ones that are shipped")
     case = load_datalist(phantoms, "test")[0]
-    weights = {"checkpoint": str(output_dir / "model.pt")}
+    weights = {"checkpoint": path_value(output_dir / "model.pt")}
     segment_photographs(root, [case["image"]], results, weights, names=("inference", "demo"))
     segment_photographs(root, [RETINA], results, {})
 

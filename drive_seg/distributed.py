@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from datetime import timedelta
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -12,7 +13,7 @@ from torch import distributed, nn
 
 from drive_seg.errors import DriveSegError
 
-__all__ = ["FirstProcessBuffers", "best_device", "finish", "job", "restarts", "share_of_batch", "start"]
+__all__ = ["FirstProcessBuffers", "best_device", "finish", "gather", "job", "restarts", "share_of_batch", "start"]
 
 
 def best_device() -> torch.device:
@@ -50,6 +51,19 @@ def finish() -> None:
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
+
+
+def gather(part: Any) -> list[Any]:
+    """What every process has, by rank, in all of them; without others what this one has.
+
+    Args:
+        part: anything that can be pickled.
+    """
+    if not distributed.is_available() or not distributed.is_initialized():
+        return [part]
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, part)
+    return parts
 
 
 def share_of_batch(batch_size: int, world_size: int) -> int:

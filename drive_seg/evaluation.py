@@ -20,6 +20,7 @@ from ignite.engine import Engine, Events
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 
+from drive_seg.distributed import gather
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.files import sha256, write_csv, write_text
 from drive_seg.scores import (
@@ -198,10 +199,7 @@ class CaseScores:
         _logger.error("case %s is not scored: %s", case_id, reason)
 
     def _gather(self) -> None:
-        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-            return
-        parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, (self.results, self.unscored))
+        parts = gather((self.results, self.unscored))
         # With fewer cases than processes every process has scored all of them.
         self.results = list({result.case_id: result for results, _ in parts for result in results}.values())
         self.unscored = {case_id: reason for _, unscored in parts for case_id, reason in unscored.items()}

@@ -24,7 +24,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from drive_seg.checkpoints import load_weights, save_checkpoint
-from drive_seg.configs import check_overrides, config_files
+from drive_seg.configs import check_overrides, config_files, literal
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 from drive_seg.networks import UNet
@@ -86,7 +86,7 @@ def export_network(
     check_overrides([config], overrides)
     parser = ConfigParser()
     parser.read_config(config)
-    parser.update({"bundle_root": str(root), **overrides})
+    parser.update(literal({"bundle_root": str(root), **overrides}))
     network = parser.get_parsed_content("network_def")
     if not isinstance(network, UNet) or network.spatial_dims != 2:
         raise DriveSegError(f"{config}: expected a two-dimensional drive_seg.networks.UNet as network_def")
@@ -147,7 +147,7 @@ def _missing_for_onnx() -> list[str]:
 def _write_as_used(config: str, overrides: Mapping[str, Any], folder: Path) -> str:
     """The config with the overrides in it, but for the weights' path, which nobody else has."""
     parser = ConfigParser(json.loads(Path(config).read_text(encoding="utf-8")))
-    parser.update({key: value for key, value in overrides.items() if key != "checkpoint"})
+    parser.update(literal({key: value for key, value in overrides.items() if key != "checkpoint"}))
     used = folder / Path(config).name
     used.write_text(json.dumps(parser.get(), indent=4), encoding="utf-8")
     return str(used)

@@ -20,7 +20,7 @@ from torch import distributed
 from tqdm import tqdm
 
 from drive_seg import __version__
-from drive_seg.configs import config_files
+from drive_seg.configs import config_files, path_value
 from drive_seg.data import Case, left_out, photographs, with_fov_masks
 from drive_seg.distributed import finish, start
 from drive_seg.errors import DriveSegError, first_cause
@@ -72,7 +72,7 @@ def segment_photographs(
         cases = with_fov_masks(cases, fov_dir)
     make_folder(output_dir)
     _refuse_among_photographs(output_dir, cases)
-    values = {"bundle_root": str(root), "output_dir": str(output_dir), **overrides}
+    values = {"bundle_root": str(root), "output_dir": path_value(output_dir), **overrides}
     files = config_files(root, *names)
     segmenter = Segmenter.from_config(files, values, many=True)  # also of one: its last bits depend on the threads
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

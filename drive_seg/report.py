@@ -65,14 +65,17 @@ class Report:
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator."""
+        engine.add_event_handler(Events.STARTED, self.reset)
         engine.add_event_handler(Events.COMPLETED, self)
+
+    def reset(self, engine: Engine) -> None:
+        """Remove the report of an earlier evaluation."""
+        if self.writes:
+            self.path.unlink(missing_ok=True)
 
     def __call__(self, engine: Engine) -> None:
         """Write."""
-        if not self.writes:
-            return
-        self.path.unlink(missing_ok=True)
-        if not self.scores.results:
+        if not self.writes or not self.scores.results:
             return
         try:
             write_report(self.scores.results, self.scores.summary, self.path)

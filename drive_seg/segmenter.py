@@ -19,7 +19,7 @@ from monai.transforms import Compose, LoadImaged
 from torch import nn
 
 from drive_seg.checkpoints import load_weights
-from drive_seg.configs import check_overrides
+from drive_seg.configs import check_overrides, literal
 from drive_seg.data import Case
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.networks import UNet
@@ -90,7 +90,7 @@ class Segmenter:
         check_overrides(files, overrides)
         parser = ConfigParser()
         parser.read_config(list(files))
-        parser.update(dict(overrides))
+        parser.update(literal(overrides))
         checkpoint = str(parser.get_parsed_content("checkpoint"))
         network = load_weights(parser.get_parsed_content("network"), checkpoint)
         names = ("preprocessing", "inferer", "postprocessing", "device")

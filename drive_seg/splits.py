@@ -1,7 +1,7 @@
 """Which cases are scored, and the folds of a cross-validation.
 
 Folds are made of the cases for training and validation alone; a test case is in none of them. Both eyes of one person
-are always in the same fold: ``01L`` and ``01R`` are taken to be of person ``01``.
+are always in the same fold.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from drive_seg.data import DATASET_JSON, Case, load_datalist
+from drive_seg.data import DATASET_JSON, Case, load_datalist, of_several
 from drive_seg.errors import DriveSegError
+from drive_seg.persons import every_nth_person, person
 
-__all__ = ["cases_to_score", "fold_cases", "parse_fold", "person"]
+__all__ = ["cases_to_score", "fold_cases", "parse_fold"]
 
 PUBLISHED, ESTIMATED = "published mask", "estimated"
 
-_EYE = re.compile(r"(?<=\d)[LR]$")
 _logger = logging.getLogger(__name__)
 
 
@@ -76,7 +76,7 @@ def cases_to_score(
 
 
 def fold_cases(
-    dataset_dir: str | os.PathLike,
+    dataset_dir: str | os.PathLike | Sequence[str | os.PathLike],
     fold: str,
     section: str,
     annotations: Mapping[str, str] | None = None,
@@ -84,7 +84,8 @@ def fold_cases(
     """The cases of one fold of a cross-validation over all cases that are not for test.
 
     Args:
-        dataset_dir, annotations: as for ``load_datalist``.
+        dataset_dir, annotations: as for ``load_datalist``; of several datasets each is parted by itself, so that a
+            fold of one of them, which is what is scored, is the same.
         fold: ``k/n``, the k-th of n folds, from 1: every n-th person in order, beginning with the k-th, is held out.
         section: ``validation`` for those held out, ``training`` for the others.
 
@@ -94,14 +95,16 @@ def fold_cases(
     number, folds = parse_fold(fold)
     if section not in ("training", "validation"):
         raise DriveSegError(f"section: a fold has training and validation cases, got {section!r}")
+    if not isinstance(dataset_dir, (str, os.PathLike)):
+        return of_several(dataset_dir, lambda folder: fold_cases(folder, fold, section, annotations))
     # How the dataset itself parts the two does not matter here; with 2 even a few cases can be parted.
     both = [case for part in ("training", "validation") for case in load_datalist(dataset_dir, part, annotations, 2)]
     cases = sorted(both, key=lambda case: case["case_id"])
-    persons = list(dict.fromkeys(person(case["case_id"]) for case in cases))
-    if len(persons) < folds:
-        raise DriveSegError(f"{dataset_dir}: expected at least {folds} persons for {folds} folds, got {len(persons)}")
-    held_out = set(persons[number - 1 :: folds])
-    return [case for case in cases if (person(case["case_id"]) in held_out) == (section == "validation")]
+    persons = len(set(map(person, cases)))
+    if persons < folds:
+        raise DriveSegError(f"{dataset_dir}: expected at least {folds} persons for {folds} folds, got {persons}")
+    held_out = every_nth_person(cases, number - 1, folds)
+    return [case for case in cases if (person(case) in held_out) == (section == "validation")]
 
 
 def parse_fold(fold: str) -> tuple[int, int]:
@@ -118,15 +121,6 @@ def parse_fold(fold: str) -> tuple[int, int]:
     if not 1 <= number <= folds or folds < 2:
         raise DriveSegError(f"fold: expected k/n with k from 1 to n and n from 2, such as 1/5, got {fold!r}")
     return number, folds
-
-
-def person(case_id: str) -> str:
-    """Whose eye it is: the case id without the side.
-
-    >>> person("Image_01L"), person("21"), person("01_dr")
-    ('Image_01', '21', '01_dr')
-    """
-    return _EYE.sub("", case_id)
 
 
 def _estimated(dataset_dir: Path) -> Sequence[str]:

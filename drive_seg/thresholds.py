@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from ignite.engine import Engine, Events
 
+from drive_seg.distributed import gather
 from drive_seg.errors import DriveSegError
 from drive_seg.files import sha256, write_text
 from drive_seg.metrics import ProbabilityCounts
 
-__all__ = ["ThresholdChoice", "best_threshold", "read_threshold"]
-
-FILE_NAME = "threshold.json"
+__all__ = ["ThresholdChoice", "best_threshold"]
 
 _logger = logging.getLogger(__name__)
 
@@ -43,23 +42,30 @@ def best_threshold(cases: list[ProbabilityCounts], steps: int = 100) -> tuple[fl
 
 
 class ThresholdChoice:
-    """Chooses the threshold with ``best_threshold`` inside the field of view and writes ``threshold.json``.
+    """Chooses the threshold with ``best_threshold`` inside the field of view, over the cases of all processes.
 
     Args:
+        path: file that tells of the choice, such as ``threshold.json``.
         dataset_dir: for the record.
         section: of the cases it is chosen on; ``test`` is refused.
-        checkpoint: weights that make the probabilities; the file is written beside them (of several, the first).
+        checkpoint: weights that make the probabilities, one file or several.
         steps: as for ``best_threshold``.
         writes: False in all but one of several processes.
     """
 
     def __init__(
-        self, dataset_dir: str, section: str, checkpoint: str | list[str], steps: int = 100, writes: bool = True
+        self,
+        path: str,
+        dataset_dir: str,
+        section: str,
+        checkpoint: str | list[str],
+        steps: int = 100,
+        writes: bool = True,
     ) -> None:
+        self.path = Path(path)
         self.dataset_dir = dataset_dir
         self.section = section
         self.checkpoints = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
-        self.path = Path(self.checkpoints[0]).with_name(FILE_NAME)
         self.steps = steps
         self.writes = writes
         self.choice: dict[str, Any] = {}
@@ -93,6 +99,8 @@ class ThresholdChoice:
 
     def finish(self, engine: Engine) -> None:
         """Choose and write."""
+        # With fewer cases than processes every process has counted all of them.
+        self._counts = {case_id: counts for part in gather(self._counts) for case_id, counts in part.items()}
         threshold, dice = best_threshold(list(self._counts.values()), self.steps)
         self.choice = {
             "threshold": threshold,
@@ -103,28 +111,20 @@ class ThresholdChoice:
             "cases": sorted(self._counts),
             "checkpoint_sha256": [sha256(path) for path in self.checkpoints],
         }
-        chosen_on = f"{len(self._counts)} {self.section} cases"
-        _logger.info("threshold %.2f, chosen on %s (Dice %.4f)", threshold, chosen_on, dice)
         if self.writes:
+            chosen_on = f"{len(self._counts)} {self.section} cases"
+            _logger.info("threshold %.2f, chosen on %s (Dice %.4f)", threshold, chosen_on, dice)
             write_text(self.path, json.dumps(self.choice, indent=2) + "\n")
 
-    def _refuse(self, section: str) -> None:
-        if section == "test":
-            raise DriveSegError("threshold: may not be chosen on test cases, expected the section validation, got test")
-
-
-def read_threshold(path: str | Path) -> dict[str, Any]:
-    """What an evaluation takes from ``threshold.json``: ``threshold``, ``threshold_source`` and ``threshold_cases``.
-
-    Raises:
-        DriveSegError: if the file is missing or not of ``ThresholdChoice``.
-    """
-    try:
-        choice = json.loads(Path(path).read_text(encoding="utf-8"))
+    def overrides(self) -> dict[str, Any]:
+        """The choice as an evaluation takes it: ``threshold``, ``threshold_source`` and ``threshold_cases``."""
+        choice = self.choice
         source = (
             f"chosen on {len(choice['cases'])} {choice['section']} cases of {choice['dataset_dir']} "
             f"({', '.join(choice['cases'])}): {choice['criterion']}"
         )
         return {"threshold": choice["threshold"], "threshold_source": source, "threshold_cases": choice["cases"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DriveSegError(f"{path}: expected a threshold with its source, got something else ({error})") from error
+
+    def _refuse(self, section: str) -> None:
+        if section == "test":
+            raise DriveSegError("threshold: may not be chosen on test cases, expected the section validation, got test")

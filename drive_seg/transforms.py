@@ -356,7 +356,7 @@ class VesselMaskd(MapTransform):
         keys: probability maps of the vessel classes, (num_classes - 1, H, W); replaced by masks, (1, H, W), uint8.
         threshold: as there.
         probability_keys: where the probability maps go, one a key.
-        fov_key: FOV mask outside which there is no vessel; None: the whole image counts.
+        fov_key: FOV mask outside which there is no vessel, and the probability of it 0; None: the whole image counts.
     """
 
     def __init__(
@@ -382,8 +382,9 @@ class VesselMaskd(MapTransform):
         case = dict(data)
         fov = None if self.fov_key is None else _plain(case[self.fov_key])
         for key, probability_key in self.key_iterator(case, self.probability_keys):
-            case[probability_key] = case[key]
-            case[key] = vessel_mask(_plain(case[key]), self.threshold, fov)
+            probabilities = case[key]
+            case[key] = vessel_mask(_plain(probabilities), self.threshold, fov)
+            case[probability_key] = probabilities if fov is None else probabilities * (fov > 0)
         return case
 
 

@@ -11,11 +11,10 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from drive_seg.configs import check_overrides, config_files
+from drive_seg.configs import check_overrides, config_files, literal
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.evaluation import CaseScores
 from drive_seg.files import make_folder
-from drive_seg.thresholds import read_threshold
 
 __all__ = ["evaluate_weights", "quiet", "run_workflow"]
 
@@ -54,7 +53,9 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
     for key in ("output_dir", "ckpt_dir"):
         if key in values:
             make_folder(values[key])
-    workflow = ConfigWorkflow(config_file=files, workflow_type="train", run_id=run_id, logging_file=False, **values)
+    workflow = ConfigWorkflow(
+        config_file=files, workflow_type="train", run_id=run_id, logging_file=False, **literal(values)
+    )
     try:
         workflow.initialize()
         workflow.run()
@@ -96,7 +97,7 @@ def evaluate_weights(root: Path, overrides: Mapping[str, Any], threshold: str | 
     if threshold == "auto":
         of_choice = {key: value for key, value in values.items() if key != "section"}
         chosen = run_workflow(root, ["train", "evaluate", *members, "choose_threshold"], "choosing", of_choice)
-        values.update(read_threshold(chosen.parser.get_parsed_content("choice").path))
+        values.update(chosen.parser.get_parsed_content("choice").overrides())
     elif threshold is not None:
         values["threshold"] = _probability(threshold)
     done = run_workflow(root, ["train", "evaluate", *members], "evaluating_all", values)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_bundle import small_overrides
 
 from drive_seg.cli import main
+from drive_seg.networks import UNet
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -111,6 +114,40 @@ def test_a_fold_is_trained_and_scored(phantoms: Path, tmp_path: Path) -> None:
     with (tmp_path / "scores" / "metrics.csv").open() as file:
         cases = [row["case_id"] for row in csv.DictReader(file)]
     assert cases and all(int(case) > 20 for case in cases), "training cases only, never test cases"
+
+
+def test_names_with_signs_that_mean_something_in_configs(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy_tree(phantoms, tmp_path / "$da#ta@2")
+    torch.save(UNet(base_channels=4, depth=3).state_dict(), "@weights#1.pt")
+    small = ["--checkpoint", "@weights#1.pt", "--base_channels", "4", "--depth=3", "--fov_diameter", "128"]
+    for command, output, table in (
+        (["evaluate", "--dataset-dir", "$da#ta@2", "--threshold", "auto"], "%scores#1", "metrics.csv"),
+        (["predict", "$da#ta@2/test/images", "--engine", "torch"], "$masks#1", "vessels.csv"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, *small, "--output-dir", output])
+        assert not stop.value.code
+        assert (tmp_path / output / table).is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"$da#ta@2", "@weights#1.pt", "%scores#1", "$masks#1"}
+    summary = json.loads((tmp_path / "%scores#1" / "summary.json").read_text())
+    assert summary["protocol"]["dataset_dir"] == "./$da#ta@2"
+
+
+def test_an_evaluation_says_what_it_is_of(phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
+    small = ["--checkpoint", str(tmp_path / "model.pt"), *small_overrides(), "--output-dir", str(tmp_path / "scores")]
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--dataset-dir", str(phantoms), "--section", "validation", "--threshold", "0.4", *small])
+    assert not stop.value.code
+    said = capsys.readouterr()
+    assert "over 1 cases (validation)" in said.out and "threshold 0.4" in said.out
+    assert "these figures are optimistic: cases that are not test cases" in said.err
+
+    twice = ["evaluate", "--dataset-dir", str(phantoms), "--dataset-dir", str(phantoms), *small]
+    assert "expected one folder, datasets are scored one at a time" in refused(twice, capsys)
 
 
 def test_unknown_key_suggests_the_nearest(phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,13 +20,14 @@ GAIN = [0.02, 0.01, 0.03, -0.005, 0.015, 0.025]
 SECOND = {case: dice + gain for (case, dice), gain in zip(FIRST.items(), GAIN, strict=True)}
 
 
-def summary(dice: dict[str, float | None], **protocol: Any) -> dict[str, Any]:
+def summary(dice: dict[str, float | None], width: int = 565, **protocol: Any) -> dict[str, Any]:
     return {
         "protocol": {"reference": "1st_manual", "threshold": 0.5, **protocol},
         "settings": {"flips": False},
         "rows": [],
         "cases": [
-            {"case_id": case, "scores": {"prediction": {"fov": {"dice": value}}}} for case, value in dice.items()
+            {"case_id": case, "width": width, "height": 584, "scores": {"prediction": {"fov": {"dice": value}}}}
+            for case, value in dice.items()
         ],
     }
 
@@ -69,6 +70,24 @@ def test_what_cannot_be_compared() -> None:
         compare(summary(FIRST), summary(SECOND, reference="2nd_manual"))
     with pytest.raises(DriveSegError, match="region whole"):
         compare(summary(FIRST), summary(SECOND), region="whole")
+
+
+def test_photographs_of_other_sizes_are_others() -> None:
+    with pytest.raises(DriveSegError, match=r"case 01: expected the same photograph .* got 565×584 and 700×584 pixels"):
+        compare(summary(FIRST), summary(SECOND, width=700))
+
+
+def test_what_makes_two_evaluations_unlike_is_told() -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "fov_source": {"fov_source": {"published mask": 3}},
+        "scored": {"scored": ["fold 1/5"]},
+        "warnings": {"warnings": ["the threshold was chosen on 2 of the scored cases"]},
+    }
+    for name, protocol in changes.items():
+        assert compare(summary(FIRST), summary(SECOND, **protocol))["unlike"].keys() == {name}
+    both = [{"fov_source": {"published mask": 3}}, {"fov_source": {"estimated": 3}}]
+    compared = compare(summary(FIRST, **both[0]), summary(SECOND, **both[1]))
+    assert compared["unlike"] == {"fov_source": ("3 published mask", "3 estimated")}
 
 
 def test_what_is_no_summary(tmp_path: Path) -> None:

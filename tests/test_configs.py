@@ -11,13 +11,23 @@ import pytest
 from monai.bundle import ConfigParser
 
 from drive_seg import configs
-from drive_seg.configs import bundle_root, check_overrides, config_files, parse_overrides, split_overrides
+from drive_seg.configs import bundle_root, check_overrides, config_files, literal, parse_overrides, split_overrides
 from drive_seg.errors import DriveSegError
 
 
 def test_doctests() -> None:
     results = doctest.testmod(configs)
     assert results.attempted > 0 and results.failed == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["a#b", "#", "a@b#c", "it's \\#", "both \"'#", "ä#\n", "plain", "a@b", "$1 + 1", "@two"]
+)
+def test_what_monai_reads_of_a_literal(text: str) -> None:
+    parser = ConfigParser({"two": 2})
+    parser.update({"one": literal([text])})
+    expected = {"$1 + 1": 2, "@two": 2}.get(text, text)
+    assert parser.get_parsed_content("one") == [expected]
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [

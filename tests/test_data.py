@@ -481,6 +481,37 @@ def test_too_few_cases_to_validate_on(tmp_path: Path) -> None:
     assert ids(load_datalist(tmp_path, "validation", validation_every=3)) == ["23"]
 
 
+@pytest.mark.parametrize("form", ["{}{}", "{}_{}", "{}-O{}", "{}O{}"])
+def test_both_eyes_of_a_person_are_on_one_side_of_the_split(tmp_path: Path, form: str) -> None:
+    sides = "DS" if "O" in form else "LR"
+    names = [form.format(number, side) for number in range(11, 21) for side in sides]
+    touch(*(tmp_path / "training" / "images" / f"{name}.png" for name in names))
+    touch(*(tmp_path / "training" / "1st_manual" / f"{name}.png" for name in names))
+    held_out = ids(load_datalist(tmp_path, "validation"))
+    assert held_out == [form.format(number, side) for number in (15, 20) for side in sides]
+    assert sorted(held_out + ids(load_datalist(tmp_path, "training"))) == names
+
+
+def test_dataset_json_may_say_whose_eye_it_is(named: Path) -> None:
+    write_json(named, {"training": [entry(n, person="ab"[n // 2]) for n in range(4)]})
+    held_out = load_datalist(named, "validation", validation_every=2)
+    assert ids(held_out) == ["photo2", "photo3"] and {case["person"] for case in held_out} == {"b"}
+    training = load_datalist(named, "training", validation_every=2)
+    cases = [{**case, "1st_manual": case.pop("label")} for case in [*training, *held_out]]
+    write_dataset_json(named, {"training": cases}, {})
+    assert load_datalist(named, "validation", validation_every=2) == load_datalist(named, "validation", None, 2)
+    assert {case["person"] for case in load_datalist(named, "training", validation_every=2)} == {"a"}
+
+
+def test_an_annotation_that_no_case_has(tmp_path: Path) -> None:
+    write_drive_layout(tmp_path, range(21, 31), range(1, 3))
+    for section in ("training", "validation", "test"):
+        with pytest.raises(
+            DriveSegError, match=r"annotation: .* has no '1st_manul', expected one of 1st_manual, 2nd_m"
+        ):
+            load_datalist(tmp_path, section, {"label": "1st_manul"})
+
+
 def test_several_datasets_follow_each_other(tmp_path: Path) -> None:
     folders = [write_drive_layout(tmp_path / name, training=range(21, 31)) for name in ("one", "two")]
     cases = load_datalist(folders, "training")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import write_drive_layout
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 from test_bundle import components, run_bundle
@@ -22,7 +23,7 @@ from drive_seg.errors import DriveSegError, user_error
 from drive_seg.metrics import ProbabilityCounts
 from drive_seg.networks import UNet
 from drive_seg.splits import cases_to_score, fold_cases, parse_fold
-from drive_seg.thresholds import best_threshold, read_threshold
+from drive_seg.thresholds import best_threshold
 from drive_seg.workflows import evaluate_weights, run_workflow
 
 SMALL = {"base_channels": 4, "depth": 3, "fov_diameter": 128, "precision": "float32"}
@@ -113,12 +114,13 @@ def test_bad_cases_are_named_and_the_others_scored(
 def test_threshold_is_chosen_on_validation_cases(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:
     values = {"dataset_dir": str(phantoms), "checkpoint": [weights], "output_dir": str(tmp_path / "scores"), **SMALL}
     scores = evaluate_weights(bundle, values, threshold="auto")
-    chosen = read_threshold(tmp_path / "threshold.json")
+    chosen = json.loads((tmp_path / "scores" / "threshold.json").read_text())
     protocol = scores.summary["protocol"]
-    assert protocol["threshold"] == chosen["threshold"] and protocol["threshold_source"] == chosen["threshold_source"]
     held_out = {case["case_id"] for case in cases_to_score(phantoms, "validation")}
-    assert set(chosen["threshold_cases"]) == held_out and "validation" in chosen["threshold_source"]
+    assert protocol["threshold"] == chosen["threshold"] and "1 validation cases" in protocol["threshold_source"]
+    assert set(chosen["cases"]) == set(protocol["threshold_cases"]) == held_out
     assert not held_out & {case["case_id"] for case in scores.summary["cases"]}
+    assert [path.name for path in tmp_path.glob("*")] == ["model.pt", "scores"], "nothing beside the weights"
 
     values["section"] = "validation"
     warned = evaluate_weights(bundle, values, threshold="auto").summary["protocol"]["warnings"]
@@ -126,11 +128,18 @@ def test_threshold_is_chosen_on_validation_cases(bundle: Path, phantoms: Path, w
 
 
 def test_test_cases_may_not_choose(bundle: Path, phantoms: Path, weights: str) -> None:
-    values = {"dataset_dir": str(phantoms), "checkpoint": weights, "section": "test", **SMALL}
+    output = Path(weights).parent / "scores"
+    values = {
+        "dataset_dir": str(phantoms),
+        "checkpoint": weights,
+        "section": "test",
+        "output_dir": str(output),
+        **SMALL,
+    }
     with pytest.raises(Exception, match="evaluator") as error:
         run_workflow(bundle, ["train", "evaluate", "choose_threshold"], "choosing", values)
     assert "may not be chosen on test cases" in str(user_error(error.value))
-    assert not (Path(weights).parent / "threshold.json").exists()
+    assert not (output / "threshold.json").exists()
 
 
 @pytest.mark.parametrize("threshold", ["often", "1.5"])
@@ -175,6 +184,21 @@ def test_both_eyes_of_a_person_are_in_one_fold(tmp_path: Path) -> None:
         fold_cases(tmp_path, "1/6", "training")
 
 
+def test_folds_of_several_datasets_are_those_of_each(tmp_path: Path) -> None:
+    """What a network has been trained on by one of two datasets is not held out where that one is scored."""
+    folders = [tmp_path / name for name in ("seven", "ten")]
+    for folder, count in zip(folders, (7, 10), strict=True):
+        write_drive_layout(folder, training=range(21, 21 + count))
+    for fold in ("1/3", "2/3", "3/4"):
+        trained_on = [case["image"] for case in fold_cases(folders, fold, "training")]
+        for folder in folders:
+            held_out = [case["image"] for case in fold_cases(folder, fold, "validation")]
+            assert held_out and not set(held_out) & set(trained_on)
+            assert {case["image"] for case in fold_cases(folders, fold, "validation")} >= set(held_out)
+    with pytest.raises(DriveSegError, match="at least 8 persons"):
+        fold_cases(folders, "1/8", "training")
+
+
 @pytest.mark.parametrize("fold", ["0/5", "6/5", "1/1", "1", "a/b", None])
 def test_what_is_no_fold(fold: Any) -> None:
     with pytest.raises(DriveSegError, match="k/n"):
@@ -200,12 +224,20 @@ def test_fold_config_trains_without_the_cases_it_holds_out(bundle: Path, phantom
     assert len(ids["train"]) == 4 and len(ids["validate"]) == 2 and not ids["train"] & ids["validate"]
 
 
+def test_an_observer_is_not_scored_against_himself(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:
+    values = {"dataset_dir": str(phantoms), "checkpoint": weights, "output_dir": str(tmp_path / "scores"), **SMALL}
+    summary = evaluate_weights(bundle, {**values, "second_annotation": "1st_manual"}).summary
+    assert {row["comparison"] for row in summary["rows"]} == {"prediction"}
+    assert not (tmp_path / "scores" / "second_observer.csv").exists()
+
+
 def test_evaluation_of_a_fold(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:
     values = {"dataset_dir": str(phantoms), "checkpoint": weights, "output_dir": str(tmp_path), "fold": "3/3", **SMALL}
     summary = evaluate_weights(bundle, values).summary
     held_out = [case["case_id"] for case in fold_cases(phantoms, "3/3", "validation")]
     assert [case["case_id"] for case in summary["cases"]] == held_out
     assert summary["protocol"]["scored"] == ["fold 3/3"] and summary["protocol"]["warnings"]
+    assert summary["protocol"]["section"] is None, "it is of none"
 
 
 def test_ensemble_averages_probabilities() -> None:

@@ -135,5 +135,8 @@ def test_nothing_scored_leaves_no_report(tmp_path: Path) -> None:
     scores = evaluated(tmp_path, cases=0)
     assert scores.summary["rows"] == [] and not (tmp_path / "metrics.csv").exists()
     (tmp_path / "report.html").write_text("of an earlier run")
-    Report(scores, str(tmp_path / "report.html"))(SimpleNamespace())  # type: ignore[arg-type]
+    report = Report(scores, str(tmp_path / "report.html"))
+    report.reset(SimpleNamespace())  # type: ignore[arg-type]
+    assert not (tmp_path / "report.html").exists(), "also if the evaluation is killed"
+    report(SimpleNamespace())  # type: ignore[arg-type]
     assert not (tmp_path / "report.html").exists()

@@ -22,6 +22,7 @@ from test_bundle import SMALL
 
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.files import sha256
+from drive_seg.networks import UNet
 from drive_seg.phantom import write_phantom_dataset
 from drive_seg.workflows import run_workflow
 
@@ -213,6 +214,19 @@ def test_two_processes_train_and_evaluate_as_one(bundle: Path, phantoms: Path, t
         torchrun(processes, bundle, ["train", "evaluate", "multi_gpu_evaluate"], "evaluating", values)
     scores = [table(folder / "metrics.csv") for folder in folders.values()]
     assert scores[0] == scores[1] and len(scores[0]) == 5, "every case once"
+
+
+def test_two_processes_choose_the_threshold_that_one_chooses(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
+    choices = []
+    for processes in (1, 2):
+        values = overrides(phantoms, tmp_path / str(processes), precision="float32", section="training")
+        values |= {"checkpoint": str(tmp_path / "model.pt")}
+        names = ["train", "evaluate", "multi_gpu_evaluate", "choose_threshold"]
+        torchrun(processes, bundle, names, "choosing", values)
+        choices.append(json.loads((tmp_path / str(processes) / "threshold.json").read_text()))
+    assert choices[0] == choices[1] and len(choices[0]["cases"]) == 5
 
 
 class KilledOnce:

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+import drive_seg.persons
+from drive_seg.persons import every_nth_person, person
+
+
+def test_doctests() -> None:
+    results = doctest.testmod(drive_seg.persons)
+    assert results.attempted > 0 and results.failed == 0
+
+
+@pytest.mark.parametrize(("name", "whose"), [
+    ("Image_01L", "Image_01"), ("Image_01R", "Image_01"), ("7l", "7"), ("p07_OD", "p07"), ("p07OS", "p07"),
+    ("p07_os", "p07"), ("10_left", "10"), ("10-right", "10"), ("3 LE", "3"), ("a_b_L", "a_b"),
+    ("21", "21"), ("01_dr", "01_dr"), ("01_g", "01_g"), ("color", "color"), ("im0001", "im0001"), ("L", "L"),
+    ("_R", "_R"),
+])  # fmt: skip
+def test_whose_eye_it_is_by_name(name: str, whose: str) -> None:
+    assert person({"case_id": name}) == whose
+    assert person({"case_id": name, "person": "somebody"}) == "somebody"
+
+
+def test_persons_are_counted_and_not_eyes() -> None:
+    cases = [{"case_id": f"{number}{side}"} for number in range(1, 7) for side in "LR"]
+    assert every_nth_person(cases, 1, 3) == {"2", "5"}
