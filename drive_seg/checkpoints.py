@@ -344,4 +344,6 @@ def _on_cpu(content: Any) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """What an error says, and its kind where that are no words."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return first if any(map(str.isalpha, first)) else f"{type(error).__name__} {first}".strip()

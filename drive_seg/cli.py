@@ -19,12 +19,15 @@ from drive_seg.errors import user_error
 
 app = typer.Typer(
     help="Segment the vessels in colour fundus photographs.",
-    epilog="train, evaluate, predict and export take any key of the bundle's configs as --KEY VALUE, "
+    epilog="train, evaluate, predict, export and package take any key of the bundle's configs as --KEY VALUE, "
     "spelt as for python -m monai.bundle: --max_epochs 100 --optimizer#momentum 0.95",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_INTERRUPTED = 130
+"""What typer ends with after Ctrl-C."""
+
 _OVERRIDABLE = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 BundleRoot = Annotated[
@@ -77,7 +80,7 @@ def train(
         "dataset_dir": _one_or_all(dataset_dir),
         "output_dir": path_value(output_dir),
         "ckpt_dir": path_value(output_dir),
-        "resume": resume,
+        **({"resume": True} if resume else {}),
         **({} if fold is None else {"fold": fold}),
         **parse_overrides(context.args),
     }
@@ -86,6 +89,8 @@ def train(
     quiet()
     names = ["train"] if fold is None else ["train", "fold"]
     run_workflow(bundle_root or shipped_bundle(), names, "training", overrides)
+    if not _speaks():
+        return
     weights, history = Path(overrides["ckpt_dir"]) / "model.pt", Path(overrides["output_dir"]) / "history.csv"
     typer.echo(f"best weights: {weights}\nhistory: {history}")
 
@@ -126,7 +131,7 @@ def evaluate(
 
     quiet()
     scores = evaluate_weights(bundle_root or shipped_bundle(), overrides, threshold)
-    if scores.results:
+    if scores.results and _speaks():
         _print_scores(scores.summary)
         report = output_dir / "report.html"
         typer.echo(f"all figures: {output_dir / 'metrics.csv'}" + (f"\nreport: {report}" if report.is_file() else ""))
@@ -142,7 +147,7 @@ def compare(
 ) -> None:
     """Compare two evaluations of the same cases, case by case, SECOND less FIRST.
 
-    Prints the mean difference with its 95 % interval and the p value of a Wilcoxon signed-rank test.
+    Prints the mean difference with its interval and the p value of a Wilcoxon signed-rank test.
 
     Example: drive-seg compare runs/plain runs/flips --output differences.csv
     """
@@ -187,8 +192,8 @@ def predict(
 
     quiet()
     failed = segment_photographs(bundle_root or shipped_bundle(), files, output_dir, overrides, fov_dir=fov_dir)
-    if int(os.environ.get("RANK", 0)) > 0:
-        return  # torchrun's first process speaks for all
+    if not _speaks():
+        return
     typer.echo(f"results: {output_dir}")
     if failed:
         typer.echo(f"{len(failed)} could not be segmented: {output_dir / 'failed.csv'}", err=True)
@@ -238,13 +243,17 @@ def export(
         typer.echo(f"{exported.path}: largest difference of a logit {exported.difference:.2g} (accepted {TOLERANCE:g})")
 
 
-@app.command()
+@app.command(context_settings=_OVERRIDABLE)
 def package(
+    context: typer.Context,
     checkpoint: Checkpoint = None,
     output_dir: OutputDir = Path("drive-seg-package"),
     bundle_root: BundleRoot = None,
 ) -> None:
     """Pack the bundle with its weights into a zip file that python -m monai.bundle download takes.
+
+    With weights of your own it has no figures and no model card, which are of the bundle's. --base_channels is as in
+    the training.
 
     Example: drive-seg package --checkpoint runs/chase/model.pt --output-dir release
     """
@@ -253,7 +262,7 @@ def package(
     from drive_seg.workflows import quiet
 
     quiet()
-    path = package_bundle(bundle_root or shipped_bundle(), output_dir, checkpoint)
+    path = package_bundle(bundle_root or shipped_bundle(), output_dir, checkpoint, parse_overrides(context.args))
     typer.echo(f"bundle: {path}\nsha256: {sha256(path)}")
 
 
@@ -263,13 +272,20 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     try:
         app(args=[argument for argument in arguments if argument != "--debug"] if arguments != ["--debug"] else [])
-    except KeyboardInterrupt:
-        sys.exit("drive-seg: stopped")
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            typer.echo("drive-seg: stopped", err=True)
+        raise
     except Exception as error:
         mendable = user_error(error)
         if debug or mendable is None:
             raise
         sys.exit(f"drive-seg: {mendable}")
+
+
+def _speaks() -> bool:
+    """torchrun's first process speaks for all."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def _checkpoint(path: Path | None) -> dict[str, str]:
@@ -307,7 +323,7 @@ def _print_comparison(compared: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"Second less first, over {len(compared['cases'])} cases")
-    for heading in ("", "first", "second", "change", "95 % interval", "p"):
+    for heading in ("", "first", "second", "change", f"{100 * compared['level']:g} % interval", "p"):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for name, row in compared["figures"].items():
         interval = " to ".join(f"{end:+.4f}" for end in row["ci"])

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from drive_seg.errors import DriveSegError
-from drive_seg.scores import FOV, PREDICTION, Bootstrap
+from drive_seg.scores import FOV, PREDICTION, REGIONS, Bootstrap
 
 __all__ = ["compare", "read_summary"]
 
@@ -48,21 +48,22 @@ def compare(
 
     Args:
         first, second: of ``read_summary``.
-        bootstrap: of the mean difference's interval.
+        bootstrap: of the mean difference's interval; None: as in the first evaluation.
         region: ``fov`` or ``whole``.
 
     Returns:
         ``figures``: by name ``cases`` (in which both are defined), ``first`` and ``second`` (their means over these),
         ``difference`` (mean), ``sd`` (n - 1), ``ci`` and ``p`` of the two-sided Wilcoxon signed-rank test; ``cases``:
-        rows of ``case_id`` and every figure's difference; ``only``: cases that one of both lacks; ``unlike``: what
-        of protocol and settings differs, as pairs. What is undefined is NaN: sd and interval of one case, p where no
-        case differs.
+        rows of ``case_id`` and every figure's difference; ``level`` of the intervals; ``only``: cases that one of both
+        lacks; ``unlike``: what of protocol and settings differs, as pairs. What is undefined is NaN: sd and interval of
+        one case, p where no case differs.
 
     Raises:
         DriveSegError: if the two have no case in common, were scored against different references, or have a case of
             two sizes, which then is not the same photograph.
     """
-    bootstrap = bootstrap or Bootstrap()
+    recorded = {key: first.get("scoring", {}).get(key) for key in ("samples", "seed", "level")}
+    bootstrap = bootstrap or Bootstrap(**{key: value for key, value in recorded.items() if value is not None})
     references = [summary["protocol"].get("reference") for summary in (first, second)]
     if references[0] != references[1]:
         raise DriveSegError(f"expected one reference for both evaluations, got {references[0]} and {references[1]}")
@@ -79,12 +80,15 @@ def compare(
             {"case_id": case, **{name: float(pairs[i, 1] - pairs[i, 0]) for name, pairs in values.items()}}
             for i, case in enumerate(common)
         ],
+        "level": bootstrap.level,
         "only": [sorted(scores[0].keys() - scores[1].keys()), sorted(scores[1].keys() - scores[0].keys())],
         "unlike": _unlike(first, second),
     }
 
 
 def _scores(summary: Mapping[str, Any], region: str) -> dict[str, dict[str, float | None]]:
+    if region not in REGIONS:
+        raise DriveSegError(f"region: expected {' or '.join(REGIONS)}, got {region!r}")
     found = {case["case_id"]: case["scores"][PREDICTION].get(region) for case in summary["cases"]}
     if None in found.values():
         raise DriveSegError(f"region: expected evaluations of the region {region}, got one that has left it out")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -126,24 +127,38 @@ def literal(value: Any) -> Any:
 
 
 def check_overrides(files: Sequence[str], overrides: Mapping[str, Any]) -> None:
-    """See that every override is of a key that the configs have.
+    """See that every override is of a key that the configs have, and a number where theirs is one.
 
     Raises:
         DriveSegError: naming the first that is not, and the key it may be meant to be.
     """
-    known: set[str] = set()
+    known: dict[str, Any] = {}
     for file in files:
-        known.update(_keys(json.loads(Path(file).read_text(encoding="utf-8"))))
-    for key in overrides:
+        try:
+            known.update(_keys(json.loads(Path(file).read_text(encoding="utf-8"))))
+        except ValueError as error:
+            raise DriveSegError(f"{file}: cannot be read as JSON ({error})") from error
+    for key, value in overrides.items():
         normal = key.replace("#", "::")
         if normal in known:
+            _check_number(key, value, known[normal])
             continue
         nearest = difflib.get_close_matches(normal, sorted(known), n=1, cutoff=0.5)
         hint = f", did you mean {nearest[0]}?" if nearest else ""
         raise DriveSegError(f"{key}: the config has no such key{hint}")
 
 
-def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+def _check_number(key: str, value: Any, default: Any) -> None:
+    """Only this: what else a value may be, the part that takes it knows best."""
+    if not isinstance(default, (int, float)) or isinstance(default, bool) or value is None:
+        return
+    if isinstance(value, str) and value.startswith(_SPECIAL):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise DriveSegError(f"{key}: expected a number, such as {default} in the config, got {value!r}")
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     items: Iterator[tuple[str, Any]] | enumerate[Any]
     if isinstance(config, dict):
         items = iter(config.items())
@@ -156,7 +171,7 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
             continue
         # An overlay spells a nested key in one; a leading + means that its value is merged.
         name = f"{prefix}{str(key).lstrip('+').replace('#', '::')}"
-        yield name
+        yield name, value
         yield from _keys(value, f"{name}::")
 
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Iterator, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,37 @@ from monai.data import CacheDataset, DistributedSampler, get_track_meta, set_tra
 from monai.transforms import Compose, Randomizable
 from monai.utils import MAX_SEED
 
-__all__ = ["SeededCacheDataset", "WholeBatchSampler"]
+__all__ = ["OrderlyCacheDataset", "SeededCacheDataset", "WholeBatchSampler"]
 
 
-class SeededCacheDataset(CacheDataset):
-    """MONAI's ``CacheDataset`` with random transforms that follow from the seed, the epoch and the case alone.
+class OrderlyCacheDataset(CacheDataset):
+    """MONAI's ``CacheDataset``, whose first error comes when its threads are done.
+
+    MONAI's own leaves them at work when one of them fails, and a process that then ends may be aborted by the system
+    after it has said what was wrong.
+    """
+
+    def _load_cache_item(self, idx: int) -> Any:
+        try:
+            return super()._load_cache_item(idx)
+        except Exception as error:
+            return _Failure(error)
+
+    def _fill_cache(self, indices: Any = None) -> list[Any]:
+        cache = super()._fill_cache(indices)
+        for item in cache:
+            if isinstance(item, _Failure):
+                raise item.error
+        return cache
+
+
+@dataclass(frozen=True)
+class _Failure:
+    error: Exception
+
+
+class SeededCacheDataset(OrderlyCacheDataset):
+    """``OrderlyCacheDataset`` with random transforms that follow from the seed, the epoch and the case alone.
 
     So the patches of an epoch are the same in one process or eight, with workers or without, and in a resumed run.
 

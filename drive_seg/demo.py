@@ -12,6 +12,7 @@ from PIL import Image
 
 from drive_seg.configs import config_files, path_value
 from drive_seg.data import load_datalist
+from drive_seg.errors import DriveSegError
 from drive_seg.phantom import write_phantom_dataset
 from drive_seg.pictures import agreement, save_png
 from drive_seg.predict import segment_photographs
@@ -31,17 +32,23 @@ def run_demo(root: Path, output_dir: Path, say: Callable[[str], None]) -> None:
         root: the bundle; ``demo.json`` of its configs says how many phantoms and how long the training.
         output_dir: folder to write into; ``demo.png`` is the picture to look at first.
         say: is told in a sentence what happens next.
+
+    Raises:
+        DriveSegError: if another training than a demo's is in the folder.
     """
     phantoms = output_dir / "phantoms"
     results = output_dir / "results"
     numbers = json.loads(Path(config_files(root, "demo")[0]).read_text(encoding="utf-8"))["phantoms"]
+    state = output_dir / "last.pt"
+    if state.exists() and not phantoms.is_dir():
+        raise DriveSegError(f"{state}: is of a training that is not a demo's, expected another folder")
+    state.unlink(missing_ok=True)  # of an earlier demo, which nobody wants to resume
     say(f"1/4 drawing {numbers['training']} phantom photographs to learn from and {numbers['test']} to test on")
     write_phantom_dataset(phantoms, **numbers)
 
     folder = path_value(output_dir)
     folders = {"dataset_dir": path_value(phantoms), "ckpt_dir": folder, "output_dir": folder}
     say("2/4 training")
-    (output_dir / "last.pt").unlink(missing_ok=True)  # of an earlier demo, which nobody wants to resume
     run_workflow(root, ["train", "demo"], "training", folders)
     say("3/4 scoring the test phantoms")
     run_workflow(root, ["train", "evaluate", "demo"], "evaluating", folders)

@@ -13,7 +13,17 @@ from torch import distributed, nn
 
 from drive_seg.errors import DriveSegError
 
-__all__ = ["FirstProcessBuffers", "best_device", "finish", "gather", "job", "restarts", "share_of_batch", "start"]
+__all__ = [
+    "FirstProcessBuffers",
+    "best_device",
+    "finish",
+    "gather",
+    "job",
+    "processes",
+    "restarts",
+    "share_of_batch",
+    "start",
+]
 
 
 def best_device() -> torch.device:
@@ -83,6 +93,11 @@ def share_of_batch(batch_size: int, world_size: int) -> int:
             else f"batch_size: expected 1 or more patches, got {batch_size}"
         )
     return batch_size // world_size
+
+
+def processes() -> int:
+    """How many processes torchrun has started on all machines; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def restarts() -> int:

@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 
+from drive_seg.arrays import to_numpy
 from drive_seg.distributed import gather
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.files import sha256, write_csv, write_text
@@ -184,11 +183,11 @@ class CaseScores:
     def _score(self, case: Mapping[str, Any]) -> CaseResult:
         result = score_case(
             str(case["case_id"]),
-            _array(case["pred"])[0],
-            _array(case["reference"])[0],
-            _array(case["fov"])[0],
-            _array(case["probability"]).sum(axis=0).clip(0, 1),
-            _array(case["second"])[0] if "second" in case else None,
+            to_numpy(case["pred"])[0],
+            to_numpy(case["reference"])[0],
+            to_numpy(case["fov"])[0],
+            to_numpy(case["probability"]).sum(axis=0).clip(0, 1),
+            to_numpy(case["second"])[0] if "second" in case else None,
             self.scoring,
         )
         result.about = {key: str(case[key]) for key in ("section", "fov_source", "photograph")}
@@ -227,6 +226,8 @@ class CaseScores:
                 "scored": sources,
                 "cases": len(self.results),
                 "warnings": warnings,
+                "classes": "vessel against background"
+                + (", dice_class_… of one class against all else" if self.scoring.num_classes > 2 else ""),
                 "averaging": "per_image: mean over cases; pooled: counts of all cases summed first, then divided",
                 "regions": {
                     **REGIONS,
@@ -290,7 +291,3 @@ def _sentence(error: Exception) -> str:
     if mendable is None:
         raise error
     return str(mendable)
-
-
-def _array(image: torch.Tensor | np.ndarray) -> np.ndarray:
-    return np.asarray(image.detach().cpu()) if isinstance(image, torch.Tensor) else np.asarray(image)

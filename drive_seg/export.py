@@ -29,7 +29,15 @@ from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 from drive_seg.networks import UNet
 
-__all__ = ["FILE_NAMES", "TOLERANCE", "Exported", "available_formats", "export_network", "write_archive"]
+__all__ = [
+    "FILE_NAMES",
+    "TOLERANCE",
+    "Exported",
+    "available_formats",
+    "config_as_used",
+    "export_network",
+    "write_archive",
+]
 
 FILE_NAMES = {"torchscript": "model.ts", "pt2": "model.pt2", "onnx": "model.onnx"}
 _NEEDED_FOR_ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -96,7 +104,8 @@ def export_network(
         # Made under its final name, which TorchScript and torch.export write into the file, then moved.
         with tempfile.TemporaryDirectory() as scratch:
             made = Path(scratch) / FILE_NAMES[name]
-            used = _write_as_used(config, overrides, Path(scratch))
+            used = str(Path(scratch) / Path(config).name)
+            Path(used).write_text(config_as_used(config, overrides), encoding="utf-8")
             if name == "torchscript":
                 compute = _to_torchscript(network, made, used, metadata)
             elif name == "pt2":
@@ -144,13 +153,11 @@ def _missing_for_onnx() -> list[str]:
     return [package for package in _NEEDED_FOR_ONNX if find_spec(package) is None]
 
 
-def _write_as_used(config: str, overrides: Mapping[str, Any], folder: Path) -> str:
-    """The config with the overrides in it, but for the weights' path, which nobody else has."""
+def config_as_used(config: str | os.PathLike, overrides: Mapping[str, Any]) -> str:
+    """A config's text with the overrides in it, but for the weights' path, which nobody else has."""
     parser = ConfigParser(json.loads(Path(config).read_text(encoding="utf-8")))
     parser.update(literal({key: value for key, value in overrides.items() if key != "checkpoint"}))
-    used = folder / Path(config).name
-    used.write_text(json.dumps(parser.get(), indent=4), encoding="utf-8")
-    return str(used)
+    return json.dumps(parser.get(), indent=4) + "\n"
 
 
 def _to_torchscript(network: UNet, path: Path, config: str, metadata: str) -> Compute:

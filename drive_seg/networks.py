@@ -221,8 +221,13 @@ def _with_gradient_in_one_piece(x: torch.Tensor) -> torch.Tensor:
 
 
 def _pad_to(x: torch.Tensor, skip: torch.Tensor, mode: str) -> torch.Tensor:
-    # A padding of nothing copies all the same. Exported graphs have no branch: they serve odd and even sizes alike.
-    if (torch.jit.is_scripting() or not torch.compiler.is_compiling()) and x.shape[2:] == skip.shape[2:]:
+    # A padding of nothing copies all the same, and a compiled one has no gradient on a CPU. Exported graphs have no
+    # branch: they serve odd and even sizes alike.
+    if torch.jit.is_scripting():
+        fits = x.shape[2:] == skip.shape[2:]
+    else:
+        fits = not torch.compiler.is_exporting() and x.shape[2:] == skip.shape[2:]
+    if fits:
         return x
     if x.dim() == 5:
         pads = [

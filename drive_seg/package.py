@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from drive_seg.checkpoints import load_checkpoint
-from drive_seg.configs import config_files
+from drive_seg.configs import config_files, path_value
 from drive_seg.errors import DriveSegError
-from drive_seg.export import FILE_NAMES, export_network, write_archive
+from drive_seg.export import FILE_NAMES, config_as_used, export_network, write_archive
 from drive_seg.files import replacing, sha256
 
 __all__ = ["NAME", "package_bundle"]
@@ -25,23 +27,39 @@ _LARGE_FILES = """\
 large_files:
 """
 
+_MODEL_CARD = """\
+# Retinal vessel segmentation
 
-def package_bundle(root: Path, output_dir: Path, checkpoint: Path | None = None) -> Path:
+Weights of another training than those that drive-seg ships (models/model.pt, SHA-256 {sha256}). What
+they were trained on, what they reach, and under which licence they may be used is not known here: whoever passes them
+on writes it into this file, and the figures into configs/metadata.json as eval_metrics.
+
+Not a medical device: for research, not for diagnosis.
+"""
+
+
+def package_bundle(
+    root: Path, output_dir: Path, checkpoint: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Path:
     """Write ``drive_vessel_segmentation_v<version>.zip``: configs, docs, licence and weights.
 
-    The same bundle and weights give the same bytes.
+    The same bundle and weights give the same bytes. Figures, model card and data licence are of the bundle's own
+    weights, so that others come without them.
 
     Args:
         root: the bundle; the version is that of its ``metadata.json``.
         output_dir: where the zip file goes.
         checkpoint: state dict of the network in ``inference.json``; None for ``models/model.pt`` of the bundle.
+        overrides: keys of ``inference.json`` and their values, such as ``base_channels``, which the packed configs get.
 
     Returns:
         The zip file.
 
     Raises:
-        DriveSegError: if a file is missing, or the weights are not those of the network in ``inference.json``.
+        DriveSegError: if a file is missing, the weights are not those of the network in ``inference.json``, or an
+            override is of no key of it.
     """
+    overrides = dict(overrides or {})
     weights = checkpoint or root / "models" / "model.pt"
     if "network" in load_checkpoint(weights):
         raise DriveSegError(f"{weights}: is the state of a training, expected weights alone, a model.pt")
@@ -52,7 +70,8 @@ def package_bundle(root: Path, output_dir: Path, checkpoint: Path | None = None)
 
     path = output_dir / f"{NAME}_v{version}.zip"
     with tempfile.TemporaryDirectory() as scratch:
-        (scripted,) = export_network(root, Path(scratch), {"checkpoint": str(weights)}, ["torchscript"])
+        as_used = {**overrides, "checkpoint": path_value(weights)}
+        (scripted,) = export_network(root, Path(scratch), as_used, ["torchscript"])
         models = {"models/model.pt": weights, f"models/{FILE_NAMES['torchscript']}": scripted.path}
         members: dict[str, bytes | Path] = {
             "LICENSE": root / "LICENSE",
@@ -60,9 +79,43 @@ def package_bundle(root: Path, output_dir: Path, checkpoint: Path | None = None)
             **models,
             **{file.relative_to(root).as_posix(): file for name in ("configs", "docs") for file in _files(root / name)},
         }
+        if overrides or sha256(weights) != _sha256_of_own(root):
+            members = {name: content for name, content in members.items() if not name.startswith("docs/")}
+            members.update(_about_others(root, weights, overrides))
         with replacing(path) as temporary:
             write_archive(temporary, {f"{NAME}/{name}": content for name, content in members.items()})
     return path
+
+
+def _sha256_of_own(root: Path) -> str | None:
+    own = root / "models" / "model.pt"
+    return sha256(own) if own.is_file() else None
+
+
+def _about_others(root: Path, weights: Path, overrides: Mapping[str, Any]) -> dict[str, bytes]:
+    """What there is to say of weights that are not the bundle's."""
+    members = {}
+    for file in map(Path, config_files(root, "train", "inference")):
+        known = json.loads(file.read_text(encoding="utf-8"))
+        used = {key: value for key, value in overrides.items() if key in known}
+        members[f"configs/{file.name}"] = config_as_used(file, used).encode()
+    metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    del metadata["eval_metrics"]
+    metadata["changelog"] = {metadata["version"]: "weights of another training, see docs/README.md"}
+    classes = overrides.get("num_classes")
+    if classes is not None:
+        names = {str(value): f"class {value}" if value else "background" for value in range(classes)}
+        formats = metadata["network_data_format"]
+        formats["outputs"]["pred"].update(num_channels=classes, channel_def=names)
+        mask, probability = (formats["post_processed_outputs"][key] for key in ("pred", "probability"))
+        mask.update(value_range=[0, classes - 1], channel_def={"0": "class values"})
+        vessels = {str(value - 1): names[str(value)] for value in range(1, classes)}
+        probability.update(num_channels=classes - 1, channel_def=vessels)
+        metadata["label_classes"] = ", ".join(f"{value} {name}" for value, name in names.items())
+        metadata["pred_classes"] = f"{classes} channels of logits: {metadata['label_classes']}"
+    members["configs/metadata.json"] = (json.dumps(metadata, indent=4) + "\n").encode()
+    members["docs/README.md"] = _MODEL_CARD.format(sha256=sha256(weights)).encode()
+    return members
 
 
 def _large_files(models: dict[str, Path]) -> str:

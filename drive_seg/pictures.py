@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from monai.transforms import Transform
 from monai.utils import ensure_tuple
 from PIL import Image
 
+from drive_seg.arrays import to_numpy
 from drive_seg.data import picture_name
 from drive_seg.dicom import is_dicom
 from drive_seg.dicom_seg import save_dicom_seg
@@ -76,20 +76,20 @@ def save_thumbnail(pictures: Sequence[np.ndarray], side: int, path: str | os.Pat
     save_jpeg(np.concatenate(small, axis=1), path, quality=85)
 
 
-def overlay(photograph: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def overlay(photograph: np.ndarray, mask: np.ndarray, one_class: bool = True) -> np.ndarray:
     """The photograph with its vessels coloured, which shows at any magnification, as outlines do not.
 
     Args:
         photograph: (H, W, 3), uint8.
-        mask: (H, W), class values, 0 for background. One vessel class is turquoise, several are yellow, blue, ….
+        mask: (H, W), class values, 0 for background.
+        one_class: vessels are turquoise; otherwise they are yellow, blue, … by class.
 
     Returns:
         (H, W, 3), uint8.
     """
     drawn = photograph.copy()
-    classes = int(mask.max(initial=0))
-    for value in range(1, classes + 1):
-        colour = ONE_CLASS if classes == 1 else CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)]
+    for value in range(1, int(mask.max(initial=0)) + 1):
+        colour = ONE_CLASS if one_class else CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)]
         inside = mask == value
         drawn[inside] = ((1 - OPACITY) * drawn[inside] + OPACITY * np.array(colour)).round().astype(np.uint8)
     return drawn
@@ -198,16 +198,16 @@ class SaveVesselsd(Transform):
         case = dict(data)
         photograph = case[self.photograph_key]
         source = Path(str(photograph.meta["filename_or_obj"]))
-        mask = _array(case[self.pred_key])[0].astype(np.uint8)
-        probability = _array(case[self.probability_key])
-        pixels = _array(photograph).transpose(1, 2, 0)
+        mask = to_numpy(case[self.pred_key])[0].astype(np.uint8)
+        probability = to_numpy(case[self.probability_key])
+        pixels = to_numpy(photograph).transpose(1, 2, 0)
         if mask.shape != pixels.shape[:2]:
             raise DriveSegError(f"{source}: the mask has the size {mask.shape}, expected {pixels.shape[:2]}")
         name = str(case.get("case_id", picture_name(source)))
         one_class = len(probability) == 1
         if {"overlay", "thumbnail"}.intersection(self.pictures):
             pixels = np.ascontiguousarray(pixels)
-            coloured = overlay(pixels, mask)
+            coloured = overlay(pixels, mask, one_class)
         saved: dict[str, Path] = {}
         for kind in self.pictures:
             to_look_at = kind in ("overlay", "thumbnail")
@@ -230,7 +230,3 @@ class SaveVesselsd(Transform):
             save_dicom_seg(mask, len(probability) + 1, source, saved["dicom_seg"])
         case[self.output_key] = {kind: str(path) for kind, path in saved.items()}
         return case
-
-
-def _array(image: torch.Tensor | np.ndarray) -> np.ndarray:
-    return np.asarray(image.detach().cpu()) if isinstance(image, torch.Tensor) else np.asarray(image)

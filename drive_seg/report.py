@@ -9,7 +9,7 @@ import base64
 import io
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def write_report(results: Sequence[CaseResult], summary: Mapping[str, Any], path
         columns=columns,
         comparisons=COMPARISONS,
         regions=REGIONS,
-        figures={name: about for name, about in FIGURES.items() if name in summary["rows"][0]["per_image"]},
+        figures=_figures(summary["rows"][0]["per_image"]),
         cases=summary["cases"],
         headline=columns[f"{PREDICTION} {FOV}"]["per_image"]["dice"],
         observer=columns.get(f"{SECOND_OBSERVER} {FOV}", {}).get("per_image", {}).get("dice"),
@@ -123,6 +123,13 @@ def write_report(results: Sequence[CaseResult], summary: Mapping[str, Any], path
         spread=_spread,
     )
     write_text(path, page)
+
+
+def _figures(names: Collection[str]) -> dict[str, tuple[str, str]]:
+    """What each figure is called and what it is, in the order of ``FIGURES``, those of single classes at the end."""
+    known = {name: about for name, about in FIGURES.items() if name in names}
+    classes = {name: name.rpartition("_")[2] for name in names if name.startswith("dice_class_")}
+    return known | {name: (f"Dice, class {value}", "Dice of this class alone") for name, value in classes.items()}
 
 
 def _charts(results: Sequence[CaseResult], summary: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -2,7 +2,8 @@
 
 A comparison is of one mask with one annotation: the prediction with the reference, the second observer with the
 reference, and on request the prediction with the second observer. Each is made in two regions, inside the field of
-view and on the whole image. Of several vessel classes the figures are of vessel against background.
+view and on the whole image. Of several vessel classes the figures are of vessel against background, but for
+``dice_class_1``, ``dice_class_2``, …, which are of one class against all else.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Scoring:
         whole_image: whether to score the whole image, too.
         against_second: whether to take the second observer as reference, too.
         calibre_edges: where thin, medium, … vessels end, as shares of the field of view's diameter, rising.
+        num_classes: with more than 2, background and vessel, Dice is computed of each class, too.
     """
 
     bins: int = 15
@@ -63,6 +65,7 @@ class Scoring:
     whole_image: bool = True
     against_second: bool = False
     calibre_edges: Sequence[float] = (0.005, 0.01)
+    num_classes: int = 2
 
     def __post_init__(self) -> None:
         if self.bins < 1:
@@ -171,8 +174,8 @@ def score_case(
 
     Args:
         case_id: to name it in errors.
-        pred: (H, W), non-zero where a vessel is predicted.
-        label: (H, W), reference annotation, non-zero where a vessel is.
+        pred: (H, W), non-zero where a vessel is predicted, class values if there are several.
+        label: (H, W), reference annotation, as ``pred``.
         fov: (H, W), non-zero inside the field of view.
         probability: (H, W), float, 0 to 1, of vessel; None leaves out the figures that need it.
         second: (H, W), the second observer's annotation; None where there is none.
@@ -216,10 +219,15 @@ def score_case(
         pair = in_fov[scored], in_fov[reference]
         calibres = calibre_counts(*pair, edges)
         scores[name] = {FOV: _score(*pair, inside, of_scored, scoring.surfaces, calibres)}
+        if name == PREDICTION:
+            scores[name][FOV].shapes.update(_by_class(pred, label, inside, scoring.num_classes))
         if scoring.whole_image:
             shapes = scores[name][FOV].shapes if pair == (whole[scored], whole[reference]) else None
             pair = whole[scored], whole[reference]
             scores[name][WHOLE] = _score(*pair, everywhere, of_scored, scoring.surfaces, [], shapes)
+            if name == PREDICTION and shapes is None:
+                predicted = np.where(inside, pred, 0)
+                scores[name][WHOLE].shapes.update(_by_class(predicted, label, everywhere, scoring.num_classes))
     packed = {name: np.packbits(mask) for name, mask in masks.items()}
     return CaseResult(case_id, scores, diameter, (label.shape[0], label.shape[1]), packed)
 
@@ -239,6 +247,15 @@ def _score(
         calibres,
         None if probability is None else ProbabilityCounts.of(probability, reference.mask, counted),
     )
+
+
+def _by_class(pred: np.ndarray, label: np.ndarray, counted: np.ndarray, num_classes: int) -> dict[str, float]:
+    if num_classes <= 2:
+        return {}
+    return {
+        f"dice_class_{value}": confusion(pred == value, label == value, counted).scores()["dice"]
+        for value in range(1, num_classes)
+    }
 
 
 def case_row(result: CaseResult, comparison: str, bins: int) -> dict[str, Any]:

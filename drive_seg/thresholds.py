@@ -100,7 +100,8 @@ class ThresholdChoice:
     def finish(self, engine: Engine) -> None:
         """Choose and write."""
         # With fewer cases than processes every process has counted all of them.
-        self._counts = {case_id: counts for part in gather(self._counts) for case_id, counts in part.items()}
+        merged = {case_id: counts for part in gather(self._counts) for case_id, counts in part.items()}
+        self._counts = {case_id: merged[case_id] for case_id in sorted(merged)}  # the order of summing shows
         threshold, dice = best_threshold(list(self._counts.values()), self.steps)
         self.choice = {
             "threshold": threshold,

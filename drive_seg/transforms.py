@@ -154,7 +154,7 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         keys: KeysCollection,
         diameter: int | Sequence[int] | None,
         fov_key: str = "fov",
-        margin: int = 2,
+        margin: int = 0,
         nearest: Sequence[bool] | bool = False,
         zoom_key: str = "zoom",
     ) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from drive_seg.configs import check_overrides, config_files, literal
-from drive_seg.errors import DriveSegError, user_error
+from drive_seg.distributed import processes
+from drive_seg.errors import DriveSegError, first_cause, user_error
 from drive_seg.evaluation import CaseScores
 from drive_seg.files import make_folder
 
@@ -32,7 +33,7 @@ def quiet() -> None:
 
 
 def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mapping[str, Any]) -> ConfigWorkflow:
-    """Run one id of the bundle's configs.
+    """Run one id of the bundle's configs, under torchrun with the overlay for many processes.
 
     Args:
         root: the bundle.
@@ -47,6 +48,8 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
         DriveSegError: if an override is of a key that the configs do not have or of a value that does not fit, or
             if a folder cannot be written to.
     """
+    if processes() > 1:
+        names = [*names, "multi_gpu_evaluate" if "evaluate" in names else "multi_gpu_train"]
     files = config_files(root, *names)
     values = {"bundle_root": str(root), **overrides}
     check_overrides(files, values)
@@ -59,20 +62,25 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
     try:
         workflow.initialize()
         workflow.run()
-    except RuntimeError as error:
+    except Exception as error:
         raise _refused_value(error) or error from error.__cause__
     workflow.finalize()
     return workflow
 
 
 def _refused_value(error: BaseException) -> DriveSegError | None:
-    """What a component said of a value that it refused, where MONAI could not make it."""
-    if user_error(error) is not None or "Failed to instantiate component" not in str(error):
+    """What a component said of a value that it refused, where MONAI could not make it or the training not start."""
+    if user_error(error) is not None:
+        return None
+    reason = f"{first_cause(error)}".strip()
+    if "max_epochs" in reason:  # ignite's, which is asked when all else is made
+        return DriveSegError(f"max_epochs: {reason}")
+    if "Cannot locate" in reason or "CUDA" in reason:
+        return DriveSegError(f"the config names what is not there: {reason.splitlines()[0]}")
+    if "Failed to instantiate component" not in str(error):
         return None
     component = str(error).split("'")[1]
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return DriveSegError(f"{component.rpartition('.')[2]} refuses its settings: {error}")
+    return DriveSegError(f"{component.rpartition('.')[2]} refuses its settings: {first_cause(error)}")
 
 
 def evaluate_weights(root: Path, overrides: Mapping[str, Any], threshold: str | None = None) -> CaseScores:

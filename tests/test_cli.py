@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +179,75 @@ def test_values_that_a_component_refuses(phantoms: Path, tmp_path: Path, capsys:
     common = ["train", "--dataset-dir", str(phantoms), "--output-dir", str(tmp_path / "run")]
     assert "base_channels: expected a whole number" in refused([*common, "--base_channels", "0"], capsys)
     assert "precision: expected auto" in refused([*common, "--precision", "half"], capsys)
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("max_epochs", "many", "max_epochs: expected a number, such as 350 in the config, got 'many'"),
+    ("max_epochs", "0", "max_epochs: "),
+    ("learning_rate", "nan", "learning_rate: expected a number, such as 0.05 in the config, got 'nan'"),
+    ("learning_rate", "NaN", "learning_rate: expected a number, such as 0.05 in the config, got nan"),
+    ("optimizer", '{"_target_": "torch.optim.Addam"}', "torch.optim.Addam"),
+    ("loss#lambda_dice", "much", "loss::lambda_dice: expected a number, such as 1.0 in the config, got 'much'"),
+])  # fmt: skip
+def test_values_that_make_no_sense(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: str, said: str
+) -> None:
+    command = ["train", "--dataset-dir", str(phantoms), "--output-dir", str(tmp_path / "run"), *small_overrides()]
+    assert said in refused([*command, f"--{key}={value}"], capsys)
+
+
+def test_a_config_that_is_no_json(phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bundle" / "configs").mkdir(parents=True)
+    (tmp_path / "bundle" / "configs" / "train.json").write_text('{"seed": 0,,}')
+    command = ["train", "--dataset-dir", str(phantoms), "--bundle-root", str(tmp_path / "bundle")]
+    assert "configs/train.json: cannot be read as JSON" in refused(command, capsys)
+
+
+def test_a_demo_leaves_a_training_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "last.pt").write_bytes(b"of many hours")
+    message = refused(["demo", "--output-dir", str(tmp_path)], capsys)
+    assert "last.pt: is of a training that is not a demo's" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_interrupted(phantoms: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "drive_seg.cli", "train", "--dataset-dir", str(phantoms)]
+    command += ["--output-dir", str(tmp_path), *small_overrides(), "--max_epochs=10000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "last.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT), "which a shell calls 130, too"
+    assert said.rstrip().endswith("drive-seg: stopped") and "Traceback" not in said
+
+
+def test_the_commands_under_torchrun(phantoms: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    common = ["--dataset-dir", str(phantoms), *small_overrides(), "--output-dir"]
+    commands = (
+        ["train", *common, str(tmp_path / "run"), "--batch_size", "2"],
+        [
+            "evaluate",
+            *common,
+            str(tmp_path / "two"),
+            "--checkpoint",
+            str(tmp_path / "run/model.pt"),
+            "--threshold=auto",
+        ],
+    )
+    for command in commands:
+        done = subprocess.run(
+            [*torchrun, "drive_seg.cli", *command], capture_output=True, text=True, timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert sum(done.stdout.count(words) for words in ("best weights:", "all figures:")) == 1, "one speaks for all"
+    with pytest.raises(SystemExit):
+        main([*commands[1], "--output-dir", str(tmp_path / "one")])
+    for name in ("metrics.csv", "threshold.json"):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
 
 
 def test_folders_that_cannot_be_written_to(phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from scipy.stats import wilcoxon
 from drive_seg.cli import main
 from drive_seg.compare import compare, read_summary
 from drive_seg.errors import DriveSegError
+from drive_seg.scores import Bootstrap
 
 FIRST = {"01": 0.70, "02": 0.75, "03": 0.80, "04": 0.72, "05": 0.69, "06": 0.81}
 GAIN = [0.02, 0.01, 0.03, -0.005, 0.015, 0.025]
@@ -70,6 +71,8 @@ def test_what_cannot_be_compared() -> None:
         compare(summary(FIRST), summary(SECOND, reference="2nd_manual"))
     with pytest.raises(DriveSegError, match="region whole"):
         compare(summary(FIRST), summary(SECOND), region="whole")
+    with pytest.raises(DriveSegError, match="region: expected fov or whole, got 'disc'"):
+        compare(summary(FIRST), summary(SECOND), region="disc")
 
 
 def test_photographs_of_other_sizes_are_others() -> None:
@@ -88,6 +91,14 @@ def test_what_makes_two_evaluations_unlike_is_told() -> None:
     both = [{"fov_source": {"published mask": 3}}, {"fov_source": {"estimated": 3}}]
     compared = compare(summary(FIRST, **both[0]), summary(SECOND, **both[1]))
     assert compared["unlike"] == {"fov_source": ("3 published mask", "3 estimated")}
+
+
+def test_the_interval_is_that_of_the_evaluation() -> None:
+    narrow = {**summary(FIRST), "scoring": {"samples": 500, "seed": 3, "level": 0.5}}
+    compared = compare(narrow, summary(SECOND))
+    assert compared["level"] == 0.5
+    assert compared["figures"]["dice"]["ci"] == pytest.approx(Bootstrap(500, 3, 0.5).interval(np.array(GAIN)))
+    assert compare(summary(FIRST), summary(SECOND))["level"] == 0.95
 
 
 def test_what_is_no_summary(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,31 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, get_track_meta
-from monai.transforms import Compose, RandLambda, Randomizable, Transform
+from monai.transforms import Compose, Lambda, RandLambda, Randomizable, Transform
 
 from drive_seg.configs import config_files
-from drive_seg.datasets import SeededCacheDataset, WholeBatchSampler
+from drive_seg.datasets import OrderlyCacheDataset, SeededCacheDataset, WholeBatchSampler
+from drive_seg.errors import first_cause
+
+
+def test_an_error_comes_when_all_threads_are_done() -> None:
+    done = []
+
+    def careful(item: int) -> int:
+        if item == 0:
+            raise ValueError("no case")
+        time.sleep(0.05)
+        done.append(item)
+        return item
+
+    with pytest.raises(RuntimeError) as raised:
+        OrderlyCacheDataset(range(6), Compose([Lambda(careful)]), num_workers=3, progress=False)
+    assert "no case" in str(first_cause(raised.value)) and sorted(done) == [1, 2, 3, 4, 5]
+    assert list(OrderlyCacheDataset(range(1, 4), Compose([Lambda(careful)]), num_workers=3, progress=False)) == [
+        1,
+        2,
+        3,
+    ]
 
 
 class AddNoise(RandLambda):

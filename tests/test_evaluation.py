@@ -231,6 +231,16 @@ def test_an_observer_is_not_scored_against_himself(bundle: Path, phantoms: Path,
     assert not (tmp_path / "scores" / "second_observer.csv").exists()
 
 
+def test_several_classes_are_scored_one_by_one(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(UNet(base_channels=4, depth=3, num_classes=3).state_dict(), tmp_path / "model.pt")
+    values = {"dataset_dir": str(phantoms), "checkpoint": str(tmp_path / "model.pt"), "annotation": "av", **SMALL}
+    summary = evaluate_weights(bundle, {**values, "num_classes": 3, "output_dir": str(tmp_path / "scores")}).summary
+    assert {"dice", "dice_class_1", "dice_class_2"} <= summary["rows"][0]["per_image"].keys()
+    assert "dice_class_" in summary["protocol"]["classes"]
+    assert "Dice, class 2" in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
+
+
 def test_evaluation_of_a_fold(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:
     values = {"dataset_dir": str(phantoms), "checkpoint": weights, "output_dir": str(tmp_path), "fold": "3/3", **SMALL}
     summary = evaluate_weights(bundle, values).summary

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from itertools import groupby
 from typing import Any
 
@@ -227,6 +229,22 @@ def test_compiles_into_one_graph(trained_a_little: UNet) -> None:
             torch.testing.assert_close(compiled(x), trained_a_little(x))
     finally:
         torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_a_compiled_network_learns() -> None:
+    torch._dynamo.reset()
+    network = UNet(base_channels=2, depth=2).train()
+    compiled = torch.compile(copy.deepcopy(network))
+    x = torch.randn(2, 3, 32, 40)
+    try:
+        for each in (network, compiled):
+            each(x).square().mean().backward()
+    finally:
+        torch._dynamo.reset()
+    for one, other in zip(network.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_channels_last_computes_the_same(trained_a_little: UNet) -> None:

@@ -20,10 +20,12 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from jsonschema import validate
 from monai.apps.utils import HashCheckError
 from monai.bundle import download, download_large_files, load
 from PIL import Image
 from test_cli import refused
+from test_loads import SCHEMA
 
 from drive_seg.cli import main
 from drive_seg.files import sha256
@@ -79,7 +81,7 @@ def test_one_folder_with_everything(packed: Path, bundle: Path) -> None:
         names = archive.namelist()
         assert archive.testzip() is None
         assert all(name.split("/")[0] == NAME for name in names)
-        for name in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/metadata.json"):
+        for name in ("LICENSE", "configs/evaluate.json", "configs/fold.json"):
             assert archive.read(f"{NAME}/{name}") == (bundle / name).read_bytes()
         assert {Path(name).name for name in names if "/models/" in name} == {"model.pt", "model.ts"}
         listing = yaml.safe_load(archive.read(f"{NAME}/large_files.yml"))["large_files"]
@@ -90,17 +92,61 @@ def test_one_folder_with_everything(packed: Path, bundle: Path) -> None:
 
 
 def test_the_same_weights_give_the_same_bytes(packed: Path, bundle: Path, tmp_path: Path) -> None:
+    again = pack(packed.parent.parent / "model.pt", tmp_path / "again")
+    assert sha256(again) == sha256(packed)
+    own = pack(bundle / "models" / "model.pt", tmp_path / "own")
     # Another place, other times and permissions, and files of an editor and of a training beside those of the bundle.
     root = tmp_path / "elsewhere"
     shutil.copytree(bundle, root, copy_function=shutil.copyfile)
     (root / "LICENSE").chmod(0o600)
     (root / "configs" / ".train.json.swp").write_text("hidden")
-    make_weights(root / "models" / "model.pt")
     (root / "models" / "last.pt").write_bytes(b"state")
     with pytest.raises(SystemExit) as stop:
         main(["package", "--bundle-root", str(root), "--output-dir", str(tmp_path / "release")])
     assert not stop.value.code
-    assert sha256(tmp_path / "release" / packed.name) == sha256(packed)
+    assert sha256(tmp_path / "release" / packed.name) == sha256(own)
+
+
+def test_the_bundles_own_weights_come_with_their_card_and_figures(bundle: Path, tmp_path: Path) -> None:
+    path = pack(bundle / "models" / "model.pt", tmp_path / "release")
+    with zipfile.ZipFile(path) as archive:
+        packed = {name.removeprefix(f"{NAME}/"): archive.read(name) for name in archive.namelist()}
+    for folder in ("docs", "configs"):
+        assert {f"{folder}/{file.name}" for file in (bundle / folder).iterdir()} <= packed.keys()
+    for name in ("docs/README.md", "docs/data_license.txt", "configs/metadata.json", "models/model.pt"):
+        assert packed[name] == (bundle / name).read_bytes()
+
+
+def test_other_weights_come_without_the_figures_of_the_bundles_own(packed: Path) -> None:
+    with zipfile.ZipFile(packed) as archive:
+        names = [name for name in archive.namelist() if "/docs/" in name]
+        card = archive.read(f"{NAME}/docs/README.md").decode()
+        metadata = json.loads(archive.read(f"{NAME}/configs/metadata.json"))
+    assert names == [f"{NAME}/docs/README.md"], "no model card, curves or licence of the data"
+    assert sha256(packed.parent.parent / "model.pt") in card and "CHASE_DB1" not in card
+    assert "eval_metrics" not in metadata and "CHASE_DB1" not in json.dumps(metadata["changelog"])
+    validate(instance=metadata, schema=json.loads(SCHEMA.read_text()))
+
+
+def test_weights_of_another_network(tmp_path: Path) -> None:
+    weights = tmp_path / "model.pt"
+    torch.save(UNet(base_channels=4, depth=3, num_classes=3).state_dict(), weights)
+    release = tmp_path / "release"
+    with pytest.raises(SystemExit) as stop:
+        main(
+            ["package", "--checkpoint", str(weights), "--output-dir", str(release)]
+            + ["--base_channels", "4", "--depth", "3", "--num_classes", "3"]
+        )
+    assert not stop.value.code
+    (path,) = release.iterdir()
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path)
+    network = load(NAME, bundle_dir=tmp_path)
+    assert network.state_dict()["output.conv.weight"].shape[:2] == (3, 4)
+    metadata = json.loads((tmp_path / NAME / "configs" / "metadata.json").read_text())
+    assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == 3
+    assert metadata["label_classes"] == "0 background, 1 class 1, 2 class 2"
+    validate(instance=metadata, schema=json.loads(SCHEMA.read_text()))
 
 
 @pytest.mark.parametrize("source", ["url", "github"])

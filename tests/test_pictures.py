@@ -68,7 +68,10 @@ def test_overlay_colours_vessels_only() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
 def test_overlay_of_several_classes(classes: int) -> None:
-    drawn = overlay(np.full((1, classes + 1, 3), 100, np.uint8), np.arange(classes + 1, dtype=np.uint8)[None])
+    photograph, mask = np.full((1, classes + 1, 3), 100, np.uint8), np.arange(classes + 1, dtype=np.uint8)[None]
+    drawn = overlay(photograph, mask, one_class=False)
+    first = overlay(photograph, (mask == 1).astype(np.uint8), one_class=False)
+    assert np.array_equal(first[0, 1], drawn[0, 1]), "a class has its colour where it is the only one found"
     colours = [CLASS_COLOURS[value % 5] for value in range(classes)]
     assert drawn[0].tolist() == [[100] * 3] + [[round(40 + 0.6 * part) for part in colour] for colour in colours]
 

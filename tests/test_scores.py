@@ -118,6 +118,23 @@ def test_what_cannot_be_scored_is_said_in_one_sentence(spoil: dict[str, np.ndarr
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
+def test_each_of_several_classes_by_hand() -> None:
+    pred = np.array([[1, 1, 2, 0, 2]])
+    label = np.array([[1, 2, 2, 0, 1]])
+    fov = np.array([[1, 1, 1, 1, 0]])
+    result = score_case("a", pred, label, fov, scoring=Scoring(surfaces=False, num_classes=4))
+    inside = result.scores[PREDICTION][FOV].figures(15)
+    # Class 1: 1 hit, 1 too much; class 2: 1 hit, 1 missed, and outside the field of view nothing counts.
+    assert inside["dice_class_1"] == inside["dice_class_2"] == pytest.approx(2 / 3) and inside["dice"] == 1
+    assert math.isnan(inside["dice_class_3"]), "nobody has drawn or found it"
+    whole = result.scores[PREDICTION][WHOLE].figures(15)
+    # Nothing is predicted outside, where class 1 was missed: 2·1 / (2·1 + 1 + 1).
+    assert whole["dice_class_1"] == pytest.approx(1 / 2) and whole["dice_class_2"] == pytest.approx(2 / 3)
+    assert not any(
+        name.startswith("dice_class") for name in score_case("a", pred, label, fov).scores[PREDICTION][FOV].shapes
+    )
+
+
 def test_summary_by_hand() -> None:
     scoring, bootstrap = Scoring(surfaces=False), Bootstrap(samples=500, seed=3)
     results = [score_case(str(seed), **arrays(seed)) for seed in range(5)]

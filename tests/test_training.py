@@ -138,10 +138,15 @@ def test_resuming_with_another_network_is_refused(bundle: Path, five_phantoms: P
 def test_resuming_with_another_rate_is_refused(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
     """The schedule comes back with the state, so that another rate would do nothing."""
     train(bundle, overrides(five_phantoms, tmp_path, max_epochs=1))
-    for name, value in (("learning_rate", 0.001), ("max_epochs", 2), ("seed", 1)):
+    changes = {
+        "learning_rate": 0.001, "max_epochs": 2, "seed": 1, "patch_size": [32, 48], "fov_diameter": 100,
+        "optimizer#momentum": 0.5, "optimizer#weight_decay": 0.0,
+    }  # fmt: skip
+    for key, value in changes.items():
         with pytest.raises(Exception) as raised:
-            train(bundle, overrides(five_phantoms, tmp_path, resume=True, **{"max_epochs": 1, name: value}))
-        assert f"last.pt: {name}: expected" in str(user_error(raised.value))
+            train(bundle, overrides(five_phantoms, tmp_path, resume=True, **{"max_epochs": 1, key: value}))
+        assert f"last.pt: {key.partition('#')[0]}: expected" in str(user_error(raised.value))
+    train(bundle, overrides(five_phantoms, tmp_path, resume=True, max_epochs=1, val_interval=3))
 
 
 @pytest.mark.parametrize(("epochs", "interval", "validated"), [(4, 3, ["3", "4"]), (1, 10, ["1"]), (4, 2, ["2", "4"])])
