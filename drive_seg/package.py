@@ -100,7 +100,7 @@ def _about_others(root: Path, weights: Path, overrides: Mapping[str, Any]) -> di
         used = {key: value for key, value in overrides.items() if key in known}
         members[f"configs/{file.name}"] = config_as_used(file, used).encode()
     metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    del metadata["eval_metrics"]
+    metadata.pop("eval_metrics", None)
     metadata["changelog"] = {metadata["version"]: "weights of another training, see docs/README.md"}
     classes = overrides.get("num_classes")
     if classes is not None:

@@ -68,6 +68,10 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
     return workflow
 
 
+_ABSENT = ("Cannot locate", "not compiled with CUDA", "No CUDA GPUs are available", "no NVIDIA driver")
+"""What MONAI says of a class and PyTorch of a device that is not there."""
+
+
 def _refused_value(error: BaseException) -> DriveSegError | None:
     """What a component said of a value that it refused, where MONAI could not make it or the training not start."""
     if user_error(error) is not None:
@@ -75,7 +79,7 @@ def _refused_value(error: BaseException) -> DriveSegError | None:
     reason = f"{first_cause(error)}".strip()
     if "max_epochs" in reason:  # ignite's, which is asked when all else is made
         return DriveSegError(f"max_epochs: {reason}")
-    if "Cannot locate" in reason or "CUDA" in reason:
+    if any(words in reason for words in _ABSENT):
         return DriveSegError(f"the config names what is not there: {reason.splitlines()[0]}")
     if "Failed to instantiate component" not in str(error):
         return None

@@ -187,6 +187,10 @@ def test_values_that_a_component_refuses(phantoms: Path, tmp_path: Path, capsys:
     ("learning_rate", "nan", "learning_rate: expected a number, such as 0.05 in the config, got 'nan'"),
     ("learning_rate", "NaN", "learning_rate: expected a number, such as 0.05 in the config, got nan"),
     ("optimizer", '{"_target_": "torch.optim.Addam"}', "torch.optim.Addam"),
+    pytest.param(
+        "device", "cuda", "the config names what is not there: ",
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+    ),
     ("loss#lambda_dice", "much", "loss::lambda_dice: expected a number, such as 1.0 in the config, got 'much'"),
 ])  # fmt: skip
 def test_values_that_make_no_sense(

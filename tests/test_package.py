@@ -139,8 +139,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
         )
     assert not stop.value.code
     (path,) = release.iterdir()
-    with zipfile.ZipFile(path) as archive:
-        archive.extractall(tmp_path)
+    shutil.unpack_archive(path, tmp_path)
     network = load(NAME, bundle_dir=tmp_path)
     assert network.state_dict()["output.conv.weight"].shape[:2] == (3, 4)
     metadata = json.loads((tmp_path / NAME / "configs" / "metadata.json").read_text())
