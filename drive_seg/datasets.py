@@ -24,14 +24,22 @@ class OrderlyCacheDataset(CacheDataset):
     after it has said what was wrong.
     """
 
+    _filling = False
+
     def _load_cache_item(self, idx: int) -> Any:
         try:
             return super()._load_cache_item(idx)
         except Exception as error:
+            if not self._filling:  # one by one, as the items are asked for
+                raise
             return _Failure(error)
 
     def _fill_cache(self, indices: Any = None) -> list[Any]:
-        cache = super()._fill_cache(indices)
+        self._filling = True
+        try:
+            cache = super()._fill_cache(indices)
+        finally:
+            self._filling = False
         for item in cache:
             if isinstance(item, _Failure):
                 raise item.error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from datetime import timedelta
@@ -24,6 +25,10 @@ __all__ = [
     "share_of_batch",
     "start",
 ]
+
+
+_groups = itertools.count()
+"""That this process has joined, one after the other, as all others have."""
 
 
 def best_device() -> torch.device:
@@ -52,6 +57,8 @@ def start(timeout: timedelta | None = None) -> None:
         # torchrun keeps its store over restarts, and processes that it has started again would look for each other
         # at the addresses of the dead ones. Several machines count their restarts apart, so it is of no use there.
         store = distributed.PrefixStore(f"restart{restarts()}", store)
+    # Nor are the addresses of a group that has been left any use for the next one.
+    store = distributed.PrefixStore(f"group{next(_groups)}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 

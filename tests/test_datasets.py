@@ -31,11 +31,12 @@ def test_an_error_comes_when_all_threads_are_done() -> None:
     with pytest.raises(RuntimeError) as raised:
         OrderlyCacheDataset(range(6), Compose([Lambda(careful)]), num_workers=3, progress=False)
     assert "no case" in str(first_cause(raised.value)) and sorted(done) == [1, 2, 3, 4, 5]
-    assert list(OrderlyCacheDataset(range(1, 4), Compose([Lambda(careful)]), num_workers=3, progress=False)) == [
-        1,
-        2,
-        3,
-    ]
+    whole = OrderlyCacheDataset(range(1, 4), Compose([Lambda(careful)]), num_workers=3, progress=False)
+    assert list(whole) == [1, 2, 3]
+    later = OrderlyCacheDataset(range(2), Compose([Lambda(careful)]), progress=False, runtime_cache=True)
+    assert later[1] == 1
+    with pytest.raises(RuntimeError):
+        later[0]
 
 
 class AddNoise(RandLambda):

@@ -93,3 +93,23 @@ def test_how_long_a_process_waits_for_the_others(tmp_path: Path, seconds: list[s
     )
     assert (done.returncode == 0) is meet, done.stderr[-2000:]
     assert meet or "timed out" in done.stderr.lower() or "timeout" in done.stderr.lower()
+
+
+GROUPS = """
+from torch import distributed
+from drive_seg.distributed import finish, gather, start
+
+for number in range(6):
+    start()
+    assert gather(distributed.get_rank()) == [0, 1]
+    finish()
+    assert gather("alone") == ["alone"]
+"""
+
+
+def test_groups_one_after_the_other(tmp_path: Path) -> None:
+    """As an evaluation after the choice of its threshold has them."""
+    (tmp_path / "groups.py").write_text(GROUPS)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*torchrun, str(tmp_path / "groups.py")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
