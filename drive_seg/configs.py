@@ -127,7 +127,7 @@ def literal(value: Any) -> Any:
 
 
 def check_overrides(files: Sequence[str], overrides: Mapping[str, Any]) -> None:
-    """See that every override is of a key that the configs have, and a number where theirs is one.
+    """See that every override is of a key that the configs have, and a number, or numbers, where theirs is.
 
     Raises:
         DriveSegError: naming the first that is not, and the key it may be meant to be.
@@ -150,12 +150,18 @@ def check_overrides(files: Sequence[str], overrides: Mapping[str, Any]) -> None:
 
 def _check_number(key: str, value: Any, default: Any) -> None:
     """Only this: what else a value may be, the part that takes it knows best."""
-    if not isinstance(default, (int, float)) or isinstance(default, bool) or value is None:
+    several = isinstance(default, list) and bool(default) and all(_is_number(item) for item in default)
+    if not (several or _is_number(default)) or value is None:
         return
-    if isinstance(value, str) and value.startswith(_SPECIAL):
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DriveSegError(f"{key}: expected a number, such as {default} in the config, got {value!r}")
+    # Where the config has a list, one number may do for all.
+    items = value if several and isinstance(value, (list, tuple)) else [value]
+    if not all(_is_number(item) or (isinstance(item, str) and item.startswith(_SPECIAL)) for item in items):
+        expected = "numbers" if several else "a number"
+        raise DriveSegError(f"{key}: expected {expected}, such as {default} in the config, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -224,7 +224,7 @@ def normalize_in_fov(image: torch.Tensor, fov: torch.Tensor) -> torch.Tensor:
     Returns:
         (C, H, W), float32. A channel that is constant inside becomes 0.
     """
-    inside = (fov > 0).view(torch.uint8).float()  # as bytes a fifth of the time that it takes from bool
+    inside = _inside(fov).float()
     count = float(inside.sum())
     normalized = image.to(torch.float32, copy=True)
     # Sums over all pixels, times 0 or 1: picking the pixels inside takes much longer.
@@ -341,11 +341,12 @@ def vessel_mask(probabilities: torch.Tensor, threshold: float, fov: torch.Tensor
         (1, H, W), uint8, class values.
     """
     one_class = len(probabilities) == 1
-    vessel = (probabilities if one_class else probabilities.sum(dim=0, keepdim=True)) >= threshold
+    total = probabilities if one_class else probabilities.sum(dim=0, keepdim=True)
+    vessel = (total >= threshold).view(torch.uint8)
     if fov is not None:
-        vessel = vessel & (fov > 0)
+        vessel = vessel * _inside(fov)
     if one_class:
-        return vessel.to(torch.uint8)
+        return vessel
     return (vessel * (probabilities.argmax(dim=0, keepdim=True) + 1)).to(torch.uint8)
 
 
@@ -384,8 +385,13 @@ class VesselMaskd(MapTransform):
         for key, probability_key in self.key_iterator(case, self.probability_keys):
             probabilities = case[key]
             case[key] = vessel_mask(_plain(probabilities), self.threshold, fov)
-            case[probability_key] = probabilities if fov is None else probabilities * (fov > 0)
+            case[probability_key] = probabilities if fov is None else probabilities * _inside(fov)
         return case
+
+
+def _inside(fov: torch.Tensor) -> torch.Tensor:
+    """0 and 1, as bytes: comparing with 0 and multiplying by booleans take PyTorch many times as long on a CPU."""
+    return fov.bool().view(torch.uint8)
 
 
 def _plain(image: torch.Tensor | np.ndarray) -> torch.Tensor:

@@ -191,6 +191,8 @@ def test_values_that_a_component_refuses(phantoms: Path, tmp_path: Path, capsys:
         "device", "cuda", "the config names what is not there: ",
         marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
     ),
+    ("patch_size", "[384, null]", "patch_size: expected numbers, such as [384, 384] in the config, got [384, None]"),
+    ("fov_diameter", "abc", "fov_diameter: expected numbers, such as [640, 1280] in the config, got 'abc'"),
     ("loss#lambda_dice", "much", "loss::lambda_dice: expected a number, such as 1.0 in the config, got 'much'"),
 ])  # fmt: skip
 def test_values_that_make_no_sense(

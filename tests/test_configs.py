@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from monai.bundle import ConfigParser
 
 from drive_seg import configs
@@ -215,3 +216,14 @@ def test_patches_can_reach_the_rim_of_the_retina(bundle: Path, overlays: list[st
     region = parser.get_parsed_content("train#random_geometry#0").cropper.roi_size
     margin = parser.get_parsed_content("train#deterministic_transforms#0").margin
     assert all(margin >= (length - side) / 2 > 0 for length in region), "a patch is the middle of its region"
+
+
+def test_one_number_is_both_sides_of_a_patch(bundle: Path) -> None:
+    parser = ConfigParser()
+    parser.read_config(config_files(bundle, "train"))
+    parser.update({"bundle_root": str(bundle), "patch_size": 64})
+    crop, affine = (parser.get_parsed_content(f"train#random_geometry#{number}") for number in (0, 1))
+    image, label = torch.rand(3, 100, 120), torch.zeros(1, 100, 120)
+    patch = affine(crop({"image": image, "label": label}))
+    assert patch["image"].shape == (3, 64, 64)
+    assert patch["label"].shape == (1, 64, 64)
