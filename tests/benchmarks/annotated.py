@@ -1,0 +1,35 @@
+"""Annotated photographs of a dataset, and how well a segmenter does on them, for the benchmarks of the weights."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from drive_seg.data import load_datalist
+from drive_seg.metrics import confusion
+from drive_seg.readers import read_image
+from drive_seg.segmenter import Segmenter
+
+__all__ = ["Annotated", "dice", "validation_cases"]
+
+
+class Annotated(NamedTuple):
+    """A photograph (H, W, 3), uint8, its annotation and its field of view (H, W), bool."""
+
+    photograph: np.ndarray
+    label: np.ndarray
+    fov: np.ndarray
+
+
+def validation_cases(dataset_dir: str) -> list[Annotated]:
+    """Those that choices may be made by; of a dataset in the DRIVE layout with FOV masks."""
+    return [
+        Annotated(read_image(case["image"]), *(read_image(case[key], "binary") > 0 for key in ("label", "fov")))
+        for case in load_datalist(dataset_dir, "validation", {"label": "1st_manual"})
+    ]
+
+
+def dice(segment: Segmenter, case: Annotated) -> float:
+    """Inside the field of view, 0 to 1."""
+    return confusion(segment(case.photograph, case.fov).mask, case.label, case.fov).scores()["dice"]
