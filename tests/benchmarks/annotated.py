@@ -11,7 +11,7 @@ from drive_seg.metrics import confusion
 from drive_seg.readers import read_image
 from drive_seg.segmenter import Segmenter
 
-__all__ = ["Annotated", "dice", "validation_cases"]
+__all__ = ["Annotated", "annotated_cases", "dice", "validation_cases"]
 
 
 class Annotated(NamedTuple):
@@ -22,12 +22,20 @@ class Annotated(NamedTuple):
     fov: np.ndarray
 
 
-def validation_cases(dataset_dir: str) -> list[Annotated]:
-    """Those that choices may be made by; of a dataset in the DRIVE layout with FOV masks."""
+def annotated_cases(dataset_dir: str, section: str) -> list[tuple[str, Annotated]]:
+    """Case ids and cases of a section of a dataset in the DRIVE layout with FOV masks."""
     return [
-        Annotated(read_image(case["image"]), *(read_image(case[key], "binary") > 0 for key in ("label", "fov")))
-        for case in load_datalist(dataset_dir, "validation", {"label": "1st_manual"})
+        (
+            case["case_id"],
+            Annotated(read_image(case["image"]), *(read_image(case[key], "binary") > 0 for key in ("label", "fov"))),
+        )
+        for case in load_datalist(dataset_dir, section, {"label": "1st_manual"})
     ]
+
+
+def validation_cases(dataset_dir: str) -> list[Annotated]:
+    """Those that choices may be made by."""
+    return [case for _, case in annotated_cases(dataset_dir, "validation")]
 
 
 def dice(segment: Segmenter, case: Annotated) -> float:
