@@ -14,24 +14,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from drive_seg.errors import DriveSegError
 from drive_seg.files import write_text
+from drive_seg.names import by_case, case_id, list_images
 from drive_seg.persons import every_nth_person, person
 
 SECTIONS = ("training", "validation", "test")
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".webp", ".bmp", ".dib", ".gif"),
-        *(".ppm", ".pgm", ".pbm", ".pnm", ".nii", ".nii.gz", ".dcm"),
-    }
-)
 FIRST_OBSERVER = "1st_manual"
 SECOND_OBSERVER = "2nd_manual"
 DATASET_JSON = "dataset.json"
@@ -39,32 +31,7 @@ DATASET_JSON = "dataset.json"
 _NO_FILES = ("case_id", "person")
 """What a case in ``dataset.json`` says of itself; its other values are paths."""
 
-_LONGEST_NAME = 200
-"""Bytes of a case id: file systems take 255 for a name, and its files' endings are part of it."""
-
-_NAME_ENDING = re.compile(r"(_(training|test))?(_mask|_manual\d*|_av)?$", re.IGNORECASE)
-
 Case = dict[str, str]
-
-
-def case_id(path: str | os.PathLike) -> str:
-    """The case a file belongs to: its name without suffixes and without DRIVE's endings.
-
-    >>> case_id("training/mask/21_training_mask.gif"), case_id("1st_manual/Image_01L_manual1.png")
-    ('21', 'Image_01L')
-    """
-    stem = Path(path).name.split(".")[0]
-    return _NAME_ENDING.sub("", stem) or stem
-
-
-def picture_name(path: str | os.PathLike) -> str:
-    """A file's name without the suffix of its format, which for NIfTI may be two.
-
-    >>> picture_name("a/eye.v2.jpg"), picture_name("eye.nii.gz")
-    ('eye.v2', 'eye')
-    """
-    path = Path(path)
-    return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
 
 
 def load_datalist(
@@ -141,103 +108,6 @@ def at_zooms(cases: Sequence[Case], zooms: Sequence[float]) -> list[dict[str, An
     return [{**case, "zoom": zoom} for zoom in zooms for case in cases]
 
 
-def photographs(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Case]:
-    """Cases of photographs without annotation: files, and folders of which every image file is taken.
-
-    Args:
-        paths: one file or folder, or several.
-
-    Returns:
-        Dictionaries with ``case_id`` and ``image``, in the order given, each file once. The case id is the file's name
-        without suffix; where several would have the same, its suffix is added, then its folder's name, then a hash.
-
-    Raises:
-        DriveSegError: if a path does not exist or there is no photograph at all.
-    """
-    files: dict[Path, Path] = {}  # by the file itself, whatever links lead to it; it keeps the name that it was given
-    for path in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
-        if path.is_dir():
-            found = list_images(path)
-            if not found:
-                raise DriveSegError(
-                    f"{path}: holds no photograph, expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
-                )
-        elif path.is_file():
-            found = [path]
-        else:
-            raise DriveSegError(f"{path}: there is no such file or folder")
-        for file in found:
-            files.setdefault(_itself(file), file.absolute())
-    if not files:
-        raise DriveSegError("expected at least one photograph, got none")
-    names = _unique_names(list(files.values()))
-    return [{"case_id": name, "image": str(file)} for name, file in zip(names, files.values(), strict=True)]
-
-
-def _itself(path: Path) -> Path:
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError):  # a link that leads to itself, which will be reported when it is read
-        return path.absolute()
-
-
-def _unique_names(files: Sequence[Path]) -> list[str]:
-    spellings = (
-        lambda file: file.name.replace(".", "_"),
-        lambda file: f"{file.parent.name}_{file.name.replace('.', '_')}",
-        lambda file: f"{picture_name(file)[: _LONGEST_NAME // 4]}_{sha256(os.fsencode(file)).hexdigest()[:16]}",
-    )
-    names = [picture_name(file) for file in files]
-    for spelling in spellings:
-        counts = Counter(name.casefold() for name in names)  # some file systems take a for A
-        names = [
-            spelling(file) if counts[name.casefold()] > 1 or len(os.fsencode(name)) > _LONGEST_NAME else name
-            for file, name in zip(files, names, strict=True)
-        ]
-    return names
-
-
-def list_images(folder: str | os.PathLike) -> list[Path]:
-    """Image files directly in ``folder``, in order of name; hidden files and other kinds are left out."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        return []
-    endings = tuple(IMAGE_SUFFIXES)
-    return sorted(p for p in folder.iterdir() if p.name.lower().endswith(endings) and not p.name.startswith("."))
-
-
-def with_fov_masks(cases: Sequence[Case], folder: str | os.PathLike) -> list[Case]:
-    """The cases of ``photographs``, those with ``fov`` added that have a mask in ``folder``.
-
-    Masks belong to photographs by name, as in the DRIVE layout: ``21_mask.gif`` or ``21.png`` to ``21_training.tif``.
-
-    Raises:
-        DriveSegError: if no photograph has a mask there, or a name is not of one photograph or mask alone.
-    """
-    masks = _by_case(list_images(folder))
-    images = _by_case([Path(case["image"]) for case in cases])
-    if not masks.keys() & images.keys():
-        raise DriveSegError(
-            f"{folder}: holds no mask of the photographs, expected files such as {next(iter(images))}_mask.png"
-        )
-    return [
-        {**case, "fov": str(masks[key].absolute())} if key in masks else case
-        for key, case in zip(images, cases, strict=True)
-    ]
-
-
-def left_out(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """What ``photographs`` passes over in the folders among ``paths``, a sentence for each folder that has any."""
-    told = []
-    for folder in (path for path in map(Path, paths) if path.is_dir()):
-        taken = set(list_images(folder))
-        others = [path for path in folder.iterdir() if path not in taken and not path.name.startswith(".")]
-        folders = sum(path.is_dir() for path in others)
-        if others:
-            told.append(f"{folder}: left out, files of other kinds: {len(others) - folders}, folders: {folders}")
-    return told
-
-
 def read_drive_layout(dataset_dir: str | os.PathLike) -> dict[str, list[Case]]:
     """All cases of a DRIVE-layout folder by its two folders, ``{"training": [...], "test": [...]}``.
 
@@ -309,13 +179,13 @@ def _read_sections(root: Path, validation_every: int) -> dict[str, list[Case]]:
 
 
 def _read_drive_section(folder: Path) -> list[Case]:
-    images = _by_case(list_images(folder / "images"))
+    images = by_case(list_images(folder / "images"))
     cases: dict[str, Case] = {key: {"case_id": key, "image": str(path.resolve())} for key, path in images.items()}
     if not folder.is_dir():
         return []
     partner_dirs = (p for p in folder.iterdir() if p.is_dir() and p.name != "images" and not p.name.startswith("."))
     for partner_dir in sorted(partner_dirs):
-        partners = _by_case(list_images(partner_dir))
+        partners = by_case(list_images(partner_dir))
         if not partners:
             continue
         for key in images.keys() - partners.keys():
@@ -327,16 +197,6 @@ def _read_drive_section(folder: Path) -> list[Case]:
         for key, path in partners.items():
             cases[key]["fov" if partner_dir.name == "mask" else partner_dir.name] = str(path.resolve())
     return [cases[key] for key in sorted(cases)]
-
-
-def _by_case(paths: Sequence[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in paths:
-        key = case_id(path)
-        if key in found:
-            raise DriveSegError(f"{found[key]} and {path} are both of case {key}, expected one file a case")
-        found[key] = path
-    return found
 
 
 def _read_dataset_json(path: Path) -> dict[str, list[Case]]:

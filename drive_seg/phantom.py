@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from drive_seg.data import DATASET_JSON, list_images
+from drive_seg.data import DATASET_JSON
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
+from drive_seg.names import list_images
 from drive_seg.phantom_photograph import Drawing, View, draw, photograph
 from drive_seg.phantom_vessels import (
     ARTERY,

@@ -17,11 +17,11 @@ from monai.utils import ensure_tuple
 from PIL import Image
 
 from drive_seg.arrays import to_numpy
-from drive_seg.data import picture_name
 from drive_seg.dicom import is_dicom
 from drive_seg.dicom_seg import save_dicom_seg
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
+from drive_seg.names import picture_name
 from drive_seg.nifti import save_nifti
 
 __all__ = ["SaveVesselsd", "agreement", "overlay", "save_curves", "save_jpeg", "save_png", "save_thumbnail"]

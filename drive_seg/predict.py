@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from drive_seg import __version__
 from drive_seg.configs import config_files, path_value
-from drive_seg.data import Case, left_out, photographs, with_fov_masks
+from drive_seg.data import Case
 from drive_seg.distributed import finish, start
 from drive_seg.errors import DriveSegError, first_cause
 from drive_seg.files import make_folder, remove_leftovers, sha256, write_csv
 from drive_seg.gallery import write_gallery
 from drive_seg.output_folder import OutputFolder, entry_of
+from drive_seg.photographs import left_out, photograph_cases, with_fov_masks
 from drive_seg.segmenter import Segmenter
 
 __all__ = ["segment_photographs"]
@@ -57,8 +58,8 @@ def segment_photographs(
             photographs are still there.
         overrides: config keys and their values.
         names: configs, the base first.
-        fov_dir: folder of FOV masks, see ``drive_seg.data.with_fov_masks``; where a photograph has none, its field of
-            view is found.
+        fov_dir: folder of FOV masks, see ``drive_seg.photographs.with_fov_masks``; where a photograph has none, its
+            field of view is found.
 
     Returns:
         Photograph and reason of those of this run that failed, in all processes.
@@ -67,7 +68,7 @@ def segment_photographs(
         DriveSegError: if there is no photograph, an override or the weights do not fit, or ``output_dir`` holds
             photographs or results of others of the same names.
     """
-    cases = photographs(paths)
+    cases = photograph_cases(paths)
     if fov_dir is not None:
         cases = with_fov_masks(cases, fov_dir)
     make_folder(output_dir)

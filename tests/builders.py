@@ -88,3 +88,10 @@ def shipped_quality_check() -> QualityCheck:
     steps = json.loads(Path(file).read_text())["postprocessing"]["transforms"]
     (limits,) = (step["quality"] for step in steps if "quality" in step)
     return QualityCheck(**{name: limit for name, limit in limits.items() if not name.startswith("_")})
+
+
+def touch(*paths: Path) -> None:
+    """Empty files, with their folders."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from drive_seg.data import case_id, load_datalist
+from drive_seg.data import load_datalist
 from drive_seg.errors import DriveSegError
+from drive_seg.names import case_id
 from drive_seg.phantom import ARTERY, VEIN, Branch, Phantom, make_phantom, write_phantom_dataset
 from drive_seg.phantom_photograph import draw
 

@@ -21,8 +21,9 @@ from PIL import Image
 from realdata import real_data
 
 import drive_seg.archives
-from drive_seg.data import case_id, load_datalist
+from drive_seg.data import load_datalist
 from drive_seg.errors import DriveSegError
+from drive_seg.names import case_id
 from drive_seg.prepare import Dataset, main, prepare, read_binary
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "data_scripts"

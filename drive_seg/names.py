@@ -1,0 +1,65 @@
+"""What files are called: image files by their suffixes, and which of them belong together."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from drive_seg.errors import DriveSegError
+
+__all__ = ["IMAGE_SUFFIXES", "by_case", "case_id", "list_images", "picture_name"]
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".webp", ".bmp", ".dib", ".gif"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".nii", ".nii.gz", ".dcm"),
+    }
+)
+
+_NAME_ENDING = re.compile(r"(_(training|test))?(_mask|_manual\d*|_av)?$", re.IGNORECASE)
+
+
+def case_id(path: str | os.PathLike) -> str:
+    """The case a file belongs to: its name without suffixes and without DRIVE's endings.
+
+    >>> case_id("training/mask/21_training_mask.gif"), case_id("1st_manual/Image_01L_manual1.png")
+    ('21', 'Image_01L')
+    """
+    stem = Path(path).name.split(".")[0]
+    return _NAME_ENDING.sub("", stem) or stem
+
+
+def picture_name(path: str | os.PathLike) -> str:
+    """A file's name without the suffix of its format, which for NIfTI may be two.
+
+    >>> picture_name("a/eye.v2.jpg"), picture_name("eye.nii.gz")
+    ('eye.v2', 'eye')
+    """
+    path = Path(path)
+    return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+    """Image files directly in ``folder``, in order of name; hidden files and other kinds are left out."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    endings = tuple(IMAGE_SUFFIXES)
+    return sorted(p for p in folder.iterdir() if p.name.lower().endswith(endings) and not p.name.startswith("."))
+
+
+def by_case(paths: Sequence[Path]) -> dict[str, Path]:
+    """Each file under its case id.
+
+    Raises:
+        DriveSegError: if two are of one case.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        key = case_id(path)
+        if key in found:
+            raise DriveSegError(f"{found[key]} and {path} are both of case {key}, expected one file a case")
+        found[key] = path
+    return found

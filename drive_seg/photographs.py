@@ -1,0 +1,106 @@
+"""Photographs without annotation, from anywhere: files and folders become cases with names of their own."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from drive_seg.data import Case
+from drive_seg.errors import DriveSegError
+from drive_seg.names import IMAGE_SUFFIXES, by_case, list_images, picture_name
+
+__all__ = ["left_out", "photograph_cases", "with_fov_masks"]
+
+_LONGEST_NAME = 200
+"""Bytes of a case id: file systems take 255 for a name, and its files' endings are part of it."""
+
+
+def photograph_cases(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Case]:
+    """Cases of photographs without annotation: files, and folders of which every image file is taken.
+
+    Args:
+        paths: one file or folder, or several.
+
+    Returns:
+        Dictionaries with ``case_id`` and ``image``, in the order given, each file once. The case id is the file's name
+        without suffix; where several would have the same, its suffix is added, then its folder's name, then a hash.
+
+    Raises:
+        DriveSegError: if a path does not exist or there is no photograph at all.
+    """
+    files: dict[Path, Path] = {}  # by the file itself, whatever links lead to it; it keeps the name that it was given
+    for path in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
+        if path.is_dir():
+            found = list_images(path)
+            if not found:
+                raise DriveSegError(
+                    f"{path}: holds no photograph, expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
+                )
+        elif path.is_file():
+            found = [path]
+        else:
+            raise DriveSegError(f"{path}: there is no such file or folder")
+        for file in found:
+            files.setdefault(_itself(file), file.absolute())
+    if not files:
+        raise DriveSegError("expected at least one photograph, got none")
+    names = _unique_names(list(files.values()))
+    return [{"case_id": name, "image": str(file)} for name, file in zip(names, files.values(), strict=True)]
+
+
+def _itself(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # a link that leads to itself, which will be reported when it is read
+        return path.absolute()
+
+
+def _unique_names(files: Sequence[Path]) -> list[str]:
+    spellings = (
+        lambda file: file.name.replace(".", "_"),
+        lambda file: f"{file.parent.name}_{file.name.replace('.', '_')}",
+        lambda file: f"{picture_name(file)[: _LONGEST_NAME // 4]}_{sha256(os.fsencode(file)).hexdigest()[:16]}",
+    )
+    names = [picture_name(file) for file in files]
+    for spelling in spellings:
+        counts = Counter(name.casefold() for name in names)  # some file systems take a for A
+        names = [
+            spelling(file) if counts[name.casefold()] > 1 or len(os.fsencode(name)) > _LONGEST_NAME else name
+            for file, name in zip(files, names, strict=True)
+        ]
+    return names
+
+
+def with_fov_masks(cases: Sequence[Case], folder: str | os.PathLike) -> list[Case]:
+    """The cases of ``photograph_cases``, those with ``fov`` added that have a mask in ``folder``.
+
+    Masks belong to photographs by name, as in the DRIVE layout: ``21_mask.gif`` or ``21.png`` to ``21_training.tif``.
+
+    Raises:
+        DriveSegError: if no photograph has a mask there, or a name is not of one photograph or mask alone.
+    """
+    masks = by_case(list_images(folder))
+    images = by_case([Path(case["image"]) for case in cases])
+    if not masks.keys() & images.keys():
+        raise DriveSegError(
+            f"{folder}: holds no mask of the photographs, expected files such as {next(iter(images))}_mask.png"
+        )
+    return [
+        {**case, "fov": str(masks[key].absolute())} if key in masks else case
+        for key, case in zip(images, cases, strict=True)
+    ]
+
+
+def left_out(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """What ``photograph_cases`` passes over in the folders among ``paths``, a sentence for each folder that has any."""
+    told = []
+    for folder in (path for path in map(Path, paths) if path.is_dir()):
+        taken = set(list_images(folder))
+        others = [path for path in folder.iterdir() if path not in taken and not path.name.startswith(".")]
+        folders = sum(path.is_dir() for path in others)
+        if others:
+            told.append(f"{folder}: left out, files of other kinds: {len(others) - folders}, folders: {folders}")
+    return told

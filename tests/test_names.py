@@ -1,0 +1,46 @@
+"""Names: which case a file is of, and which files are images."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import pytest
+from builders import touch
+
+from drive_seg import names
+from drive_seg.names import case_id, list_images
+
+
+def test_doctests() -> None:
+    results = doctest.testmod(names)
+    assert results.attempted > 0 and results.failed == 0
+
+
+@pytest.mark.parametrize(("name", "case"), [
+    ("21_training.tif", "21"),
+    ("21_manual1.gif", "21"),
+    ("21_training_mask.gif", "21"),
+    ("01_test.tif", "01"),
+    ("01_manual2.gif", "01"),
+    ("01_test_mask.gif", "01"),
+    ("01_test_av.png", "01"),
+    ("some/where/Image_01L.jpg", "Image_01L"),
+    ("Image_01L_1st_manual.png", "Image_01L_1st"),
+    ("01_h.nii.gz", "01_h"),
+    ("01_mask.png", "01"),
+    ("21_av.png", "21"),
+    ("test.png", "test"),
+    ("01_TEST_MASK.GIF", "01"),
+    ("test_mask_07.png", "test_mask_07"),
+    ("_mask.gif", "_mask"),
+])  # fmt: skip
+def test_case_id(name: str, case: str) -> None:
+    assert case_id(name) == case
+
+
+def test_list_images(tmp_path: Path) -> None:
+    touch(*(tmp_path / name for name in ("b.TIF", "a.jpeg", "c.txt", ".d.png", "e.nii", "f.NII.GZ", "g.gz", "h.dcm")))
+    (tmp_path / "f.png.d").mkdir()
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.TIF", "e.nii", "f.NII.GZ", "h.dcm"]
+    assert list_images(tmp_path / "nothing") == []
