@@ -1,13 +1,27 @@
-"""Between tensors and arrays."""
+"""Between arrays, tensors and MONAI's tensors, and between masks and numbers."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 
-__all__ = ["to_numpy"]
+__all__ = ["plain", "to_numpy", "zeros_and_ones"]
 
 
 def to_numpy(image: torch.Tensor | np.ndarray) -> np.ndarray:
     """The same numbers as an array, wherever the tensor is."""
     return np.asarray(image.detach().cpu()) if isinstance(image, torch.Tensor) else np.asarray(image)
+
+
+def plain(image: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """The same numbers as a tensor that knows nothing of files and transforms, and costs nothing for it."""
+    return image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
+
+
+def zeros_and_ones(mask: torch.Tensor) -> torch.Tensor:
+    """1 where a mask of any type is not 0, as bytes.
+
+    Comparing with 0 and multiplying by booleans take PyTorch many times as long on a CPU.
+    """
+    return mask.bool().view(torch.uint8)

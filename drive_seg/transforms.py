@@ -1,4 +1,4 @@
-"""What MONAI's transforms do not have: the field of view, and vessel masks.
+"""What MONAI's transforms do not have: the field of view, what is scaled to it, and labels that are checked.
 
 Each idea is a function on arrays first and a thin dictionary transform after it. Arrays are channel first,
 (C, H, W).
@@ -10,13 +10,13 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import ImageMetaKey, TraceKeys, ensure_tuple, ensure_tuple_rep
 
+from drive_seg.arrays import plain, zeros_and_ones
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import estimate_fov, fov_box
 
@@ -26,12 +26,8 @@ __all__ = [
     "IgnoreOutsideFOVd",
     "NormalizeInFOVd",
     "ScaleToFOVd",
-    "VesselMaskd",
-    "VesselProbabilitiesd",
     "normalize_in_fov",
     "resize",
-    "vessel_mask",
-    "vessel_probabilities",
 ]
 
 
@@ -99,7 +95,7 @@ class EnsureLabeld(MapTransform):
         for key in self.key_iterator(case):
             label = case[key]
             _check_size(label, key, case[self.image_key])
-            values = torch.bincount(_plain(label).flatten().int(), minlength=256).nonzero().flatten().tolist()
+            values = torch.bincount(plain(label).flatten().int(), minlength=256).nonzero().flatten().tolist()
             if self.num_classes == 2:
                 if len(values) > 2 or values[0] != 0:
                     raise DriveSegError(
@@ -176,14 +172,14 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with what the class says done to it."""
         case = dict(data)
-        rows, columns = fov_box(_plain(case[self.fov_key])[0].numpy() > 0)
+        rows, columns = fov_box(plain(case[self.fov_key])[0].numpy() > 0)
         box = (rows.start, rows.stop, columns.start, columns.stop)
         height, width = rows.stop - rows.start, columns.stop - columns.start
         scale = self._scale(max(height, width)) * float(case.get(self.zoom_key, 1.0))
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         for key, nearest in self.key_iterator(case, self.nearest):
             image = case[key]
-            pixels = _plain(image)
+            pixels = plain(image)
             cropped = resize(pixels[:, rows, columns], size, nearest)
             scaled = MetaTensor(torch.nn.functional.pad(cropped, [self.margin] * 4))
             if isinstance(image, MetaTensor):
@@ -207,7 +203,7 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
             trace = self.pop_transform(image)
             top, bottom, left, right = trace[TraceKeys.EXTRA_INFO]["box"]
             height, width = trace[TraceKeys.ORIG_SIZE]
-            inner = _plain(image)[:, self.margin : -self.margin or None, self.margin : -self.margin or None]
+            inner = plain(image)[:, self.margin : -self.margin or None, self.margin : -self.margin or None]
             box = resize(inner, (bottom - top, right - left), trace[TraceKeys.EXTRA_INFO]["nearest"])
             whole = torch.nn.functional.pad(box, [left, width - right, top, height - bottom])
             case[key] = MetaTensor(whole, meta=image.meta, applied_operations=image.applied_operations)
@@ -224,7 +220,7 @@ def normalize_in_fov(image: torch.Tensor, fov: torch.Tensor) -> torch.Tensor:
     Returns:
         (C, H, W), float32. A channel that is constant inside becomes 0.
     """
-    inside = _inside(fov).float()
+    inside = zeros_and_ones(fov).float()
     count = float(inside.sum())
     normalized = image.to(torch.float32, copy=True)
     # Sums over all pixels, times 0 or 1: picking the pixels inside takes much longer.
@@ -254,7 +250,7 @@ class NormalizeInFOVd(MapTransform):
         case = dict(data)
         for key in self.key_iterator(case):
             image = case[key]
-            normalized = normalize_in_fov(_plain(image), _plain(case[self.fov_key]))
+            normalized = normalize_in_fov(plain(image), plain(case[self.fov_key]))
             if isinstance(image, MetaTensor):
                 normalized = MetaTensor(normalized, meta=image.meta, applied_operations=image.applied_operations)
             case[key] = normalized
@@ -286,116 +282,8 @@ class IgnoreOutsideFOVd(MapTransform):
         """The case with what the class says done to it."""
         case = dict(data)
         for key in self.key_iterator(case):
-            case[key] = case[key].masked_fill(_plain(case[self.fov_key]) == 0, self.ignore_index)
+            case[key] = case[key].masked_fill(plain(case[self.fov_key]) == 0, self.ignore_index)
         return case
-
-
-def vessel_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Probabilities of the vessel classes; the background's, which is what they leave of 1, is in nobody's way.
-
-    Args:
-        logits: (num_classes, H, W), float, background first.
-
-    Returns:
-        (num_classes - 1, H, W), float, 0 to 1: softmax without its first channel.
-    """
-    if len(logits) == 2:
-        return torch.sigmoid(logits[1:] - logits[:1])  # the same in a third of the time
-    return logits.softmax(dim=0)[1:]
-
-
-class VesselProbabilitiesd(MapTransform):
-    """``vessel_probabilities`` for a case.
-
-    MONAI's ``Activationsd`` keeps the background, which doubles the work of all that follows.
-
-    Args:
-        keys: logits, (num_classes, H, W), background first; replaced by probabilities, (num_classes - 1, H, W).
-    """
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with what the class says done to it."""
-        case = dict(data)
-        for key in self.key_iterator(case):
-            logits = case[key]
-            probabilities = vessel_probabilities(_plain(logits))
-            if isinstance(logits, MetaTensor):
-                meta, operations = logits.meta, logits.applied_operations
-                probabilities = MetaTensor(probabilities, meta=meta, applied_operations=operations)
-            case[key] = probabilities
-        return case
-
-
-def vessel_mask(probabilities: torch.Tensor, threshold: float, fov: torch.Tensor | None = None) -> torch.Tensor:
-    """Class values from probability maps.
-
-    A pixel is vessel where the probability of all vessel classes together reaches the threshold, and then of the
-    likeliest of them. With two classes and 0.5 that is the likelier class.
-
-    Args:
-        probabilities: of the vessel classes, (num_classes - 1, H, W), float, 0 to 1.
-        threshold: 0 to 1.
-        fov: (1, H, W), non-zero inside; outside there is no vessel. None: the whole image counts.
-
-    Returns:
-        (1, H, W), uint8, class values.
-    """
-    one_class = len(probabilities) == 1
-    total = probabilities if one_class else probabilities.sum(dim=0, keepdim=True)
-    vessel = (total >= threshold).view(torch.uint8)
-    if fov is not None:
-        vessel = vessel * _inside(fov)
-    if one_class:
-        return vessel
-    return (vessel * (probabilities.argmax(dim=0, keepdim=True) + 1)).to(torch.uint8)
-
-
-class VesselMaskd(MapTransform):
-    """``vessel_mask`` for a case; the probability maps move to another key.
-
-    Args:
-        keys: probability maps of the vessel classes, (num_classes - 1, H, W); replaced by masks, (1, H, W), uint8.
-        threshold: as there.
-        probability_keys: where the probability maps go, one a key.
-        fov_key: FOV mask outside which there is no vessel, and the probability of it 0; None: the whole image counts.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        threshold: float = 0.5,
-        probability_keys: KeysCollection = "probability",
-        fov_key: str | None = None,
-    ) -> None:
-        super().__init__(keys)
-        if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
-            raise DriveSegError(f"threshold: expected a probability from 0 to 1, got {threshold}")
-        self.threshold = threshold
-        self.probability_keys = ensure_tuple(probability_keys)
-        if len(self.probability_keys) != len(self.keys):
-            raise ValueError(
-                f"probability_keys: expected {len(self.keys)}, one for each of keys, got {len(self.probability_keys)}"
-            )
-        self.fov_key = fov_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with what the class says done to it."""
-        case = dict(data)
-        fov = None if self.fov_key is None else _plain(case[self.fov_key])
-        for key, probability_key in self.key_iterator(case, self.probability_keys):
-            probabilities = case[key]
-            case[key] = vessel_mask(_plain(probabilities), self.threshold, fov)
-            case[probability_key] = probabilities if fov is None else probabilities * _inside(fov)
-        return case
-
-
-def _inside(fov: torch.Tensor) -> torch.Tensor:
-    """0 and 1, as bytes: comparing with 0 and multiplying by booleans take PyTorch many times as long on a CPU."""
-    return fov.bool().view(torch.uint8)
-
-
-def _plain(image: torch.Tensor | np.ndarray) -> torch.Tensor:
-    return image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
 
 
 def _check_size(partner: torch.Tensor, key: str, image: torch.Tensor) -> None:

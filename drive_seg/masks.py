@@ -1,0 +1,120 @@
+"""From logits to probabilities of vessel, and from these to vessel masks.
+
+Each idea is a function on arrays first and a thin dictionary transform after it. Arrays are channel first,
+(C, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import ensure_tuple
+
+from drive_seg.arrays import plain, zeros_and_ones
+from drive_seg.errors import DriveSegError
+
+__all__ = ["VesselMaskd", "VesselProbabilitiesd", "vessel_mask", "vessel_probabilities"]
+
+
+def vessel_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Probabilities of the vessel classes; the background's, which is what they leave of 1, is in nobody's way.
+
+    Args:
+        logits: (num_classes, H, W), float, background first.
+
+    Returns:
+        (num_classes - 1, H, W), float, 0 to 1: softmax without its first channel.
+    """
+    if len(logits) == 2:
+        return torch.sigmoid(logits[1:] - logits[:1])  # the same in a third of the time
+    return logits.softmax(dim=0)[1:]
+
+
+class VesselProbabilitiesd(MapTransform):
+    """``vessel_probabilities`` for a case.
+
+    MONAI's ``Activationsd`` keeps the background, which doubles the work of all that follows.
+
+    Args:
+        keys: logits, (num_classes, H, W), background first; replaced by probabilities, (num_classes - 1, H, W).
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The case with what the class says done to it."""
+        case = dict(data)
+        for key in self.key_iterator(case):
+            logits = case[key]
+            probabilities = vessel_probabilities(plain(logits))
+            if isinstance(logits, MetaTensor):
+                meta, operations = logits.meta, logits.applied_operations
+                probabilities = MetaTensor(probabilities, meta=meta, applied_operations=operations)
+            case[key] = probabilities
+        return case
+
+
+def vessel_mask(probabilities: torch.Tensor, threshold: float, fov: torch.Tensor | None = None) -> torch.Tensor:
+    """Class values from probability maps.
+
+    A pixel is vessel where the probability of all vessel classes together reaches the threshold, and then of the
+    likeliest of them. With two classes and 0.5 that is the likelier class.
+
+    Args:
+        probabilities: of the vessel classes, (num_classes - 1, H, W), float, 0 to 1.
+        threshold: 0 to 1.
+        fov: (1, H, W), non-zero inside; outside there is no vessel. None: the whole image counts.
+
+    Returns:
+        (1, H, W), uint8, class values.
+    """
+    one_class = len(probabilities) == 1
+    total = probabilities if one_class else probabilities.sum(dim=0, keepdim=True)
+    vessel = (total >= threshold).view(torch.uint8)
+    if fov is not None:
+        vessel = vessel * zeros_and_ones(fov)
+    if one_class:
+        return vessel
+    return (vessel * (probabilities.argmax(dim=0, keepdim=True) + 1)).to(torch.uint8)
+
+
+class VesselMaskd(MapTransform):
+    """``vessel_mask`` for a case; the probability maps move to another key.
+
+    Args:
+        keys: probability maps of the vessel classes, (num_classes - 1, H, W); replaced by masks, (1, H, W), uint8.
+        threshold: as there.
+        probability_keys: where the probability maps go, one a key.
+        fov_key: FOV mask outside which there is no vessel, and the probability of it 0; None: the whole image counts.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        threshold: float = 0.5,
+        probability_keys: KeysCollection = "probability",
+        fov_key: str | None = None,
+    ) -> None:
+        super().__init__(keys)
+        if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+            raise DriveSegError(f"threshold: expected a probability from 0 to 1, got {threshold}")
+        self.threshold = threshold
+        self.probability_keys = ensure_tuple(probability_keys)
+        if len(self.probability_keys) != len(self.keys):
+            raise ValueError(
+                f"probability_keys: expected {len(self.keys)}, one for each of keys, got {len(self.probability_keys)}"
+            )
+        self.fov_key = fov_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The case with what the class says done to it."""
+        case = dict(data)
+        fov = None if self.fov_key is None else plain(case[self.fov_key])
+        for key, probability_key in self.key_iterator(case, self.probability_keys):
+            probabilities = case[key]
+            case[key] = vessel_mask(plain(probabilities), self.threshold, fov)
+            case[probability_key] = probabilities if fov is None else probabilities * zeros_and_ones(fov)
+        return case
