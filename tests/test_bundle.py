@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from drive_seg.networks import UNet
 from drive_seg.phantom import write_phantom_dataset
 
-CONFIGS = ["train", "evaluate", "inference", "demo", "any_camera", "multi_gpu_train", "multi_gpu_evaluate"]
+CONFIGS = ["train", "evaluate", "inference", "demo", "any_camera", "average", "multi_gpu_train", "multi_gpu_evaluate"]
 SMALL = {
     "base_channels": 4,
     "depth": 3,
@@ -104,7 +104,7 @@ def test_inference_keeps_size_and_orientation(trained: Path, bundle: Path, phant
         assert (tmp_path / f"{photograph.stem}_overlay.jpg").is_file()
 
 
-def test_two_datasets_at_three_sizes_train_with_the_strong_augmentation(
+def test_two_datasets_at_several_sizes_train_with_the_strong_augmentation(
     bundle: Path, phantoms: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
@@ -122,7 +122,10 @@ def test_two_datasets_at_three_sizes_train_with_the_strong_augmentation(
     workflow.initialize()
     assert not workflow.check_properties()
     cases = workflow.parser.get_parsed_content("train#dataset").data
-    assert len(cases) == 3 * (5 + 4) and len({case["case_id"] for case in cases}) == 9
+    assert (
+        len(cases) == len(read(bundle, "any_camera")["zooms"]) * (5 + 4)
+        and len({case["case_id"] for case in cases}) == 9
+    )
     workflow.run()
     assert (tmp_path / "model.pt").is_file()
 
