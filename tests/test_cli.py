@@ -217,14 +217,20 @@ def test_a_demo_leaves_a_training_alone(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_interrupted(phantoms: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "drive_seg.cli", "train", "--dataset-dir", str(phantoms)]
+    # What is started in a shell's background ignores Ctrl-C, and hands that down.
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "from drive_seg.cli import main; main()"
+    command = [sys.executable, "-c", program, "train", "--dataset-dir", str(phantoms)]
     command += ["--output-dir", str(tmp_path), *small_overrides(), "--max_epochs=10000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "last.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        while not (tmp_path / "last.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode in (130, -signal.SIGINT), "which a shell calls 130, too"
     assert said.rstrip().endswith("drive-seg: stopped") and "Traceback" not in said
 
