@@ -58,13 +58,11 @@ class EnsureFOVd(MapTransform):
             if not inside.any():
                 raise DriveSegError(f"{_file_of(fov)}: {self.fov_key}: expected a field of view, got an empty mask")
         else:
-            pixels = image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
             try:
-                inside = torch.from_numpy(estimate_fov(pixels.numpy().transpose(1, 2, 0)))[None]
+                inside = torch.from_numpy(estimate_fov(plain(image).numpy().transpose(1, 2, 0)))[None]
             except ValueError as error:
                 raise DriveSegError(f"{_file_of(image)}: {self.image_key}: {error}") from error
-        inside = inside.as_tensor() if isinstance(inside, MetaTensor) else inside
-        case[self.fov_key] = MetaTensor(inside.to(torch.uint8), meta=dict(getattr(image, "meta", {})))
+        case[self.fov_key] = MetaTensor(plain(inside).to(torch.uint8), meta=dict(getattr(image, "meta", {})))
         return case
 
 
