@@ -1,4 +1,4 @@
-"""The one exception that is meant for people rather than for programmers."""
+"""The exceptions that are meant for people rather than for programmers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ class DriveSegError(Exception):
     The message is one sentence that names the file or key, what was expected and what was found. The
     command line prints it without a traceback; everything else that is raised is a bug and keeps its own.
     """
+
+
+class ArgumentError(DriveSegError, ValueError):
+    """A value out of its range that a program or a config may have given: what both expect."""
 
 
 def user_error(error: BaseException) -> DriveSegError | None:

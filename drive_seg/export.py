@@ -230,20 +230,19 @@ def _to_onnx(network: UNet, path: Path) -> Compute:
 
 def _example(network: UNet) -> tuple[torch.Tensor]:
     # Any sizes but those that torch.export takes for constants, 0 and 1, down to the lowest stage.
-    side = network.smallest_size
-    return (torch.zeros(2, network.in_channels, 3 * side + 3, 4 * side + 5),)
+    side = network.smallest_exported_size
+    return (torch.zeros(2, network.in_channels, 2 * side + 3, 3 * side + 5),)
 
 
 def _dynamic_shapes(network: UNet) -> dict[str, dict[int, Any]]:
-    # Below twice the smallest size the features at the bottom are one pixel, which torch.export specialises on.
-    least = 2 * network.smallest_size
+    least = network.smallest_exported_size
     sides = {2: torch.export.Dim("height", min=least), 3: torch.export.Dim("width", min=least)}
     return {"x": {0: torch.export.Dim("batch"), **sides}}
 
 
 def _largest_difference(network: UNet, compute: Compute) -> float:
     """The largest absolute difference of a logit on noise of even, odd and mixed sizes, or nan."""
-    least = 2 * network.smallest_size
+    least = network.smallest_exported_size
     # The last one is that of DRIVE's photographs.
     shapes = ((1, least, least), (2, least + 1, least + 3), (1, least + 6, 2 * least + 5), (1, 584, 565))
     generator = torch.Generator().manual_seed(0)

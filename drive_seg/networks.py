@@ -14,6 +14,9 @@ import torch
 from monai.networks.layers.factories import Conv, Norm, Pool
 from torch import nn
 
+from drive_seg.adaptation import EVERY, adapt_batch_norm
+from drive_seg.errors import ArgumentError
+
 __all__ = ["ConvBlock", "DecoderStage", "EncoderStage", "OutputLayer", "UNet"]
 
 
@@ -33,7 +36,7 @@ class ConvBlock(nn.Sequential):
         self, spatial_dims: int, in_channels: int, out_channels: int, norm: str | None = "batch", padded: bool = True
     ) -> None:
         if norm not in ("batch", None):
-            raise ValueError(f"norm: expected 'batch' or None, got {norm!r}")
+            raise ArgumentError(f"norm: expected 'batch' or None, got {norm!r}")
         layers: list[nn.Module] = []
         for channels in (in_channels, out_channels):
             layers.append(
@@ -127,9 +130,11 @@ class UNet(nn.Module):
         norm: ``"batch"`` or None.
         padded: False gives the original design, valid convolutions and cropped skip connections, in which
             572×572 comes out as 388×388.
+        adaptation: share of an image's own statistics in batch normalisation when the network is evaluated, 0 to 1, see
+            ``drive_seg.adaptation``; in the stages below half the size and in the last layer.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ArgumentError: if an argument is out of its range.
     """
 
     def __init__(
@@ -141,10 +146,11 @@ class UNet(nn.Module):
         spatial_dims: int = 2,
         norm: str | None = "batch",
         padded: bool = True,
+        adaptation: float = 0.0,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims: expected 2 or 3, got {spatial_dims!r}")
+            raise ArgumentError(f"spatial_dims: expected 2 or 3, got {spatial_dims!r}")
         counts = {
             "in_channels": in_channels,
             "num_classes": num_classes,
@@ -153,7 +159,7 @@ class UNet(nn.Module):
         }
         for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+                raise ArgumentError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
         self.in_channels = in_channels
         self.num_classes = num_classes
@@ -172,6 +178,10 @@ class UNet(nn.Module):
             for below, here in zip(channels[:0:-1], channels[-2::-1], strict=True)
         )
         self.output = OutputLayer(spatial_dims, channels[0], num_classes)
+        if adaptation:
+            self._adapt(adaptation, norm)
+        # torch.export makes a constant of a size of 1: of the features at the bottom, or of the rows that are measured.
+        self.smallest_exported_size = self.smallest_size * (EVERY + 1 if adaptation else 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Image (B, in_channels, H, W), float → logits (B, num_classes, H, W), float.
@@ -190,6 +200,16 @@ class UNet(nn.Module):
             x = stage(x, skips.pop())
         logits = self.output(x)
         return logits
+
+    def _adapt(self, share: float, norm: str | None) -> None:
+        if norm != "batch":
+            raise ArgumentError(f"adaptation: expected 0 where norm is {norm!r}, got {share!r}")
+        # Below half the size, and the last one: as good as all of them with a camera that had not been seen, at a third
+        # of the work.
+        last = self.decoder[-1].get_submodule("convs")
+        last.add_module("4", adapt_batch_norm(last.get_submodule("4"), share))
+        for stage in (*self.encoder[1:], *self.decoder[:-2]):
+            adapt_batch_norm(stage, share)
 
     def _check(self, x: torch.Tensor) -> None:
         if x.dim() != self.spatial_dims + 2:

@@ -153,7 +153,7 @@ def openvino_network(
     # channels_last weights would make the exported graph depend on the image's size
     network = copy.deepcopy(network).eval().float()
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch declares it for 4D only
-    smallest = 2 * network.smallest_size
+    smallest = network.smallest_exported_size
     core = openvino.Core()
     path = _cache_folder(cache_dir) / _key(network, openvino.__version__) / "network.xml"
     try:

@@ -183,10 +183,10 @@ def test_geometry_from_file_to_mask(bundle: Path, tmp_path: Path) -> None:
 
 def test_train_and_inference_agree_on_what_they_share(bundle: Path) -> None:
     train, inference = read(bundle, "train"), read(bundle, "inference")
-    shared = ["num_classes", "base_channels", "depth", "precision", "fov_diameter", "threshold", "flips", "device"]
-    for key in shared:
+    shared = ["num_classes", "base_channels", "depth", "adaptation", "precision", "fov_diameter", "threshold", "flips"]
+    for key in [*shared, "device"]:
         assert train[key] == inference[key], key
-    for key in ("_target_", "in_channels", "num_classes", "base_channels", "depth"):
+    for key in ("_target_", "in_channels", "num_classes", "base_channels", "depth", "adaptation"):
         assert train["network_def"][key] == inference["network_def"][key], key
     assert train["validate"]["inferer"] == inference["inferer"]
     of_training = [step for step in train["read_case"] if step.get("keys") != "label"]
@@ -270,4 +270,5 @@ def test_configs_name_only_known_code(bundle: Path, name: str) -> None:
         }
         modules = {node.module for node in ast.walk(ast.parse(expression)) if isinstance(node, ast.ImportFrom)}
         assert not (names | imported) & forbidden, text
-        assert imported <= {"sys", "torch", "monai", "loss_of"} and modules <= {"drive_seg.handlers"}, text
+        assert imported <= {"sys", "torch", "monai", "loss_of", "convert_sync_batchnorm"}, text
+        assert modules <= {"drive_seg.handlers", "drive_seg.adaptation"}, text

@@ -23,9 +23,9 @@ from drive_seg.errors import DriveSegError
 from drive_seg.export import FILE_NAMES, TOLERANCE, available_formats, export_network, write_archive
 from drive_seg.networks import UNet
 
-SMALL = {"base_channels": 4, "depth": 3}
-SMALL_FLAGS = ["--base_channels", "4", "--depth", "3"]
-SIZES = [(1, 16, 16), (1, 17, 16), (3, 37, 41), (1, 40, 72), (2, 113, 98)]
+SMALL = {"base_channels": 4, "depth": 3, "adaptation": 0.5}
+SMALL_FLAGS = ["--base_channels", "4", "--depth", "3", "--adaptation", "0.5"]
+SIZES = [(1, 40, 40), (1, 41, 40), (3, 45, 51), (1, 48, 72), (2, 113, 98)]
 
 
 def small_network() -> UNet:
@@ -164,7 +164,7 @@ def test_without_onnx(weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_a_training_state_is_taken_too(network: UNet, bundle: Path, tmp_path: Path) -> None:
     torch.save({"network": network.state_dict(), "progress": {"epoch": 1}}, tmp_path / "last.pt")
     (file,) = export_network(bundle, tmp_path, {"checkpoint": str(tmp_path / "last.pt"), **SMALL}, ["pt2"])
-    image = torch.randn(1, 3, 21, 34)
+    image = torch.randn(1, 3, 51, 44)
     with torch.no_grad():
         torch.testing.assert_close(torch.export.load(file.path).module()(image), network(image))
 

@@ -25,14 +25,15 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def network() -> UNet:
+def network(request: pytest.FixtureRequest) -> UNet:
     torch.manual_seed(0)
-    network = UNet(base_channels=4, depth=2)
+    network = UNet(base_channels=4, depth=2, adaptation=getattr(request, "param", 0.5))
     for _ in range(3):
         network(torch.randn(2, 3, 32, 32))  # batch statistics that are not the initial ones
     return network.eval()
 
 
+@pytest.mark.parametrize("network", [0.0, 0.5], indirect=True)
 def test_float32_is_torchs_result_at_any_size(network: UNet, tmp_path: Path) -> None:
     converted = openvino_network(network, "float32", tmp_path)
     for size in ((8, 8), (7, 31), (33, 47), (64, 48), (131, 97)):
