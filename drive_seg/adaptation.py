@@ -51,7 +51,7 @@ class _Adaptive(_BatchNorm):
         variance = self.share * variance + (1 - self.share) * self.running_var.reshape(one_each)
         scale = self.weight.reshape(one_each) * torch.rsqrt(variance + self.eps)
         shift = self.bias.reshape(one_each) - mean * scale
-        return torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
+        return x * scale.to(x.dtype) + shift.to(x.dtype)
 
     @torch.jit.unused  # TorchScript does not know super()
     def _plain(self, x: torch.Tensor) -> torch.Tensor:

@@ -192,6 +192,10 @@ def test_values_that_a_component_refuses(phantoms: Path, tmp_path: Path, capsys:
         marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
     ),
     ("patch_size", "[384, null]", "patch_size: expected numbers, such as [384, 384] in the config, got [384, None]"),
+    ("patch_size", "[64, 64, 64]", "patch_size: expected height and width, or one number for both, got [64, 64, 64]"),
+    ("patch_size", "0", "patch_size: expected height and width, or one number for both, got 0"),
+    ("adaptation", "2", "adaptation: expected a number from 0 to 1, got 2"),
+    ("base_channels", "0", "base_channels: expected a whole number of at least 1, got 0"),
     ("fov_diameter", "abc", "fov_diameter: expected numbers, such as [640, 1280] in the config, got 'abc'"),
     ("loss#lambda_dice", "much", "loss::lambda_dice: expected a number, such as 1.0 in the config, got 'much'"),
 ])  # fmt: skip

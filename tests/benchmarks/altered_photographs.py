@@ -3,7 +3,7 @@
     .venv/bin/python tests/benchmarks/altered_photographs.py --dataset-dir data/CHASE_DB1 data/HRF
 
 Prints a table in Markdown: for each alteration and each dataset, Dice against the annotation, inside the field of view,
-per-image mean, threshold 0.5, one column for each of the weights. No test image is read.
+per-image mean, threshold 0.5, one column for each share of adaptation and each of the weights. No test image is read.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def gain(*of_channels: float) -> Callable[[Annotated], np.ndarray]:
     return lambda case: (case.photograph * np.array(of_channels)).clip(0, 255).round().astype(np.uint8)
 
 
-def green_alone(case: Annotated) -> np.ndarray:
-    """Grey, as red-free photographs are."""
-    return np.repeat(case.photograph[..., 1:2], 3, axis=2)
+def channel_alone(channel: int) -> Callable[[Annotated], np.ndarray]:
+    """Grey, of one channel; green is much as red-free photographs are."""
+    return lambda case: np.repeat(case.photograph[..., channel : channel + 1], 3, axis=2)
 
 
 def lit(least: float, across: bool) -> Callable[[Annotated], np.ndarray]:
@@ -87,7 +87,8 @@ def as_jpeg(quality: int) -> Callable[[Annotated], np.ndarray]:
 
 ALTERATIONS: dict[str, Callable[[Annotated], np.ndarray]] = {
     "as they are": lambda case: case.photograph,
-    "green channel alone": green_alone,
+    "green channel alone": channel_alone(1),
+    "red channel alone": channel_alone(0),
     "blue 0.4 times as bright": gain(1, 1, 0.4),
     "gamma 0.5": tone(0.5),
     "gamma 2": tone(2),
@@ -107,11 +108,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset-dir", nargs="+", required=True, help="datasets in the DRIVE layout, with FOV masks")
     parser.add_argument("--checkpoint", nargs="+", default=[str(bundle_root() / "models" / "model.pt")])
+    parser.add_argument("--adaptation", type=float, nargs="+", default=[0.5, 0.0])
     arguments = parser.parse_args()
     quiet()
     cases = {folder: validation_cases(folder) for folder in arguments.dataset_dir}
-    segmenters = [drive_seg.load(checkpoint) for checkpoint in arguments.checkpoint]
-    columns = [f"{folder}, {checkpoint}" for folder in cases for checkpoint in arguments.checkpoint]
+    ways = [(checkpoint, share) for checkpoint in arguments.checkpoint for share in arguments.adaptation]
+    segmenters = [drive_seg.load(checkpoint, adaptation=share) for checkpoint, share in ways]
+    columns = [f"{folder}, {checkpoint}, {share}" for folder in cases for checkpoint, share in ways]
     print(f"| | {' | '.join(columns)} |")
     print("| --- |" + " --- |" * len(columns))
     for name, alter in ALTERATIONS.items():

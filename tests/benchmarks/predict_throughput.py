@@ -6,7 +6,8 @@ Prints tables in Markdown: for each engine, photographs of DRIVE's size a second
 that it writes by default and with masks alone, and
 through the network alone, in one process and one run; the peak memory for few and for many photographs; and for sizes
 from 0.3 to 33 megapixels, each in a process of its own, the seconds and the memory of one photograph, cold start
-included, and the seconds per megapixel in a folder of several.
+included, and the seconds per megapixel in a folder of several. Further ``--key value`` pairs, such as
+``--adaptation 0``, override ``inference.json``.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from drive_seg.configs import bundle_root, parse_overrides
 from drive_seg.phantom import make_phantom
 
 MASKS_ALONE = {"pictures": ["vessels"], "measure": False}
@@ -34,17 +37,15 @@ FOLDERS = {"0.3": 100, "1": 60, "8": 20, "33": 10}
 """Photographs of each size in a folder, for seconds per megapixel."""
 
 
-def measure(folder: Path, checkpoint: str, engine: str, bare: bool) -> dict[str, float]:
+def measure(folder: Path, settings: dict[str, Any], bare: bool) -> dict[str, float]:
     """Seconds and memory of one folder in this process."""
     begun = time.perf_counter()
     import torch
 
     import drive_seg
-    from drive_seg.configs import bundle_root
     from drive_seg.predict import segment_photographs
 
     with tempfile.TemporaryDirectory() as out:
-        settings = {"checkpoint": checkpoint, "engine": engine}
         count = len(list(folder.iterdir()))
         failed = segment_photographs(bundle_root(), [folder], Path(out), settings)
         assert not failed, failed
@@ -56,7 +57,7 @@ def measure(folder: Path, checkpoint: str, engine: str, bare: bool) -> dict[str,
     result = {"photographs": count, "cold_s": whole, "warm_s": warm}
     result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if bare:
-        segment = drive_seg.load(checkpoint, engine=engine)
+        segment = drive_seg.load(**settings)
         prepared = segment._prepare({"image": str(next(folder.iterdir()))})
         seconds: list[float] = []
 
@@ -87,9 +88,17 @@ def photographs(folder: Path, count: int, height: int, width: int) -> Path:
     return folder
 
 
-def in_a_process(folder: Path, checkpoint: str, engine: str, bare: bool = False) -> dict[str, float]:
+def in_a_process(folder: Path, settings: dict[str, Any], engine: str, bare: bool = False) -> dict[str, float]:
     """``measure`` in a process of its own, whose memory is nobody else's."""
-    words = [sys.executable, "-W", "ignore", __file__, "--checkpoint", checkpoint, "--measure", str(folder), engine]
+    words = [
+        sys.executable,
+        "-W",
+        "ignore",
+        __file__,
+        "--measure",
+        str(folder),
+        json.dumps({**settings, "engine": engine}),
+    ]
     done = subprocess.run([*words, *(["bare"] if bare else [])], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -97,15 +106,16 @@ def in_a_process(folder: Path, checkpoint: str, engine: str, bare: bool = False)
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="weights")
+    parser.add_argument("--checkpoint", default=str(bundle_root() / "models" / "model.pt"), help="weights")
     parser.add_argument("--count", type=int, default=100, help="photographs of DRIVE's size")
     parser.add_argument("--engines", nargs="+", default=["torch", "openvino"])
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments, further = parser.parse_known_args()
     if arguments.measure:
-        folder, engine, *bare = arguments.measure
-        print(json.dumps(measure(Path(folder), arguments.checkpoint, engine, bool(bare))))
+        folder, values, *bare = arguments.measure
+        print(json.dumps(measure(Path(folder), json.loads(values), bool(bare))))
         return
+    settings = {"checkpoint": arguments.checkpoint, **parse_overrides(further)}
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         many = photographs(root / "many", arguments.count, *SIZES["0.3"])
@@ -113,8 +123,8 @@ def main() -> None:
         print(f"| engine | everything, /s | masks alone, /s | network, /s | share | MiB, 5 | MiB, {arguments.count} |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for engine in arguments.engines:
-            in_a_process(few, arguments.checkpoint, engine)  # converts the network where that is needed
-            small, large = (in_a_process(folder, arguments.checkpoint, engine, True) for folder in (few, many))
+            in_a_process(few, settings, engine)  # converts the network where that is needed
+            small, large = (in_a_process(folder, settings, engine, True) for folder in (few, many))
             rate, masks = (large["photographs"] / large[key] for key in ("warm_s", "masks_s"))
             bare = 1 / large["forward_s"]
             print(
@@ -128,7 +138,7 @@ def main() -> None:
             one = photographs(root / f"one{name}", 1, height, width)
             several = photographs(root / f"several{name}", FOLDERS[name], height, width)
             for engine in arguments.engines:
-                alone, each = (in_a_process(folder, arguments.checkpoint, engine) for folder in (one, several))
+                alone, each = (in_a_process(folder, settings, engine) for folder in (one, several))
                 pixels = height * width / 1e6
                 per_megapixel = each["warm_s"] / each["photographs"] / pixels
                 print(
