@@ -70,8 +70,8 @@ def export_network(
     """Write a network with its weights, format by format.
 
     ``model.ts`` and ``model.pt2`` hold the bundle's ``metadata.json`` and ``inference.json``, the latter with the
-    overrides, as extra files. Images
-    must have at least ``2**depth`` pixels a side for ``model.ts``, and twice that for the others.
+    overrides, as extra files. Images must have at least ``2**depth`` pixels a side for ``model.ts``, and for the others
+    twice that, or five times with adaptation.
 
     Args:
         root: the bundle.

@@ -183,8 +183,8 @@ def test_geometry_from_file_to_mask(bundle: Path, tmp_path: Path) -> None:
 
 def test_train_and_inference_agree_on_what_they_share(bundle: Path) -> None:
     train, inference = read(bundle, "train"), read(bundle, "inference")
-    shared = ["num_classes", "base_channels", "depth", "adaptation", "precision", "fov_diameter", "threshold", "flips"]
-    for key in [*shared, "device"]:
+    shared = ["num_classes", "base_channels", "depth", "precision", "fov_diameter", "threshold", "flips", "device"]
+    for key in shared:
         assert train[key] == inference[key], key
     for key in ("_target_", "in_channels", "num_classes", "base_channels", "depth", "adaptation"):
         assert train["network_def"][key] == inference["network_def"][key], key
