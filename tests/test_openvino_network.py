@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def network(request: pytest.FixtureRequest) -> UNet:
     torch.manual_seed(0)
-    network = UNet(base_channels=4, depth=2, adaptation=getattr(request, "param", 0.5))
+    network = UNet(base_channels=4, depth=2, adaptation=getattr(request, "param", 0.0))
     for _ in range(3):
         network(torch.randn(2, 3, 32, 32))  # batch statistics that are not the initial ones
     return network.eval()

@@ -165,7 +165,7 @@ def test_monai_downloads_it(
 
     download_large_files(str(root))  # finds them there, and their hashes right
     weights = torch.load(packed.parent.parent / "model.pt", weights_only=True)
-    network = load(NAME, bundle_dir=tmp_path)
+    network = load(NAME, bundle_dir=tmp_path, workflow_type="inference")  # which adapts, as does model.ts
     assert isinstance(network, UNet)
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in weights.items())
     scripted, metadata, _ = load(NAME, bundle_dir=tmp_path, load_ts_module=True)
