@@ -241,12 +241,13 @@ def _with_gradient_in_one_piece(x: torch.Tensor) -> torch.Tensor:
 
 
 def _pad_to(x: torch.Tensor, skip: torch.Tensor, mode: str) -> torch.Tensor:
-    # A padding of nothing copies all the same, and a compiled one has no gradient on a CPU. Exported graphs have no
-    # branch: they serve odd and even sizes alike.
+    # A padding of nothing copies all the same. Exported graphs have no branch: they serve odd and even sizes alike.
     if torch.jit.is_scripting():
         fits = x.shape[2:] == skip.shape[2:]
     else:
         fits = not torch.compiler.is_exporting() and x.shape[2:] == skip.shape[2:]
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            return _with_last_repeated(x, skip)
     if fits:
         return x
     if x.dim() == 5:
@@ -256,6 +257,14 @@ def _pad_to(x: torch.Tensor, skip: torch.Tensor, mode: str) -> torch.Tensor:
     else:
         pads = [0, skip.shape[3] - x.shape[3], 0, skip.shape[2] - x.shape[2]]
     return nn.functional.pad(x, pads, mode=mode)
+
+
+def _with_last_repeated(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    """What padding makes of upsampled features, which lack one pixel at most; compiled, padding has no gradient."""
+    for dim in range(2, x.dim()):
+        if x.shape[dim] < skip.shape[dim]:
+            x = torch.cat([x, x.narrow(dim, x.shape[dim] - 1, 1)], dim=dim)
+    return x
 
 
 def _crop_to(skip: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
