@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import lzma
 import shutil
 import stat
 import tarfile
@@ -23,6 +24,7 @@ MAX_UNPACKED_FILES = 20_000
 MAX_FILE_BYTES = MAX_UNPACKED_BYTES // 32
 
 _MAX_NESTING = 3
+_BLOCK = 2**20
 
 
 @contextlib.contextmanager
@@ -101,7 +103,15 @@ def _unpack(archive: Path, folder: Path, budget: _Budget) -> None:
             _unpack_zip(archive, folder, budget)
         else:
             _unpack_tar(archive, folder, budget)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        OSError,
+        NotImplementedError,
+    ) as error:
         raise DriveSegError(f"{archive}: cannot be unpacked ({error})") from error
 
 
@@ -140,3 +150,13 @@ def _unpack_tar(archive: Path, folder: Path, budget: _Budget) -> None:
                 _check_member(archive, member.name)
             budget.take(archive, member.size)
             content.extract(member, folder, filter="data")
+        _check_rest(archive, content)
+
+
+def _check_rest(archive: Path, content: tarfile.TarFile) -> None:
+    """Read on to the checksum of what was packed, before which tarfile stops."""
+    assert content.fileobj is not None
+    for _ in range(MAX_UNPACKED_BYTES // _BLOCK):
+        if not content.fileobj.read(_BLOCK):
+            return
+    raise DriveSegError(f"{archive}: refused, it goes on for more than {MAX_UNPACKED_BYTES / 2**30:g} GiB")

@@ -25,13 +25,15 @@ def to_8_bit(values: np.ndarray, full_scale: float | None = None) -> np.ndarray:
         uint8, of the shape of ``values``; integers are rounded down, so that every level is as wide as the others.
 
     Raises:
-        ValueError: if a value is negative, not finite or beyond 16 bits.
+        ValueError: if a value is negative, not finite or beyond 16 bits, or the value of white is.
     """
     if values.dtype == np.uint8 and full_scale in (None, 255):
         return values
     lowest, brightest = float(values.min()), float(values.max())
     if not (np.isfinite(lowest) and np.isfinite(brightest)) or lowest < 0:
         raise ValueError(f"expected pixels of 0 and more, got {lowest:g} to {brightest:g}")
+    if full_scale is not None and not 1 <= full_scale < 2**16:
+        raise ValueError(f"expected 8 or 16 bits a channel, got {full_scale:g} as the value of white")
     is_float = values.dtype.kind == "f"
     if full_scale is None:
         scales = [1.0] * is_float + [2.0**bits - 1 for bits in SENSOR_BITS]

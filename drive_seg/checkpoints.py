@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import textwrap
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from torch import nn
 
 from drive_seg.distributed import job, restarts
 from drive_seg.errors import DriveSegError
-from drive_seg.files import remove_leftovers, replacing, sha256
+from drive_seg.files import keep, remove_leftovers, replacing
+from drive_seg.settings import where_they_differ
 
 __all__ = [
     "BestModelSaver",
@@ -63,9 +63,9 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead to
-        raise DriveSegError(
-            f"{path}: is not a checkpoint of tensors and plain values ({_first_line(error)})"
-        ) from error
+        # Of pickles it says how to load them all the same, which nobody should.
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({_first_line(error)})"
+        raise DriveSegError(f"{path}: is not a checkpoint of tensors and plain values{reason}") from error
     if not isinstance(content, Mapping):
         raise DriveSegError(f"{path}: expected a dictionary, got {type(content).__name__}")
     return dict(content)
@@ -250,7 +250,9 @@ class TrainingState:
                 f"{self.path}: is there from an earlier training, resume it (--resume) or choose another output folder"
             )
         if self.writes and self.best is not None and self.best.exists():
-            _keep(self.best)
+            kept = keep(self.best)
+            if kept is not None:
+                _logger.warning("%s: is there from before this training, kept as %s", self.best, kept.name)
 
     def save(self, engine: Engine) -> None:
         """Write the state after an epoch."""
@@ -293,9 +295,10 @@ class TrainingState:
         begun_with = content.get("settings", {})
         for name, value in self.settings.items():
             if name in begun_with and begun_with[name] != value:
+                before, now = where_they_differ(f"{begun_with[name]}", f"{value}")
                 raise DriveSegError(
-                    f"{self.path}: {name}: expected {_short(begun_with[name])}, with which the training was begun, got "
-                    f"{_short(value)}; for another training start from its weights (--pretrained)"
+                    f"{self.path}: {name}: expected {before}, with which the training was begun, got {now}; for "
+                    "another training start from its weights (--pretrained)"
                 )
         try:
             for name, part in self.parts.items():
@@ -318,19 +321,6 @@ def restarted(path: str | os.PathLike) -> bool:
     The state of an earlier training must not be gone on with because torchrun takes its refusal for a failure.
     """
     return restarts() > 0 and Path(path).is_file() and load_checkpoint(path).get("progress", {}).get("job") == job()
-
-
-def _keep(path: Path) -> None:
-    """A copy under a name of its content, so that the same is kept once only."""
-    copy = path.with_name(f"{path.stem}_{sha256(path)[:8]}{path.suffix}")
-    if not copy.exists():
-        with replacing(copy) as temporary:
-            shutil.copyfile(path, temporary)
-        _logger.warning("%s: is there from before this training, kept as %s", path, copy.name)
-
-
-def _short(value: Any) -> str:
-    return textwrap.shorten(f"{value}", 60, placeholder=" …")
 
 
 def _on_cpu(content: Any) -> Any:

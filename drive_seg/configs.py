@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from typing import Any
 from drive_seg.errors import DriveSegError
 
 __all__ = [
+    "SPECIAL",
     "bundle_root",
     "check_overrides",
     "config_files",
+    "config_keys",
     "literal",
     "parse_overrides",
     "path_value",
@@ -28,7 +31,10 @@ __all__ = [
 ]
 
 
-_SPECIAL = ("$", "@", "%")
+_DATED = re.compile(r"\d+(_\d+)+")
+"""Numbers to Python, but folders to people: 2026_01_05."""
+
+SPECIAL = ("$", "@", "%")
 """What expressions, references and macros begin with."""
 
 
@@ -108,7 +114,7 @@ def path_value(path: str | os.PathLike) -> str:
     ('runs/a', './$runs')
     """
     text = os.fspath(path)
-    return f"./{text}" if text.startswith(_SPECIAL) else text
+    return f"./{text}" if text.startswith(SPECIAL) else text
 
 
 def literal(value: Any) -> Any:
@@ -121,13 +127,18 @@ def literal(value: Any) -> Any:
         return {key: literal(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [literal(item) for item in value]
-    if isinstance(value, str) and "#" in value and not value.startswith(_SPECIAL):
+    if isinstance(value, str) and "#" in value and not value.startswith(SPECIAL):
         return "$" + repr(value).replace("#", "\\x23").replace("@", "\\x40")
     return value
 
 
+def config_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key of a config, and of what it holds, by its full name, ``train::dataset::cache_rate``, with its value."""
+    return dict(_keys(config))
+
+
 def check_overrides(files: Sequence[str], overrides: Mapping[str, Any]) -> None:
-    """See that every override is of a key that the configs have, and a number, or numbers, where theirs is.
+    """See that every override is of a key that the configs have, and a number, numbers or a boolean where theirs is.
 
     Raises:
         DriveSegError: naming the first that is not, and the key it may be meant to be.
@@ -135,7 +146,7 @@ def check_overrides(files: Sequence[str], overrides: Mapping[str, Any]) -> None:
     known: dict[str, Any] = {}
     for file in files:
         try:
-            known.update(_keys(json.loads(Path(file).read_text(encoding="utf-8"))))
+            known.update(config_keys(json.loads(Path(file).read_text(encoding="utf-8"))))
         except ValueError as error:
             raise DriveSegError(f"{file}: cannot be read as JSON ({error})") from error
     for key, value in overrides.items():
@@ -150,12 +161,14 @@ def check_overrides(files: Sequence[str], overrides: Mapping[str, Any]) -> None:
 
 def _check_number(key: str, value: Any, default: Any) -> None:
     """Only this: what else a value may be, the part that takes it knows best."""
+    if isinstance(default, bool) and isinstance(value, str) and not value.startswith(SPECIAL):
+        raise DriveSegError(f"{key}: expected true or false, got {value!r}")
     several = isinstance(default, list) and bool(default) and all(_is_number(item) for item in default)
     if not (several or _is_number(default)) or value is None:
         return
     # Where the config has a list, one number may do for all.
     items = value if several and isinstance(value, (list, tuple)) else [value]
-    if not all(_is_number(item) or (isinstance(item, str) and item.startswith(_SPECIAL)) for item in items):
+    if not all(_is_number(item) or (isinstance(item, str) and item.startswith(SPECIAL)) for item in items):
         expected = "numbers" if several else "a number"
         raise DriveSegError(f"{key}: expected {expected}, such as {default} in the config, got {value!r}")
 
@@ -182,9 +195,11 @@ def _keys(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _parse_value(text: str) -> Any:
+    if _DATED.fullmatch(text):
+        return text
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             continue
     return text

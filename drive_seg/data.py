@@ -29,6 +29,7 @@ SECOND_OBSERVER = "2nd_manual"
 DATASET_JSON = "dataset.json"
 
 _NO_FILES = ("case_id", "person")
+_OTHER_NAMES = {"label": FIRST_OBSERVER, "mask": "fov"}
 """What a case in ``dataset.json`` says of itself; its other values are paths."""
 
 Case = dict[str, str]
@@ -206,6 +207,9 @@ def _read_dataset_json(path: Path) -> dict[str, list[Case]]:
         raise DriveSegError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict) or not any(section in content for section in SECTIONS):
         raise DriveSegError(f"{path}: expected an object with the keys {', '.join(SECTIONS)}")
+    for key, items in content.items():
+        if key not in SECTIONS and isinstance(items, list) and any(isinstance(i, dict) and "image" in i for i in items):
+            raise DriveSegError(f"{path}: {key}: holds cases, expected them in {', '.join(SECTIONS)}")
     return {section: _read_json_section(path, section, content.get(section, [])) for section in SECTIONS}
 
 
@@ -217,8 +221,11 @@ def _read_json_section(path: Path, section: str, items: Any) -> list[Case]:
         where = f"{path}: {section}[{number}]"
         if isinstance(item, str):  # decathlon lists its test images as bare paths
             item = {"image": item}
-        if not isinstance(item, dict) or not all(isinstance(value, str) for value in item.values()):
+        if not isinstance(item, dict):
             raise DriveSegError(f"{where}: expected a path or an object of paths, got {item!r}")
+        for key, value in item.items():
+            if not isinstance(value, str):
+                raise DriveSegError(f"{where}: {key}: expected a path, got {value!r}")
         if "image" not in item:
             raise DriveSegError(f"{where}: expected the key image, got {', '.join(item) or 'nothing'}")
         case: Case = {"case_id": case_id(item["image"]), **{key: item[key] for key in _NO_FILES if key in item}}
@@ -228,7 +235,10 @@ def _read_json_section(path: Path, section: str, items: Any) -> list[Case]:
             file = (path.parent / value).resolve()
             if not file.is_file():
                 raise DriveSegError(f"{where}: {key}: there is no file {file}")
-            case[FIRST_OBSERVER if key == "label" else key] = str(file)
+            name = str(_OTHER_NAMES.get(key, key))
+            if case.get(name, str(file)) != str(file):
+                raise DriveSegError(f"{where}: {key}: expected one file as {name}, got {case[name]} and {file}")
+            case[name] = str(file)
         if case["case_id"] in cases:
             raise DriveSegError(f"{where}: case {case['case_id']} is listed twice")
         cases[case["case_id"]] = case

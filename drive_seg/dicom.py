@@ -68,8 +68,9 @@ def read_dicom(path: str | os.PathLike) -> tuple[np.ndarray, float]:
         if bits == 16 and values.max() < 256:
             bits = 8  # many writers declare 16 bits for tables of 8
     full_scale = float(2**bits - 1)
-    if interpretation == "MONOCHROME1":
-        values = full_scale - values
+    if interpretation == "MONOCHROME1" and values.min() >= 0:  # what is less is refused as it is
+        white = int(min(full_scale, np.iinfo(values.dtype).max))
+        values = white - np.minimum(values, white)
     return values, full_scale
 
 

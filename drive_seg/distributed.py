@@ -19,6 +19,7 @@ __all__ = [
     "best_device",
     "finish",
     "gather",
+    "here",
     "job",
     "processes",
     "restarts",
@@ -105,6 +106,11 @@ def share_of_batch(batch_size: int, world_size: int) -> int:
 def processes() -> int:
     """How many processes torchrun has started on all machines; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def here() -> int:
+    """Number of this process among them, from 0: its rank; 0 without torchrun."""
+    return int(os.environ.get("RANK", 0))
 
 
 def restarts() -> int:

@@ -19,13 +19,13 @@ def user_error(error: BaseException) -> DriveSegError | None:
     """The ``DriveSegError`` at the root of ``error``, if there is one.
 
     MONAI wraps what a transform raises into a ``RuntimeError``, several layers deep, and keeps the
-    original as its cause.
+    original as its cause. An error that came up while another was handled is a bug of its own.
     """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, DriveSegError):
             return seen
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__
     return None
 
 

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -100,3 +101,18 @@ def sha256(path: str | os.PathLike) -> str:
     except OSError as error:
         raise DriveSegError(f"{path}: cannot be read ({error.strerror or error})") from error
     return digest.hexdigest()
+
+
+def keep(path: str | os.PathLike) -> Path | None:
+    """Copy a file that is to be replaced, under a name of its content, so that the same is kept once only.
+
+    Returns:
+        The copy, ``model_0a1b2c3d.pt`` of ``model.pt``; None if there is one already.
+    """
+    path = Path(path)
+    copy = path.with_name(f"{path.stem}_{sha256(path)[:8]}{path.suffix}")
+    if copy.exists():
+        return None
+    with replacing(copy) as temporary:
+        shutil.copyfile(path, temporary)
+    return copy

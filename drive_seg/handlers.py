@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from drive_seg.datasets import SeededCacheDataset
 from drive_seg.files import write_csv
 from drive_seg.pictures import save_curves
 
-__all__ = ["EpochSeed", "History", "LastValidation", "TrainingProgress", "loss_of"]
+__all__ = ["EpochSeed", "History", "LastValidation", "MeasureTable", "TrainingProgress", "loss_of"]
 
 _logger = logging.getLogger(__name__)
 
@@ -33,12 +34,16 @@ class EpochSeed:
 
     Args:
         seed: any whole number from 0.
-        dataset: the training dataset, whose transforms have random states of their own.
+        dataset: the training dataset, whose transforms have random states of their own. Those of any other than a
+            ``SeededCacheDataset`` go on as they are, so that no run repeats another exactly, which is logged.
     """
 
-    def __init__(self, seed: int, dataset: SeededCacheDataset) -> None:
+    def __init__(self, seed: int, dataset: Dataset) -> None:
         self.seed = seed
         self.dataset = dataset
+        if not isinstance(dataset, SeededCacheDataset):
+            kind = type(dataset).__name__
+            _logger.warning("%s is not seeded by epoch: a resumed training will not repeat one that was not", kind)
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
@@ -50,7 +55,8 @@ class EpochSeed:
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - for transforms of others that use the global state
         torch.manual_seed(seed)
-        self.dataset.set_epoch(engine.state.epoch)
+        if isinstance(self.dataset, SeededCacheDataset):
+            self.dataset.set_epoch(engine.state.epoch)
 
 
 class LastValidation:
@@ -211,6 +217,41 @@ class History:
             for row in csv.DictReader(file):
                 if int(row["epoch"]) < epoch:
                     self.rows.append({name: _number(value) for name, value in row.items()})
+
+
+class MeasureTable:
+    """Writes the measures of all photographs that an evaluator segmented as one CSV file, in their order.
+
+    Args:
+        path: such as ``vessels.csv``.
+        measures_key: of a row, in what the postprocessing puts out, see ``drive_seg.measures.MeasureVesselsd``.
+    """
+
+    def __init__(self, path: str, measures_key: str = "measures") -> None:
+        self.path = path
+        self.measures_key = measures_key
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def start(self, engine: Engine) -> None:
+        """A run begins."""
+        self.rows = []
+
+    def collect(self, engine: Engine) -> None:
+        """Keep the rows of a batch."""
+        for case, found in zip(engine.state.batch, engine.state.output, strict=True):
+            about = {"photograph": case["photograph"].meta["filename_or_obj"], "case_id": case["case_id"]}
+            self.rows.append({**about, **found[self.measures_key]})
+
+    def write(self, engine: Engine) -> None:
+        """Write the file."""
+        if self.rows:
+            write_csv(self.path, self.rows)
 
 
 def loss_of(output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> float:

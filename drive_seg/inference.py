@@ -84,8 +84,10 @@ class FlipInferer(Inferer):
         DriveSegError: if ``flips`` is anything else.
     """
 
-    def __init__(self, inferer: Inferer, flips: bool | int = True) -> None:
+    def __init__(self, inferer: Inferer, flips: bool | int | str = True) -> None:
         super().__init__()
+        # MONAI's command makes texts of true and false.
+        flips = {"true": True, "false": False}.get(flips, flips) if isinstance(flips, str) else flips
         number = {True: 4, False: 1}[flips] if isinstance(flips, bool) else flips
         if number not in (1, 4, 8):
             raise DriveSegError(f"flips: expected true, false, 1, 4 or 8, got {flips!r}")

@@ -16,7 +16,7 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
 from drive_seg.arrays import plain, zeros_and_ones
-from drive_seg.errors import DriveSegError
+from drive_seg.errors import ArgumentError, DriveSegError
 
 __all__ = ["VesselMaskd", "VesselProbabilitiesd", "vessel_mask", "vessel_probabilities"]
 
@@ -29,7 +29,12 @@ def vessel_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
     Returns:
         (num_classes - 1, H, W), float, 0 to 1: softmax without its first channel.
+
+    Raises:
+        ArgumentError: if there is no vessel class.
     """
+    if len(logits) < 2:
+        raise ArgumentError(f"num_classes: expected 2 or more, background and vessel, got {len(logits)} logits a pixel")
     if len(logits) == 2:
         return torch.sigmoid(logits[1:] - logits[:1])  # the same in a third of the time
     return logits.softmax(dim=0)[1:]
@@ -112,9 +117,10 @@ class VesselMaskd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with what the class says done to it."""
         case = dict(data)
-        fov = None if self.fov_key is None else plain(case[self.fov_key])
         for key, probability_key in self.key_iterator(case, self.probability_keys):
             probabilities = case[key]
+            # Engines move the image to a GPU and leave masks where they were.
+            fov = None if self.fov_key is None else plain(case[self.fov_key]).to(probabilities.device)
             case[key] = vessel_mask(plain(probabilities), self.threshold, fov)
             case[probability_key] = probabilities if fov is None else probabilities * zeros_and_ones(fov)
         return case

@@ -23,6 +23,7 @@ from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 from skimage.morphology import skeletonize
 
+from drive_seg.arrays import to_numpy
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import fov_box, fov_diameter
 from drive_seg.quality import QualityCheck
@@ -124,7 +125,8 @@ def fractal_dimension(structure: np.ndarray, sizes: Sequence[float]) -> float:
     """Box-counting dimension: how the number of boxes that a structure touches grows as they get smaller.
 
     The slope of log number against -log size, by least squares: 1 for a line, 2 for an area, between for a tree, as
-    retinal vessels are (Mainster, Eye 4:235, 1990). Boxes lie side by side from the structure's first row and column.
+    retinal vessels are (Mainster, Eye 4:235, 1990). Boxes lie side by side from each corner of the structure's bounding
+    box in turn, and the mean of the four numbers counts, so that a left eye has what its mirror image has.
 
     Args:
         structure: (H, W), bool.
@@ -137,11 +139,15 @@ def fractal_dimension(structure: np.ndarray, sizes: Sequence[float]) -> float:
     if not len(rows):
         return math.nan
     rows, columns = rows - rows.min(), columns - columns.min()
-    numbers = []
-    for size in sizes:
-        down, right = (rows / size).astype(int), (columns / size).astype(int)
-        numbers.append(np.count_nonzero(np.bincount(down * (right.max() + 1) + right)))
+    corners = [(down, right) for down in (rows, rows.max() - rows) for right in (columns, columns.max() - columns)]
+    numbers = [np.mean([_boxes(*corner, size) for corner in corners]) for size in sizes]
     return float(np.polyfit(-np.log(sizes), np.log(numbers), 1)[0])
+
+
+def _boxes(rows: np.ndarray, columns: np.ndarray, size: float) -> int:
+    """How many boxes from row 0 and column 0 on hold a pixel."""
+    down, right = (rows / size).astype(int), (columns / size).astype(int)
+    return int(np.count_nonzero(np.bincount(down * (right.max() + 1) + right)))
 
 
 class MeasureVesselsd(Transform):
@@ -185,8 +191,8 @@ class MeasureVesselsd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with what the class says done to it."""
         case = dict(data)
-        mask, fov = (np.asarray(case[key].cpu())[0] > 0 for key in (self.pred_key, self.fov_key))
-        photograph = np.asarray(case[self.photograph_key].cpu()).transpose(1, 2, 0)
+        mask, fov = (to_numpy(case[key])[0] > 0 for key in (self.pred_key, self.fov_key))
+        photograph = to_numpy(case[self.photograph_key]).transpose(1, 2, 0)
         case[self.output_key] = {
             "width_px": fov.shape[1],
             "height_px": fov.shape[0],

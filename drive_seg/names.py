@@ -22,12 +22,12 @@ _NAME_ENDING = re.compile(r"(_(training|test))?(_mask|_manual\d*|_av)?$", re.IGN
 
 
 def case_id(path: str | os.PathLike) -> str:
-    """The case a file belongs to: its name without suffixes and without DRIVE's endings.
+    """The case a file belongs to: its name without its format's suffix and without DRIVE's endings.
 
     >>> case_id("training/mask/21_training_mask.gif"), case_id("1st_manual/Image_01L_manual1.png")
     ('21', 'Image_01L')
     """
-    stem = Path(path).name.split(".")[0]
+    stem = picture_name(path)
     return _NAME_ENDING.sub("", stem) or stem
 
 

@@ -129,7 +129,9 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
 
 def _is_there(entry: Mapping[str, Any], present: Mapping[str, list[int]]) -> bool:
     stamps = entry.get("stamps", {})
-    return set(stamps) == set(entry["saved"].values()) and all(present.get(name) == stamps[name] for name in stamps)
+    return set(stamps) == set(entry.get("saved", {}).values()) and all(
+        present.get(name) == stamps[name] for name in stamps
+    )
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_seg.checkpoints import load_checkpoint
-from drive_seg.configs import config_files, path_value
+from drive_seg.configs import config_files, config_keys, path_value
 from drive_seg.errors import DriveSegError
 from drive_seg.export import FILE_NAMES, config_as_used, export_network, write_archive
 from drive_seg.files import replacing, sha256
@@ -43,8 +43,9 @@ def package_bundle(
 ) -> Path:
     """Write ``drive_vessel_segmentation_v<version>.zip``: configs, docs, licence and weights.
 
-    The same bundle and weights give the same bytes. Figures, model card and data licence are of the bundle's own
-    weights, so that others come without them.
+    The same bundle and weights give the same bytes. Model card and data licence are of the bundle's own weights, and
+    others come without them. Figures are of these weights as the bundle uses them, so that overrides leave them out,
+    too.
 
     Args:
         root: the bundle; the version is that of its ``metadata.json``.
@@ -79,9 +80,12 @@ def package_bundle(
             **models,
             **{file.relative_to(root).as_posix(): file for name in ("configs", "docs") for file in _files(root / name)},
         }
-        if overrides or sha256(weights) != _sha256_of_own(root):
+        others = sha256(weights) != _sha256_of_own(root)
+        if others:
             members = {name: content for name, content in members.items() if not name.startswith("docs/")}
-            members.update(_about_others(root, weights, overrides))
+            members["docs/README.md"] = _MODEL_CARD.format(sha256=sha256(weights)).encode()
+        if others or overrides:
+            members.update(_configs_of_others(root, overrides, others))
         with replacing(path) as temporary:
             write_archive(temporary, {f"{NAME}/{name}": content for name, content in members.items()})
     return path
@@ -92,16 +96,17 @@ def _sha256_of_own(root: Path) -> str | None:
     return sha256(own) if own.is_file() else None
 
 
-def _about_others(root: Path, weights: Path, overrides: Mapping[str, Any]) -> dict[str, bytes]:
-    """What there is to say of weights that are not the bundle's."""
+def _configs_of_others(root: Path, overrides: Mapping[str, Any], others: bool) -> dict[str, bytes]:
+    """What they say of weights that are not the bundle's, or that are used in another way."""
     members = {}
     for file in map(Path, config_files(root, "train", "inference")):
-        known = json.loads(file.read_text(encoding="utf-8"))
-        used = {key: value for key, value in overrides.items() if key in known}
+        known = config_keys(json.loads(file.read_text(encoding="utf-8")))
+        used = {key: value for key, value in overrides.items() if key.replace("#", "::") in known}
         members[f"configs/{file.name}"] = config_as_used(file, used).encode()
     metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
     metadata.pop("eval_metrics", None)
-    metadata["changelog"] = {metadata["version"]: "weights of another training, see docs/README.md"}
+    if others:
+        metadata["changelog"] = {metadata["version"]: "weights of another training, see docs/README.md"}
     classes = overrides.get("num_classes")
     if classes is not None:
         names = {str(value): f"class {value}" if value else "background" for value in range(classes)}
@@ -114,7 +119,6 @@ def _about_others(root: Path, weights: Path, overrides: Mapping[str, Any]) -> di
         metadata["label_classes"] = ", ".join(f"{value} {name}" for value, name in names.items())
         metadata["pred_classes"] = f"{classes} channels of logits: {metadata['label_classes']}"
     members["configs/metadata.json"] = (json.dumps(metadata, indent=4) + "\n").encode()
-    members["docs/README.md"] = _MODEL_CARD.format(sha256=sha256(weights)).encode()
     return members
 
 

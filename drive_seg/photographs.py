@@ -102,5 +102,8 @@ def left_out(paths: Sequence[str | os.PathLike]) -> list[str]:
         others = [path for path in folder.iterdir() if path not in taken and not path.name.startswith(".")]
         folders = sum(path.is_dir() for path in others)
         if others:
-            told.append(f"{folder}: left out, files of other kinds: {len(others) - folders}, folders: {folders}")
+            told.append(
+                f"{folder}: left out, files of other kinds: {len(others) - folders}, "
+                f"folders in it, which are not searched: {folders}"
+            )
     return told

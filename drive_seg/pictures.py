@@ -197,6 +197,10 @@ class SaveVesselsd(Transform):
         """The case with what the class says done to it."""
         case = dict(data)
         photograph = case[self.photograph_key]
+        if "filename_or_obj" not in photograph.meta:
+            raise DriveSegError(
+                "save: expected a photograph from a file, after which its pictures are called, got an array"
+            )
         source = Path(str(photograph.meta["filename_or_obj"]))
         mask = to_numpy(case[self.pred_key])[0].astype(np.uint8)
         probability = to_numpy(case[self.probability_key])

@@ -6,12 +6,13 @@ process notes what it has done in a journal of its own, ``progress_<rank>.jsonl`
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from tqdm import tqdm
 from drive_seg import __version__
 from drive_seg.configs import config_files, path_value
 from drive_seg.data import Case
-from drive_seg.distributed import finish, start
+from drive_seg.distributed import finish, here, processes, start
 from drive_seg.errors import DriveSegError, first_cause
-from drive_seg.files import make_folder, remove_leftovers, sha256, write_csv
+from drive_seg.files import keep, make_folder, remove_leftovers, sha256, write_csv
 from drive_seg.gallery import write_gallery
 from drive_seg.output_folder import OutputFolder, entry_of
 from drive_seg.photographs import left_out, photograph_cases, with_fov_masks
@@ -76,26 +77,26 @@ def segment_photographs(
     values = {"bundle_root": str(root), "output_dir": path_value(output_dir), **overrides}
     files = config_files(root, *names)
     segmenter = Segmenter.from_config(files, values, many=True)  # also of one: its last bits depend on the threads
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = here(), processes()
     for sentence in [*left_out(paths), *_without_mask(cases)] if rank == 0 else ():
         print(sentence, file=sys.stderr)  # noqa: T201
-    if processes > 1:
+    if world_size > 1:
         start(LONGEST_RUN)
     folder = OutputFolder(output_dir, _fingerprint(files, overrides, segmenter))
     if rank == 0:
         remove_leftovers(output_dir, {f"{case['case_id']}_{kind}" for case in cases for kind in KINDS})
     done = folder.latest(cases)
     folder.refuse_to_replace(cases)
-    if processes > 1:
+    if world_size > 1:
         distributed.barrier()  # nobody notes anything before all have read what is done
     todo = [case for case in cases if "failed" in done.get(case["case_id"], {"failed": ""})]
     if len(todo) < len(cases) and rank == 0:
         print(f"{len(cases) - len(todo)} of {len(cases)} are done already in {output_dir}", file=sys.stderr)  # noqa: T201
     journal = folder.journal(rank)
-    share = todo[rank::processes]
-    shown = None if rank == 0 else True
+    share = todo[rank::world_size]
+    hidden = None if rank == 0 else True  # None: where there is no terminal
     outcomes = segmenter.each(share, keep=entry_of, catch=Exception)
-    for case, outcome in tqdm(outcomes, total=len(share), unit="photograph", disable=shown):
+    for case, outcome in tqdm(outcomes, total=len(share), unit="photograph", disable=hidden):
         if not isinstance(outcome, Exception):
             journal.add({**folder.identity(case), **outcome})
             continue
@@ -106,7 +107,7 @@ def segment_photographs(
             reason = f"{case['image']}: {type(cause).__name__}: {cause}"
         journal.add({**folder.identity(case), "failed": reason})
         tqdm.write(f"drive-seg: {reason}", file=sys.stderr)
-    if processes > 1:
+    if world_size > 1:
         distributed.barrier()
     latest = folder.latest(cases)
     if rank == 0:
@@ -162,6 +163,16 @@ def _failures(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(entry["photograph"], entry["failed"]) for entry in entries if "failed" in entry]
 
 
+def _keep_what_gets_lost(table: Path, photographs: Collection[str]) -> None:
+    """A run with other settings measures anew, and what an earlier one has measured may have taken days."""
+    if not table.is_file():
+        return
+    with table.open(encoding="utf-8", newline="") as file:
+        before = {row.get("photograph") for row in csv.DictReader(file)}
+    if not before <= set(photographs) and (copy := keep(table)) is not None:
+        print(f"{table}: of photographs measured before, kept as {copy.name}", file=sys.stderr)  # noqa: T201
+
+
 def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """In the order of the photographs' paths, whichever run each is of."""
     entries = sorted(entries, key=lambda entry: str(entry["photograph"]))
@@ -170,9 +181,15 @@ def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]]) -> Non
         write_csv(listing, [{"photograph": photograph, "reason": reason} for photograph, reason in failed])
     else:
         listing.unlink(missing_ok=True)
-    rows = [{"photograph": entry["photograph"], **entry["measures"]} for entry in entries if entry.get("measures")]
+    rows = [
+        {"photograph": entry["photograph"], "case_id": entry["case_id"], **entry["measures"]}
+        for entry in entries
+        if entry.get("measures")
+    ]
+    table = output_dir / "vessels.csv"
+    _keep_what_gets_lost(table, {row["photograph"] for row in rows})
     if rows:
-        write_csv(output_dir / "vessels.csv", rows)
+        write_csv(table, rows)
     else:
-        (output_dir / "vessels.csv").unlink(missing_ok=True)
+        table.unlink(missing_ok=True)
     write_gallery(output_dir / "gallery.html", entries)

@@ -1,7 +1,8 @@
 """Whether a photograph is good enough to be measured: a few named problems, judged at one scale for every camera.
 
-A vessel mask of a bad photograph looks like one of a retina with few vessels. The checks find what is plainly wrong
-with the light, the focus or the mask; they do not replace looking at the picture.
+A vessel mask of a bad photograph looks like one of a retina with few vessels, and one of a picture of something else
+looks like a mask, too. The checks find what is plainly wrong with the view, the light, the focus or the mask; they do
+not replace looking at the picture.
 """
 
 from __future__ import annotations
@@ -12,15 +13,27 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from drive_seg.fov import fov_box
+from drive_seg.fov import fov_box, fov_diameter
 
-__all__ = ["FEW_VESSELS", "PROBLEMS", "TOO_BLURRED", "TOO_BRIGHT", "TOO_DARK", "QualityCheck", "sharpness"]
+__all__ = [
+    "FEW_VESSELS",
+    "NO_BORDER",
+    "PROBLEMS",
+    "TOO_BLURRED",
+    "TOO_BRIGHT",
+    "TOO_DARK",
+    "TOO_SMALL",
+    "QualityCheck",
+    "sharpness",
+]
 
+NO_BORDER = "no border of the field of view"
+TOO_SMALL = "too small"
 TOO_DARK = "too dark"
 TOO_BRIGHT = "too bright"
 TOO_BLURRED = "too blurred"
 FEW_VESSELS = "hardly any vessel"
-PROBLEMS = (TOO_DARK, TOO_BRIGHT, TOO_BLURRED, FEW_VESSELS)
+PROBLEMS = (NO_BORDER, TOO_SMALL, TOO_DARK, TOO_BRIGHT, TOO_BLURRED, FEW_VESSELS)
 """All that can be found, in the order in which they are named."""
 
 _DIAMETER = 500
@@ -34,11 +47,14 @@ _BURNT = 250
 class QualityCheck:
     """Finds problems of a photograph and its mask.
 
-    Light and focus are judged in the green channel, in which vessels stand out. The bundle's limits are far from what
-    sound photographs have; the figures are those of all 28 photographs of CHASE_DB1 and all 45 of HRF, of which none
-    is flagged.
+    Where all of a picture is field of view, it is the middle of a photograph or none of a retina at all, and its scale
+    is a guess. Light and focus are judged in the green channel, in which vessels stand out. The bundle's limits are far
+    from what sound photographs have; the figures are those of all 28 photographs of CHASE_DB1 and all 45 of HRF, of
+    which none is flagged.
 
     Args:
+        smallest_diameter: of the field of view, pixels, below which it is too small. Fine vessels are then narrower
+            than the single pixels that they are drawn with. The photographs have 892 to 3262.
         darkest: median of green in the field of view below which it is too dark, 0 to 255. Vessels are darker than
             their surroundings by about a sixth, hence by 4 of 256 levels at the bundle's limit of 24, which is what
             noise and JPEG leave uncertain. The photographs have 38 to 100.
@@ -52,6 +68,7 @@ class QualityCheck:
             annotations have 6 % to 13 %.
     """
 
+    smallest_diameter: float
     darkest: float
     burnt_share: float
     sharpness: float
@@ -76,6 +93,8 @@ class QualityCheck:
         green, inside = _small_green(photograph, fov)
         values = green[inside]
         found = {
+            NO_BORDER: bool(fov.all()),
+            TOO_SMALL: fov_diameter(fov) < self.smallest_diameter,
             TOO_DARK: np.median(values) < self.darkest,
             TOO_BRIGHT: np.mean(values >= _BURNT) > self.burnt_share,
             TOO_BLURRED: _sharpness(green, inside) < self.sharpness,

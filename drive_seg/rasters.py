@@ -5,6 +5,8 @@ Pillow keeps 8 of the 16 bits a channel of colours, which is black where a camer
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from drive_seg.sizes import check_size
 
-__all__ = ["open_raster", "read_deep"]
+__all__ = ["is_tiff", "open_raster", "read_deep"]
+
+_logger = logging.getLogger(__name__)
 
 FORMATS = ("TIFF", "PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "WEBP")
 """Not all that Pillow opens: some formats are recognised by almost any bytes, and one starts another program."""
@@ -35,6 +39,12 @@ _TURNS = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: a.swapaxes(0, 1)[::-1],
 }
+
+
+def is_tiff(path: str | os.PathLike) -> bool:
+    """Whether a file is TIFF by its content."""
+    with Path(path).open("rb") as file:
+        return file.read(4) in _TIFF
 
 
 def open_raster(path: str | os.PathLike) -> Image.Image:
@@ -66,6 +76,7 @@ def read_deep(path: str | os.PathLike) -> tuple[np.ndarray, float | None] | None
         return _read_grey_tiff(path)
     with opened as image:
         check_size(path, image.height, image.width)
+        _tell_of_pages(path, image)
         tiles = [tuple(tile) for tile in image.tile]
         coder = str(tiles[0][0]) if tiles else ""
         raw_mode = _raw_mode(tiles[0][3]) if tiles else ""
@@ -96,6 +107,15 @@ def read_deep(path: str | os.PathLike) -> tuple[np.ndarray, float | None] | None
                 low = _bytes(again)
             return high.astype(np.uint16) << 8 | low, None
     return None
+
+
+def _tell_of_pages(path: str | os.PathLike, image: Image.Image) -> None:
+    """Beside a photograph there may be its thumbnail, or other photographs that would be missed in silence."""
+    with contextlib.suppress(Exception):  # of damaged pages: the first is all that is needed
+        pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+        if pages > 1:
+            _logger.warning("%s: has %d pages, of which the first is read", path, pages)
+            image.seek(0)
 
 
 def _raw_mode(arguments: Any) -> str:
@@ -137,9 +157,8 @@ def _read_ppm(path: str | os.PathLike, image: Image.Image, offset: int) -> np.nd
 
 def _read_grey_tiff(path: str | os.PathLike) -> tuple[np.ndarray, float | None]:
     """A TIFF of 16 bits that Pillow does not know: with alpha, or where white is zero in a big-endian file."""
-    with Path(path).open("rb") as file:
-        if file.read(4) not in _TIFF:
-            raise UnidentifiedImageError
+    if not is_tiff(path):
+        raise UnidentifiedImageError
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
         if (page.samplesperpixel, page.bitspersample) not in ((1, 16), (2, 16)) or page.photometric not in _GREYS:

@@ -15,7 +15,7 @@ from drive_seg.bit_depth import to_8_bit
 from drive_seg.dicom import is_dicom, read_dicom
 from drive_seg.errors import DriveSegError
 from drive_seg.nifti import is_nifti, read_nifti
-from drive_seg.rasters import open_raster, read_deep
+from drive_seg.rasters import is_tiff, open_raster, read_deep
 from drive_seg.sizes import MOST_PIXELS
 
 __all__ = ["PhotographReader", "read_image"]
@@ -101,7 +101,11 @@ def _read(path: str, content: str) -> tuple[np.ndarray, np.ndarray | None]:
         raise
     except FileNotFoundError as error:
         raise DriveSegError(f"{path}: there is no such file") from error
+    except IsADirectoryError as error:
+        raise DriveSegError(f"{path}: is a folder, expected a file") from error
     except UnidentifiedImageError as error:
+        if is_tiff(path):
+            raise DriveSegError(f"{path}: is TIFF of another kind than 8 or 16 bits a channel") from error
         raise DriveSegError(f"{path}: is not an image of a format that can be read") from error
     except Image.DecompressionBombError as error:
         raise DriveSegError(
@@ -125,16 +129,27 @@ def _from_values(values: np.ndarray, full_scale: float | None, content: str, pat
             raise DriveSegError(f"{path}: expected one channel of class values, got three")
         return np.array(Image.fromarray(np.ascontiguousarray(values.clip(0, 255).astype(np.uint8))).convert("L"))
     whole = values.clip(0, 255).astype(np.uint8)
-    if content == "classes" and (whole != values).any():
+    if (whole == values).all():
+        return whole
+    if content == "classes":
         raise DriveSegError(f"{path}: expected class values from 0 to 255, got {values.min():g} to {values.max():g}")
-    return whole
+    if len(np.unique(values)) > 2:
+        raise DriveSegError(
+            f"{path}: expected a mask of two values, got more, from {values.min():g} to {values.max():g}"
+        )
+    return (values != 0).astype(np.uint8)
 
 
 def _from_raster(image: Image.Image, content: str, path: str) -> np.ndarray:
     if content == "photograph":
         if image.mode in ("I", "F"):
             raise DriveSegError(f"{path}: expected 8 or 16 bits a channel, got pixels of mode {image.mode}")
-        return np.array(image.convert("RGB"))
+        pixels = np.array(image.convert("RGB"))
+        if image.has_transparency_data:
+            clear = np.asarray(image.convert("RGBA"))[..., 3] == 0
+            if not clear.all():  # what cannot be seen is no retina, whatever colour lies there
+                pixels[clear] = 0
+        return pixels
     if content == "classes":
         if image.mode not in ("P", "L", "1"):
             raise DriveSegError(f"{path}: expected one channel of class values, got pixels of mode {image.mode}")

@@ -88,6 +88,12 @@ class Bootstrap:
     seed: int = 0
     level: float = 0.95
 
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise DriveSegError(f"samples: expected at least 1, got {self.samples}")
+        if not 0 < self.level < 1:
+            raise DriveSegError(f"level: expected a share between 0 and 1, such as 0.95, got {self.level}")
+
     def interval(self, values: np.ndarray) -> tuple[float, float]:
         """Lower and upper end for the mean of ``values`` (n,), all defined; NaN of fewer than two."""
         if len(values) < 2:

@@ -18,10 +18,11 @@ from monai.inferers import Inferer
 from monai.transforms import Compose, LoadImaged
 from torch import nn
 
+from drive_seg.arrays import to_numpy
 from drive_seg.checkpoints import load_weights
 from drive_seg.configs import check_overrides, literal
 from drive_seg.data import Case
-from drive_seg.errors import DriveSegError, user_error
+from drive_seg.errors import ArgumentError, DriveSegError, user_error
 from drive_seg.networks import UNet
 from drive_seg.openvino_network import OpenVINONetwork, choose_engine, openvino_network
 
@@ -36,7 +37,7 @@ class Segmentation:
     """What was found in a photograph, at its own size.
 
     Attributes:
-        probability: of vessel, all vessel classes together, (H, W), float32, 0 to 1; 0 outside the field of view's box.
+        probability: of vessel, all vessel classes together, (H, W), float32, 0 to 1; 0 outside the field of view.
         mask: class values, (H, W), uint8; 0 is background and everything outside the field of view.
         fov: field of view, (H, W), bool.
     """
@@ -95,6 +96,7 @@ class Segmenter:
         network = load_weights(parser.get_parsed_content("network"), checkpoint)
         names = ("preprocessing", "inferer", "postprocessing", "device")
         parts = {name: parser.get_parsed_content(name) for name in names}
+        parts["device"] = torch.device(parts["device"])
         engine = choose_engine(parser.get_parsed_content("engine"), parts["device"], network)
         if engine == "openvino" and isinstance(network, UNet):
             streams = min(WORKERS, torch.get_num_threads()) if many else None
@@ -122,8 +124,8 @@ class Segmenter:
             if isinstance(photograph, np.ndarray) != isinstance(fov, np.ndarray):
                 raise DriveSegError("fov: expected a file with a photograph from a file, an array with an array")
         result = self.segment_case(case)
-        probability = np.asarray(result["probability"].sum(dim=0).clamp(0, 1).cpu(), dtype=np.float32)
-        return Segmentation(probability, np.asarray(result["pred"][0].cpu()), np.asarray(result["fov"][0].cpu()) > 0)
+        probability = to_numpy(result["probability"].sum(dim=0).clamp(0, 1).float())
+        return Segmentation(probability, to_numpy(result["pred"])[0], to_numpy(result["fov"])[0] > 0)
 
     def segment_case(self, case: Mapping[str, Any]) -> dict[str, Any]:
         """Segment one case of a datalist, and write its files where the postprocessing does.
@@ -161,13 +163,16 @@ class Segmenter:
 
         Args:
             cases: as for ``segment_case``.
-            ahead: photographs that wait for the network, and that wait to be written.
+            ahead: photographs that wait for the network, and that wait to be written, at least 1.
             keep: what is needed of a result, so that the rest is dropped at once, not when its turn has come.
             catch: errors that come in the place of a photograph's result; others end the run.
 
         Yields:
             Each case, in order, with its result, or what is kept of it, or with its error.
         """
+
+        if ahead < 1:
+            raise ArgumentError(f"ahead: expected at least 1 photograph, got {ahead}")
 
         def finish(predicted: dict[str, Any]) -> Any:
             result = self._finish(predicted)
@@ -251,8 +256,10 @@ class Segmenter:
 
 
 def _channel_first(picture: str | os.PathLike | np.ndarray, name: str, channels: int) -> str | MetaTensor:
-    if not isinstance(picture, np.ndarray):
+    if isinstance(picture, (str, os.PathLike)):
         return os.fspath(picture)
+    if not isinstance(picture, np.ndarray):
+        raise DriveSegError(f"{name}: expected a path or an array, got {type(picture).__name__}")
     expected = "(H, W, 3), uint8" if channels == 3 else "(H, W)"
     if picture.ndim != (3 if channels == 3 else 2) or (channels == 3 and picture.shape[2] != 3):
         raise DriveSegError(f"{name}: expected an array {expected}, got one of shape {picture.shape}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ignite.engine import Engine, Events
 
+from drive_seg.arrays import to_numpy
 from drive_seg.distributed import gather
 from drive_seg.errors import DriveSegError
 from drive_seg.files import sha256, write_text
@@ -51,6 +52,9 @@ class ThresholdChoice:
         checkpoint: weights that make the probabilities, one file or several.
         steps: as for ``best_threshold``.
         writes: False in all but one of several processes.
+
+    Raises:
+        DriveSegError: if ``steps`` leaves no threshold between 0 and 1.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class ThresholdChoice:
         steps: int = 100,
         writes: bool = True,
     ) -> None:
+        if steps < 2:
+            raise DriveSegError(f"steps: expected at least 2, got {steps}")
         self.path = Path(path)
         self.dataset_dir = dataset_dir
         self.section = section
@@ -93,8 +99,8 @@ class ThresholdChoice:
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
             case = {**batch, **output}
             self._refuse(str(case["section"]))
-            probability = np.asarray(case["probability"].cpu()).sum(axis=0)
-            label, fov = (np.asarray(case[key].cpu())[0] for key in ("reference", "fov"))
+            probability = to_numpy(case["probability"]).sum(axis=0)
+            label, fov = (to_numpy(case[key])[0] for key in ("reference", "fov"))
             self._counts[str(case["case_id"])] = ProbabilityCounts.of(probability.clip(0, 1), label, fov != 0)
 
     def finish(self, engine: Engine) -> None:

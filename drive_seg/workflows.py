@@ -11,7 +11,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from drive_seg.configs import check_overrides, config_files, literal
+from drive_seg.configs import SPECIAL, check_overrides, config_files, literal
 from drive_seg.distributed import processes
 from drive_seg.errors import DriveSegError, first_cause, user_error
 from drive_seg.evaluation import CaseScores
@@ -55,7 +55,9 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
     check_overrides(files, values)
     for key in ("output_dir", "ckpt_dir"):
         if key in values:
-            make_folder(values[key])
+            values[key] = str(values[key])  # a folder may be called 2026
+            if not values[key].startswith(SPECIAL):
+                make_folder(values[key])
     workflow = ConfigWorkflow(
         config_file=files, workflow_type="train", run_id=run_id, logging_file=False, **literal(values)
     )

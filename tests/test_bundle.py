@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,6 +103,26 @@ def test_inference_keeps_size_and_orientation(trained: Path, bundle: Path, phant
         with Image.open(tmp_path / f"{photograph.stem}_probability.png") as probability:
             assert probability.mode == "I;16"
         assert (tmp_path / f"{photograph.stem}_overlay.jpg").is_file()
+    with (tmp_path / "vessels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["photograph"] for row in rows] == sorted(map(str, photographs.iterdir()))
+    assert [row["case_id"] for row in rows] == sorted(photograph.stem for photograph in photographs.iterdir())
+    assert all(0 <= float(row["vessel_density_share"]) <= 1 for row in rows)
+
+
+def test_flags_and_several_weights_as_monais_command_hands_them_on(
+    trained: Path, bundle: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    """It makes texts of true and false, of which either would be true to Python."""
+    photographs = phantoms / "test" / "images"
+    weights = [str(trained / "model.pt")] * 2
+    run_bundle(
+        "run", bundle, ["inference", "ensemble"], "--dataset_dir", str(photographs), "--output_dir", str(tmp_path),
+        "--checkpoint", str(weights), "--base_channels", "4", "--depth", "3", "--fov_diameter", "128",
+        "--measure", "false", "--save_nifti", "false", "--flips", "true", "--pictures", "['vessels']",
+    )  # fmt: skip
+    expected = {f"{photograph.stem}_vessels.png" for photograph in photographs.iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == expected
 
 
 def test_two_datasets_at_several_sizes_train_with_the_strong_augmentation(
@@ -260,7 +281,7 @@ def test_configs_name_only_known_code(bundle: Path, name: str) -> None:
     for text in strings(config):
         if not text.startswith("$"):
             continue
-        expression = text[1:].replace("@", "").replace("#", "_").replace("::", "_")
+        expression = re.sub(r"@\w+(?:(?:#|::)\w+)*", "reference", text[1:])
         names = {node.id for node in ast.walk(ast.parse(expression)) if isinstance(node, ast.Name)}
         imported = {
             alias.name
@@ -270,5 +291,5 @@ def test_configs_name_only_known_code(bundle: Path, name: str) -> None:
         }
         modules = {node.module for node in ast.walk(ast.parse(expression)) if isinstance(node, ast.ImportFrom)}
         assert not (names | imported) & forbidden, text
-        assert imported <= {"sys", "torch", "monai", "loss_of", "convert_sync_batchnorm"}, text
-        assert modules <= {"drive_seg.handlers", "drive_seg.adaptation"}, text
+        assert imported <= {"sys", "torch", "monai", "str2bool", "loss_of", "described", "convert_sync_batchnorm"}, text
+        assert modules <= {"monai.utils", "drive_seg.handlers", "drive_seg.settings", "drive_seg.adaptation"}, text

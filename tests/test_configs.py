@@ -46,6 +46,8 @@ def test_what_monai_reads_of_a_literal(text: str) -> None:
     (["--a", "float32"], {"a": "float32"}),
     (["--a", "/data/DRIVE"], {"a": "/data/DRIVE"}),
     (["--a", "01_test"], {"a": "01_test"}),
+    (["--a", "2026_01_05"], {"a": "2026_01_05"}),
+    (["--a", "{[1]: 2}"], {"a": "{[1]: 2}"}),
     (["--a", ""], {"a": ""}),
     (["--a="], {"a": ""}),
     (["--a", "$@b + 1"], {"a": "$@b + 1"}),
@@ -92,6 +94,17 @@ def test_what_is_no_override_is_refused(arguments: list[str], message: str) -> N
 ])  # fmt: skip
 def test_paths_and_overrides_are_parted(arguments: list[str], paths: list[str], overrides: list[str]) -> None:
     assert split_overrides(arguments) == (paths, overrides)
+
+
+@pytest.mark.parametrize("value", ["no", "False "])
+def test_what_is_true_or_false(tmp_path: Path, value: str) -> None:
+    """A text would be true, whatever it says."""
+    config = tmp_path / "config.json"
+    config.write_text('{"measure": true}')
+    for fine in (False, 0, "$@a > 1", "@a"):
+        check_overrides([str(config)], {"measure": fine})
+    with pytest.raises(DriveSegError, match=f"^measure: expected true or false, got '{value}'$"):
+        check_overrides([str(config)], {"measure": value})
 
 
 @pytest.fixture

@@ -285,7 +285,11 @@ def test_dataset_json_that_names_no_validation_cases_is_split(named: Path) -> No
     ({"training": {"image": "files/photo0.png"}}, "{path}: training: expected a list of cases, got dict"),
     ({"training": None}, "{path}: training: expected a list of cases, got NoneType"),
     ({"training": [entry(0), 3]}, "{path}: training[1]: expected a path or an object of paths, got 3"),
-    ({"test": [{"image": 1}]}, "{path}: test[0]: expected a path or an object of paths, got"),
+    ({"test": [{"image": 1}]}, "{path}: test[0]: image: expected a path, got 1"),
+    ({"training": [entry(0, fold=1)]}, "{path}: training[0]: fold: expected a path, got 1"),
+    ({"training": [entry(0, mask="files/photo1.png", fov="files/photo0.png")]},
+     "expected one file as fov, got "),
+    ({"training": [entry(0)], "testing": [entry(1)]}, "{path}: testing: holds cases, expected them in training, "),
     ({"test": [{"label": "files/drawn0.png"}]}, "{path}: test[0]: expected the key image, got label"),
     ({"test": [{}]}, "{path}: test[0]: expected the key image, got nothing"),
     ({"test": ["files/photo9.png"]}, "{path}: test[0]: image: there is no file {root}/files/photo9.png"),
@@ -357,6 +361,12 @@ def test_dataset_json_may_say_whose_eye_it_is(named: Path) -> None:
     write_dataset_json(named, {"training": cases}, {})
     assert load_datalist(named, "validation", validation_every=2) == load_datalist(named, "validation", None, 2)
     assert {case["person"] for case in load_datalist(named, "training", validation_every=2)} == {"a"}
+
+
+def test_a_mask_in_dataset_json_is_that_of_the_field_of_view(named: Path) -> None:
+    write_json(named, {"test": [entry(0, mask="files/photo1.png")]})
+    (case,) = load_datalist(named, "test")
+    assert case["fov"] == str(named.resolve() / "files" / "photo1.png")
 
 
 def test_an_annotation_that_no_case_has(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from drive_seg.errors import DriveSegError, user_error
 from drive_seg.metrics import ProbabilityCounts
 from drive_seg.networks import UNet
 from drive_seg.splits import cases_to_score, fold_cases, parse_fold
-from drive_seg.thresholds import best_threshold
+from drive_seg.thresholds import ThresholdChoice, best_threshold
 from drive_seg.workflows import evaluate_weights, run_workflow
 
 SMALL = {"base_channels": 4, "depth": 3, "fov_diameter": 128, "precision": "float32"}
@@ -147,6 +147,11 @@ def test_what_is_no_threshold(bundle: Path, phantoms: Path, weights: str, thresh
     with pytest.raises((DriveSegError, RuntimeError)) as error:
         evaluate_weights(bundle, {"dataset_dir": str(phantoms), "checkpoint": weights, **SMALL}, threshold)
     assert "threshold: expected a probability from 0 to 1" in str(user_error(error.value))
+
+
+def test_thresholds_to_choose_among(tmp_path: Path) -> None:
+    with pytest.raises(DriveSegError, match="steps: expected at least 2, got 1"):
+        ThresholdChoice(str(tmp_path / "threshold.json"), "data", "validation", "model.pt", steps=1)
 
 
 def test_best_threshold_by_hand() -> None:

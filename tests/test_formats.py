@@ -139,11 +139,19 @@ def test_grey_tiff_of_16_bits_with_alpha(tmp_path: Path, options: dict[str, Any]
     np.testing.assert_array_equal(read_image(tmp_path / "eye.tif"), expected)
 
 
+def test_further_pages_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A thumbnail, or another photograph."""
+    first, second = Image.fromarray(COLOURS), Image.fromarray(COLOURS[::-1])
+    first.save(tmp_path / "eye.tif", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(read_image(tmp_path / "eye.tif"), COLOURS)
+    assert "eye.tif: has 2 pages, of which the first is read" in caplog.text
+
+
 def test_tiffs_that_nobody_knows(tmp_path: Path) -> None:
     tifffile.imwrite(
         tmp_path / "eye.tif", GREY_AND_ALPHA.astype(np.float32), photometric="minisblack", extrasamples=[2]
     )
-    with pytest.raises(DriveSegError, match=r"eye\.tif: is not an image of a format that can be read"):
+    with pytest.raises(DriveSegError, match=r"eye\.tif: is TIFF of another kind than 8 or 16 bits a channel"):
         read_image(tmp_path / "eye.tif")
 
 
@@ -285,6 +293,16 @@ class TestDicom:
         np.testing.assert_array_equal(read_image(path), expected.repeat(3, axis=2))
         inverted = save_dicom(tmp_path / "eye.dcm", 255 - COLOURS[..., 0], "MONOCHROME1")
         np.testing.assert_array_equal(read_image(inverted), COLOURS[..., :1].repeat(3, axis=2))
+        twelve = (4095 - TWELVE[..., 0] // 8).astype(np.uint16)
+        inverted = save_dicom(tmp_path / "eye.dcm", twelve, "MONOCHROME1", bits=12)
+        np.testing.assert_array_equal(read_image(inverted), expected.repeat(3, axis=2))
+
+    @pytest.mark.parametrize("interpretation", ["MONOCHROME1", "MONOCHROME2"])
+    def test_signed_pixels_are_refused(self, tmp_path: Path, interpretation: str) -> None:
+        signed = np.linspace(-2048, 2047, 35).astype(np.int16).reshape(5, 7)
+        path = save_dicom(tmp_path / "eye.dcm", signed.view(np.uint16), interpretation, bits=16, PixelRepresentation=1)
+        with pytest.raises(DriveSegError, match="expected pixels of 0 and more, got -2048 to 2047"):
+            read_image(path)
 
     @pytest.mark.parametrize("bits", [8, 16])
     def test_palette(self, tmp_path: Path, bits: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.data import CacheDataset
 from monai.transforms import Compose, RandLambda
 
 from drive_seg.datasets import SeededCacheDataset
@@ -55,6 +56,13 @@ def test_epoch_seed_makes_an_epoch_the_same_wherever_the_run_began() -> None:
     assert len(whole) == 3
     assert whole[1:] == resumed
     assert len(set(whole)) == 3
+
+
+def test_a_dataset_that_is_not_seeded_trains_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(lambda engine, batch: batch)
+    EpochSeed(5, CacheDataset([0.0], Compose([AddNoise(noise)]), progress=False)).attach(engine)
+    assert "CacheDataset is not seeded by epoch" in caplog.text
+    engine.run([0], max_epochs=1)
 
 
 def evaluator_with(metric: float, epoch: int) -> Engine:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from drive_seg.errors import DriveSegError
+from drive_seg.errors import ArgumentError, DriveSegError
 from drive_seg.masks import VesselMaskd, VesselProbabilitiesd, vessel_mask, vessel_probabilities
 
 
@@ -18,6 +18,10 @@ class TestVesselProbabilities:
         probabilities = vessel_probabilities(logits)
         assert probabilities.shape == (classes - 1, 9, 8)
         torch.testing.assert_close(probabilities, logits.softmax(dim=0)[1:], rtol=1e-5, atol=1e-7)
+
+    def test_one_class_is_refused(self) -> None:
+        with pytest.raises(ArgumentError, match=r"^num_classes: expected 2 or more, .* got 1 logits a pixel$"):
+            vessel_probabilities(torch.zeros(1, 4, 5))
 
     def test_wrapper_keeps_what_is_known_of_the_photograph(self) -> None:
         logits = MetaTensor(
@@ -75,6 +79,13 @@ class TestVesselMask:
         assert torch.equal(out["map"], torch.tensor([[[0.2, 0.9, 0.0]]])), "no vessel is likely there either"
         assert torch.equal(VesselMaskd("pred", probability_keys="map")(case)["map"], vessel)
         assert case.keys() == {"pred", "fov"} and case["pred"] is pred
+
+    def test_the_field_of_view_need_not_be_where_the_probabilities_are(self) -> None:
+        """As after a network on a GPU, to which engines move the image alone."""
+        case = {"pred": torch.zeros(1, 2, 3, device="meta"), "fov": torch.ones(1, 2, 3, dtype=torch.uint8)}
+        out = VesselMaskd("pred", fov_key="fov")(case)
+        assert out["pred"].device.type == out["probability"].device.type == "meta"
+        assert out["fov"].device.type == "cpu"
 
     def test_several_keys(self) -> None:
         maps = [torch.full((1, 1, 1), value) for value in (0.2, 0.8)]

@@ -16,6 +16,7 @@ from scipy import ndimage
 from drive_seg.errors import DriveSegError
 from drive_seg.measures import MeasureVesselsd, fractal_dimension, measure_vessels
 from drive_seg.phantom import make_phantom
+from drive_seg.quality import TOO_SMALL
 
 CHECK = shipped_quality_check()
 SIZE = 300
@@ -209,6 +210,7 @@ def test_turned_and_mirrored_alike() -> None:
         assert other["vessel_density_share"] == one["vessel_density_share"]
         for name in ("skeleton_length_px", "calibre_mean_px", "fractal_dimension", "tortuosity"):
             assert other[name] == pytest.approx(one[name], rel=0.02), name
+        assert fractal_dimension(vessels, [3, 7.5, 20]) == fractal_dimension(phantom.vessels, [3, 7.5, 20])
         for name in ("branch_points", "end_points"):
             assert other[name] == pytest.approx(one[name], rel=0.1), name
 
@@ -288,7 +290,7 @@ def test_a_case_is_a_row() -> None:
     assert "measures" not in case
     expected = measure_vessels(phantom.vessels, phantom.fov, 0.01)
     assert list(row) == ["width_px", "height_px", "fov_diameter_px", *expected, "quality"]
-    assert (row["width_px"], row["height_px"], row["quality"]) == (280, 300, "")
+    assert (row["width_px"], row["height_px"], row["quality"]) == (280, 300, TOO_SMALL)
     assert {name: row[name] for name in expected} == expected
     arteries_and_veins = case_of(phantom.artery_vein, phantom.image, phantom.fov)
     assert MeasureVesselsd(CHECK, pixel_spacing_mm=0.01)(arteries_and_veins)["measures"] == row
@@ -297,7 +299,7 @@ def test_a_case_is_a_row() -> None:
 def test_problems_are_joined_and_their_limits_set() -> None:
     phantom = make_phantom(1, 300, 280)
     case = case_of(phantom.vessels, phantom.image, phantom.fov)
-    strict = replace(CHECK, darkest=256, vessel_share=1)
+    strict = replace(CHECK, smallest_diameter=1, darkest=256, vessel_share=1)
     assert MeasureVesselsd(quality=strict)(case)["measures"]["quality"] == "too dark; hardly any vessel"
 
 

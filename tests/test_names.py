@@ -29,6 +29,8 @@ def test_doctests() -> None:
     ("Image_01L_1st_manual.png", "Image_01L_1st"),
     ("01_h.nii.gz", "01_h"),
     ("01_mask.png", "01"),
+    ("p1.left.png", "p1.left"),
+    ("1.2.840.113_mask.gif", "1.2.840.113"),
     ("21_av.png", "21"),
     ("test.png", "test"),
     ("01_TEST_MASK.GIF", "01"),

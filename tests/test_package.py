@@ -42,9 +42,9 @@ def make_weights(path: Path) -> Path:
     return path
 
 
-def pack(weights: Path, output: Path) -> Path:
+def pack(weights: Path, output: Path, *overrides: str) -> Path:
     with pytest.raises(SystemExit) as stop:
-        main(["package", "--checkpoint", str(weights), "--output-dir", str(output)])
+        main(["package", "--checkpoint", str(weights), "--output-dir", str(output), *overrides])
     assert not stop.value.code
     (path,) = output.iterdir()
     return path
@@ -126,6 +126,21 @@ def test_other_weights_come_without_the_figures_of_the_bundles_own(packed: Path)
     assert sha256(packed.parent.parent / "model.pt") in card and "CHASE_DB1" not in card
     assert "eval_metrics" not in metadata and "CHASE_DB1" not in json.dumps(metadata["changelog"])
     validate(instance=metadata, schema=json.loads(SCHEMA.read_text()))
+
+
+def test_own_weights_used_otherwise_keep_their_card(bundle: Path, tmp_path: Path) -> None:
+    """And every config has what was said, nested keys, too."""
+    overrides = ["--threshold", "0.4", "--network_def#adaptation", "0.0"]
+    path = pack(bundle / "models" / "model.pt", tmp_path / "release", *overrides)
+    with zipfile.ZipFile(path) as archive:
+        packed = {name.removeprefix(f"{NAME}/"): archive.read(name) for name in archive.namelist()}
+    for name in ("docs/README.md", "docs/data_license.txt"):
+        assert packed[name] == (bundle / name).read_bytes()
+    inference, metadata = (json.loads(packed[f"configs/{name}.json"]) for name in ("inference", "metadata"))
+    assert inference["threshold"] == 0.4 and inference["network_def"]["adaptation"] == 0.0
+    assert json.loads(packed["configs/train.json"])["threshold"] == 0.4
+    assert "eval_metrics" not in metadata, "which are of another threshold"
+    assert metadata["changelog"] == json.loads((bundle / "configs" / "metadata.json").read_bytes())["changelog"]
 
 
 def test_weights_of_another_network(tmp_path: Path) -> None:

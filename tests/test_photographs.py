@@ -95,7 +95,9 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     touch(tmp_path / "in" / "a.png", tmp_path / "in" / ".hidden", tmp_path / "none" / "b.jpg")
     assert left_out([tmp_path / "in", tmp_path / "none", tmp_path / "in" / "a.png"]) == []
     touch(tmp_path / "in" / "IM0001", tmp_path / "in" / "notes.txt", tmp_path / "in" / "sub" / "c.png")
-    assert left_out([tmp_path / "in"]) == [f"{tmp_path / 'in'}: left out, files of other kinds: 2, folders: 1"]
+    assert left_out([tmp_path / "in"]) == [
+        f"{tmp_path / 'in'}: left out, files of other kinds: 2, folders in it, which are not searched: 1"
+    ]
 
 
 @pytest.mark.parametrize(("paths", "message"), [

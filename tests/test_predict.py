@@ -64,6 +64,7 @@ def test_all_but_the_bad_one(bundle: Path, folder: Path, settings: dict[str, obj
     with (out / "vessels.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [Path(row["photograph"]).name for row in rows] == [f"{number}.png" for number in range(5)]
+    assert [row["case_id"] for row in rows] == [f"{number}" for number in range(5)], "what their files are called"
     assert rows[0]["width_px"] == "141" and rows[0]["height_px"] == "150"
     mask = np.asarray(Image.open(out / "0_vessels.png")) > 0
     fov = estimate_fov(make_phantom(0, 150, 141).image)
@@ -102,8 +103,11 @@ def test_measures_in_millimetres_or_none(
     with (out / "vessels.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert float(row["skeleton_length_mm"]) == pytest.approx(0.02 * float(row["skeleton_length_px"]), abs=1e-4)
+    before = (out / "vessels.csv").read_text()
     segment_photographs(bundle, [folder / "0.png"], out, {**settings, "measure": False})
     assert not (out / "vessels.csv").exists()
+    (kept,) = out.glob("vessels_*.csv")
+    assert kept.read_text() == before, "what was measured is not lost"
 
 
 def test_masks_alone(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:

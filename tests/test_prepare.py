@@ -433,6 +433,32 @@ def test_compressed_tar_with_macos_litter(pristine: dict[str, Path], tmp_path: P
     assert len(load_datalist(tmp_path / "out", "test")) == 8
 
 
+@pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
+def test_a_damaged_archive_is_refused(packing: str, pristine: dict[str, Path], tmp_path: Path) -> None:
+    """Its photographs might be of the right size and wrong."""
+    path = tmp_path / f"CHASEDB1.tar.{packing}"
+    with tarfile.open(path, f"w:{packing}") as content:
+        content.add(pristine["chase_db1"], "CHASEDB1")
+    damaged = bytearray(path.read_bytes())
+    for place in range(len(damaged) // 2, len(damaged) // 2 + 20):
+        damaged[place] ^= 0xFF
+    path.write_bytes(damaged)
+    with pytest.raises(DriveSegError, match=rf"CHASEDB1\.tar\.{packing}: cannot be (unpacked|read)"):
+        prepare(SMALL["chase_db1"], path, tmp_path / "out")
+
+
+def test_a_checksum_that_is_wrong_is_noticed(tmp_path: Path) -> None:
+    """tarfile stops before it."""
+    path = tmp_path / "damaged.tar.gz"
+    with tarfile.open(path, "w:gz") as content:
+        content.addfile(tarfile.TarInfo("empty.txt"), io.BytesIO())
+    packed = bytearray(path.read_bytes())
+    packed[-8] ^= 1  # of the four bytes of the checksum
+    path.write_bytes(packed)
+    with pytest.raises(DriveSegError, match=r"damaged\.tar\.gz: cannot be unpacked \(CRC"):
+        prepare(SMALL["chase_db1"], path, tmp_path / "out")
+
+
 @pytest.mark.parametrize("member", ["../evil.txt", "/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:/evil.txt"])
 def test_zip_that_would_write_outside_is_refused(member: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as content:

@@ -14,7 +14,7 @@ from realdata import real_data
 
 from drive_seg.fov import estimate_fov, fov_diameter
 from drive_seg.phantom import Phantom, make_phantom
-from drive_seg.quality import FEW_VESSELS, PROBLEMS, TOO_BLURRED, TOO_BRIGHT, TOO_DARK, sharpness
+from drive_seg.quality import FEW_VESSELS, NO_BORDER, PROBLEMS, TOO_BLURRED, TOO_BRIGHT, TOO_DARK, TOO_SMALL, sharpness
 
 CHECK = shipped_quality_check()
 
@@ -39,6 +39,14 @@ def test_each_problem_alone(phantom: Phantom) -> None:
     assert TOO_BRIGHT in CHECK.assess(brightened(image, offset=220), fov, vessels)
     assert CHECK.assess(blurred(image, 0.01 * fov_diameter(fov)), fov, vessels) == [TOO_BLURRED]
     assert CHECK.assess(image, fov, np.zeros_like(fov)) == [FEW_VESSELS]
+
+
+def test_a_picture_without_a_border_and_a_small_one(phantom: Phantom) -> None:
+    everywhere = np.ones_like(phantom.fov)
+    assert NO_BORDER in CHECK.assess(phantom.image, everywhere, phantom.vessels)
+    small = make_phantom(0, 350, 340)
+    assert TOO_SMALL in CHECK.assess(small.image, small.fov, small.vessels)
+    assert estimate_fov(skimage.data.cat()).all(), "nothing of it looks like the end of a retina"
 
 
 def test_several_problems_in_their_order(phantom: Phantom) -> None:

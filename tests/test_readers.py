@@ -104,6 +104,15 @@ def as_alpha(folder: Path) -> tuple[Path, np.ndarray]:
     return save(Image.fromarray(np.concatenate([COLOURS, alpha], axis=2)), folder / "eye.png"), COLOURS
 
 
+def as_cut_out(folder: Path) -> tuple[Path, np.ndarray]:
+    """White and transparent beyond the first two columns."""
+    picture = np.full((3, 5, 4), 255, np.uint8)
+    picture[:, :2, :3], picture[:, 2:, 3] = COLOURS[:, :2], 0
+    expected = np.zeros_like(COLOURS)
+    expected[:, :2] = COLOURS[:, :2]
+    return save(Image.fromarray(picture), folder / "eye.png"), expected
+
+
 def as_palette(folder: Path) -> tuple[Path, np.ndarray]:
     path = save_palette(folder / "eye.gif", DRAWN, {0: (9, 8, 7), 1: (200, 100, 50)})
     return path, np.where(DRAWN[..., None], (200, 100, 50), (9, 8, 7))
@@ -121,7 +130,7 @@ def as_16_bit_tif(folder: Path) -> tuple[Path, np.ndarray]:
         return save(picture, folder / "eye.tif"), levels
 
 
-@pytest.mark.parametrize("make", [as_grey, as_alpha, as_palette, as_16_bit, as_16_bit_tif])
+@pytest.mark.parametrize("make", [as_grey, as_alpha, as_cut_out, as_palette, as_16_bit, as_16_bit_tif])
 def test_other_photographs_become_rgb(tmp_path: Path, make: Callable[[Path], tuple[Path, np.ndarray]]) -> None:
     path, expected = make(tmp_path)
     array = read_image(path)
@@ -249,7 +258,7 @@ def folder(path: Path) -> None:
     ("a.png", first_bytes, ""),
     ("a.jpg", first_bytes, ""),
     ("a.tif", first_bytes, ""),
-    ("a.png", folder, "cannot be read as an image"),
+    ("a.png", folder, "is a folder, expected a file"),
 ])  # fmt: skip
 def test_files_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[Path], None], message: str

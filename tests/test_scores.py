@@ -6,6 +6,7 @@ import json
 import math
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,15 @@ def arrays(seed: int = 0) -> dict[str, np.ndarray]:
         "probability": probability,
         "second": np.roll(label, 1, axis=0),
     }
+
+
+@pytest.mark.parametrize(("settings", "complaint"), [
+    ({"level": 95}, "level: expected a share between 0 and 1, such as 0.95, got 95"),
+    ({"samples": 0}, "samples: expected at least 1, got 0"),
+])  # fmt: skip
+def test_an_interval_that_cannot_be_is_refused_at_once(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(DriveSegError, match=complaint):
+        Bootstrap(**settings)
 
 
 def test_nothing_outside_the_field_of_view_changes_a_figure_inside() -> None:

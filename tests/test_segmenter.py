@@ -53,6 +53,24 @@ def test_an_array_gives_what_its_file_gives(segment: Segmenter, photograph: Path
     assert np.array_equal(from_file.mask > 0, (from_file.probability >= 0.5) & from_file.fov)
 
 
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))],
+)
+def test_a_device_by_its_name(weights: Path, photograph: Path, tmp_path: Path, device: str) -> None:
+    here = drive_seg.load(weights, **SMALL)(photograph)
+    settings = {**SMALL, "engine": "auto", "measure": True, "save": True, "output_dir": str(tmp_path / "out")}
+    there = drive_seg.load(weights, device=device, **settings)(photograph)
+    np.testing.assert_allclose(there.probability, here.probability, atol=2e-3)
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_pictures_of_an_array_have_no_name(weights: Path, photograph: Path, tmp_path: Path) -> None:
+    segment = drive_seg.load(weights, save=True, output_dir=str(tmp_path / "out"), **SMALL)
+    with pytest.raises(DriveSegError, match="save: expected a photograph from a file"):
+        segment(np.asarray(Image.open(photograph)))
+
+
 def test_nothing_is_written(
     segment: Segmenter, photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +103,12 @@ def test_a_given_field_of_view_counts(segment: Segmenter, photograph: Path, tmp_
 def test_an_array_that_does_not_fit(segment: Segmenter, array: np.ndarray, complaint: str) -> None:
     with pytest.raises(DriveSegError, match=complaint):
         segment(array)
+
+
+@pytest.mark.parametrize("photograph", [None, b"eye.png", torch.zeros(3, 20, 20)], ids=["nothing", "bytes", "tensor"])
+def test_what_is_no_photograph(segment: Segmenter, photograph: Any) -> None:
+    with pytest.raises(DriveSegError, match="image: expected a path or an array, got "):
+        segment(photograph)
 
 
 def test_load_refuses_what_it_does_not_know(weights: Path, tmp_path: Path) -> None:
@@ -150,6 +174,11 @@ def test_no_more_than_a_few_photographs_wait(segment: Segmenter, photograph: Pat
     segment._prepare, segment._finish = counted_prepare, slow_finish  # type: ignore[method-assign]
     assert len(list(segment.each([{"image": str(photograph)}] * 30, ahead=2))) == 30
     assert most[0] <= 6 and alive[0] == 0
+
+
+def test_at_least_one_waits(segment: Segmenter, photograph: Path) -> None:
+    with pytest.raises(DriveSegError, match="ahead: expected at least 1 photograph, got 0"):
+        list(segment.each([{"image": str(photograph)}], ahead=0))
 
 
 def test_an_error_of_ours_is_not_hidden(segment: Segmenter, photograph: Path) -> None:

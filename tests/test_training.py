@@ -103,6 +103,17 @@ def test_resumed_training_ends_the_same_bit_for_bit(bundle: Path, five_phantoms:
     assert same_content(state_of(whole), state_of(parts))
 
 
+def test_a_folder_that_is_named_like_a_number_or_an_expression(
+    bundle: Path, five_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, expected in ((2026, "2026"), ("$@output_dir + '/weights'", "out/weights")):
+        values = {**overrides(five_phantoms, tmp_path / "out", max_epochs=1), "ckpt_dir": folder}
+        run_workflow(bundle, ["train"], "training", values)
+        assert (tmp_path / expected / "model.pt").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2026", "out"]
+
+
 def test_a_different_seed_gives_different_weights(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
     for seed in (0, 1):
         run_workflow(
@@ -135,17 +146,27 @@ def test_resuming_with_another_network_is_refused(bundle: Path, five_phantoms: P
     assert "cannot be resumed from" in str(user_error(raised.value))
 
 
-def test_resuming_with_another_rate_is_refused(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+def test_resuming_with_other_settings_is_refused(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
     """The schedule comes back with the state, so that another rate would do nothing."""
     train(bundle, overrides(five_phantoms, tmp_path, max_epochs=1))
     changes = {
         "learning_rate": 0.001, "max_epochs": 2, "seed": 1, "patch_size": [32, 48], "fov_diameter": 100,
-        "optimizer#momentum": 0.5, "optimizer#weight_decay": 0.0,
+        "optimizer#momentum": 0.5, "optimizer#weight_decay": 0.0, "threshold": 0.4, "flips": True,
+        "loss#lambda_dice": 0.0, "lr_scheduler#warmup_multiplier": 0.5,
     }  # fmt: skip
+    others = {
+        "train#trainer#iteration_update#max_gradient_norm": ("training_step", "max_gradient_norm=1.0"),
+        "train#random_geometry#1#prob": ("augmentation", "prob=0.125"),
+    }
     for key, value in changes.items():
         with pytest.raises(Exception) as raised:
             train(bundle, overrides(five_phantoms, tmp_path, resume=True, **{"max_epochs": 1, key: value}))
         assert f"last.pt: {key.partition('#')[0]}: expected" in str(user_error(raised.value))
+    for key, (name, shown) in others.items():
+        value = float(shown.partition("=")[2])
+        with pytest.raises(Exception) as raised:
+            train(bundle, overrides(five_phantoms, tmp_path, resume=True, **{"max_epochs": 1, key: value}))
+        assert f"last.pt: {name}: expected" in str(user_error(raised.value)) and shown in str(user_error(raised.value))
     train(bundle, overrides(five_phantoms, tmp_path, resume=True, max_epochs=1, val_interval=3))
 
 

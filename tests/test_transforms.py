@@ -40,6 +40,10 @@ class TestEnsureFOV:
         assert out.tolist() == [[[0, 1, 1], [0, 0, 1]]]
         assert fov.max() == inside, "the case that was given stays as it was"
 
+    def test_specks_of_jpeg_are_outside(self) -> None:
+        fov = tensor(np.array([[[0, 9, 127], [128, 250, 255]]], np.uint8), "mask.jpg")
+        assert EnsureFOVd()({"image": image_of(), "fov": fov})["fov"].tolist() == [[[0, 0, 0], [1, 1, 1]]]
+
     def test_without_a_mask_it_is_estimated(self) -> None:
         picture = fundus()
         out = EnsureFOVd()({"image": tensor(picture.transpose(2, 0, 1))})["fov"]

@@ -1,0 +1,41 @@
+"""What a training was begun with, as texts: whether one that is resumed is still the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.transforms import Transform
+from torch import nn
+
+__all__ = ["described", "where_they_differ"]
+
+
+def described(part: Any) -> str:
+    """What a part of a training is and does, as a text that tells it from others: its kind and its plain values.
+
+    Args:
+        part: transforms, loss, schedule, …, or a list of them; such parts in it are described, too.
+    """
+    if isinstance(part, (list, tuple)):
+        return f"[{', '.join(map(described, part))}]"
+    if isinstance(part, (bool, int, float, str, type(None))):
+        return repr(part)
+    named = vars(part) | vars(part).get("_modules", {})
+    shown = {name: value for name, value in named.items() if not name.startswith("_") and _is_plain(value)}
+    return f"{type(part).__name__}({', '.join(f'{name}={described(shown[name])}' for name in sorted(shown))})"
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, str, type(None), Transform, nn.Module))
+
+
+def where_they_differ(one: str, other: str) -> tuple[str, str]:
+    """Both texts, of long ones what stands around the first difference."""
+    differing = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    same = next(differing, min(len(one), len(other)))
+    start = 0 if max(len(one), len(other)) <= 60 else max(0, same - 30)
+    return tuple(  # type: ignore[return-value]
+        f"{'… ' * (start > 0)}{text[start : start + 60]}{' …' * (len(text) > start + 60)}" for text in (one, other)
+    )
