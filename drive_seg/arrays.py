@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-__all__ = ["plain", "to_numpy", "zeros_and_ones"]
+__all__ = ["like", "plain", "to_numpy", "zeros_and_ones"]
 
 
 def to_numpy(image: torch.Tensor | np.ndarray) -> np.ndarray:
@@ -17,6 +17,13 @@ def to_numpy(image: torch.Tensor | np.ndarray) -> np.ndarray:
 def plain(image: torch.Tensor | np.ndarray) -> torch.Tensor:
     """The same numbers as a tensor that knows nothing of files and transforms, and costs nothing for it."""
     return image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
+
+
+def like(pixels: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """The pixels with what ``image``, which they were made of, knows of its file and its transforms, if anything."""
+    if not isinstance(image, MetaTensor):
+        return pixels
+    return MetaTensor(pixels, meta=image.meta, applied_operations=image.applied_operations)
 
 
 def zeros_and_ones(mask: torch.Tensor) -> torch.Tensor:

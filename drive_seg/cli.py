@@ -5,7 +5,6 @@ torch and MONAI are imported inside the commands, so that ``drive-seg --help`` a
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +29,12 @@ _INTERRUPTED = 130
 
 _OVERRIDABLE = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+
+def _further(config: str, *examples: str) -> str:
+    """What else a command takes, below its options."""
+    return f"Any key of bundle/configs/{config}.json, where the reasons stand, as well: {', '.join(examples)}."
+
+
 BundleRoot = Annotated[
     Path | None,
     typer.Option(
@@ -42,7 +47,15 @@ DatasetDirs = Annotated[
         "--dataset-dir",
         "--dataset_dir",
         help="Folder in the DRIVE layout, training|test/{images,1st_manual,mask}, with or without dataset.json. "
-        "Given several times, a network learns from all of them; they are scored one at a time.",
+        "Given several times, a network learns from all of them.",
+    ),
+]
+ScoredDir = Annotated[
+    list[Path],
+    typer.Option(
+        "--dataset-dir",
+        "--dataset_dir",
+        help="Folder in the DRIVE layout, training|test/{images,1st_manual,mask}, with or without dataset.json.",
     ),
 ]
 OutputDir = Annotated[Path, typer.Option("--output-dir", "--output_dir", help="Folder to write into.")]
@@ -61,7 +74,13 @@ def _start(
         raise typer.Exit
 
 
-@app.command(context_settings=_OVERRIDABLE)
+@app.command(
+    context_settings=_OVERRIDABLE,
+    epilog=_further(
+        "train", "--max_epochs 100", "--base_channels 64", "--batch_size 4", "--learning_rate 0.02",
+        "--pretrained model.pt", "--annotation av --num_classes 3", "--precision float32", "--device cpu", "--seed 1",
+    ),
+)  # fmt: skip
 def train(
     context: typer.Context,
     dataset_dir: DatasetDirs,
@@ -95,10 +114,17 @@ def train(
     typer.echo(f"best weights: {weights}\nhistory: {history}")
 
 
-@app.command(context_settings=_OVERRIDABLE)
+@app.command(
+    context_settings=_OVERRIDABLE,
+    epilog=_further(
+        "evaluate.json and bundle/configs/train", "--flips true (four mirror images)",
+        "--adaptation 0.5 (as predict runs it)", "--fold 1/5",
+        "--section validation", "--second_annotation 2nd_manual", "--device cpu",
+    ),
+)  # fmt: skip
 def evaluate(
     context: typer.Context,
-    dataset_dir: DatasetDirs,
+    dataset_dir: ScoredDir,
     checkpoint: Annotated[
         list[Path] | None,
         typer.Option(
@@ -114,6 +140,8 @@ def evaluate(
     bundle_root: BundleRoot = None,
 ) -> None:
     """Score weights on the test cases; writes metrics.csv, summary.json and report.html into OUTPUT_DIR.
+
+    The report needs the extra: pip install 'drive-seg[report]'.
 
     Where the test cases have no annotations, as in DRIVE today, the held-out validation cases are scored and
     a warning says so. A case that cannot be scored is reported, and the others are finished. --fold k/n scores what
@@ -162,7 +190,15 @@ def compare(
         typer.echo(f"every case: {output}")
 
 
-@app.command(context_settings=_OVERRIDABLE)
+@app.command(
+    context_settings=_OVERRIDABLE,
+    epilog=_further(
+        "inference", "--flips true (four mirror images)", "--threshold 0.4",
+        "--adaptation 0 (a camera that was learnt)",
+        "--fov_diameter 640", "--pixel_spacing_mm 0.004", "--measure false", "--pictures \"['vessels']\"",
+        "--save_nifti true", "--save_dicom_seg true", "--engine torch", "--device cpu",
+    ),
+)  # fmt: skip
 def predict(
     paths: Annotated[list[str], typer.Argument(help="Photographs, or folders of photographs.", show_default=False)],
     output_dir: OutputDir = Path("drive-seg-predictions"),
@@ -213,7 +249,10 @@ def demo(output_dir: OutputDir = Path("drive-seg-demo"), bundle_root: BundleRoot
     run_demo(bundle_root or shipped_bundle(), output_dir, typer.echo)
 
 
-@app.command(context_settings=_OVERRIDABLE)
+@app.command(
+    context_settings=_OVERRIDABLE,
+    epilog=_further("inference", "--base_channels 64", "--depth 3", "--num_classes 3", "--adaptation 0"),
+)
 def export(
     context: typer.Context,
     checkpoint: Checkpoint = None,
@@ -230,7 +269,8 @@ def export(
 ) -> None:
     """Write weights for other runtimes: TorchScript (model.ts), torch.export (model.pt2) and ONNX (model.onnx).
 
-    Each takes images of any height and width and is compared with the network. --base_channels is as in the training.
+    Each takes normalised images of any height and width, from 16 pixels (80 for pt2 and onnx), and is compared with the
+    network.
 
     Example: drive-seg export --checkpoint runs/chase/model.pt --output-dir exported
     """
@@ -243,7 +283,10 @@ def export(
         typer.echo(f"{exported.path}: largest difference of a logit {exported.difference:.2g} (accepted {TOLERANCE:g})")
 
 
-@app.command(context_settings=_OVERRIDABLE)
+@app.command(
+    context_settings=_OVERRIDABLE,
+    epilog=_further("inference", "--base_channels 64", "--depth 3", "--num_classes 3", "--threshold 0.4"),
+)
 def package(
     context: typer.Context,
     checkpoint: Checkpoint = None,
@@ -252,8 +295,7 @@ def package(
 ) -> None:
     """Pack the bundle with its weights into a zip file that python -m monai.bundle download takes.
 
-    With weights of your own it has no figures and no model card, which are of the bundle's. --base_channels is as in
-    the training.
+    With weights of your own it has no figures and no model card, which are of the bundle's.
 
     Example: drive-seg package --checkpoint runs/chase/model.pt --output-dir release
     """
@@ -285,7 +327,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _speaks() -> bool:
     """torchrun's first process speaks for all."""
-    return int(os.environ.get("RANK", 0)) == 0
+    from drive_seg.distributed import here
+
+    return here() == 0
 
 
 def _checkpoint(path: Path | None) -> dict[str, str]:

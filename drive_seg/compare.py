@@ -33,7 +33,7 @@ def read_summary(path: str | os.PathLike) -> dict[str, Any]:
         summary = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DriveSegError(f"{file}: expected the summary.json of drive-seg evaluate, got none ({error})") from error
-    if not isinstance(summary, dict) or not {"protocol", "cases", "settings", "rows"} <= summary.keys():
+    if not isinstance(summary, dict) or not {"protocol", "cases", "settings", "scoring", "rows"} <= summary.keys():
         raise DriveSegError(f"{file}: expected the summary.json of drive-seg evaluate, got other content")
     return summary
 
@@ -62,8 +62,7 @@ def compare(
         DriveSegError: if the two have no case in common, were scored against different references, or have a case of
             two sizes, which then is not the same photograph.
     """
-    recorded = {key: first.get("scoring", {}).get(key) for key in ("samples", "seed", "level")}
-    bootstrap = bootstrap or Bootstrap(**{key: value for key, value in recorded.items() if value is not None})
+    bootstrap = bootstrap or Bootstrap(**{key: first["scoring"][key] for key in ("samples", "seed", "level")})
     references = [summary["protocol"].get("reference") for summary in (first, second)]
     if references[0] != references[1]:
         raise DriveSegError(f"expected one reference for both evaluations, got {references[0]} and {references[1]}")

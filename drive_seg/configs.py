@@ -14,9 +14,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drive_seg.errors import DriveSegError
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
 
 __all__ = [
     "SPECIAL",
@@ -27,6 +30,7 @@ __all__ = [
     "literal",
     "parse_overrides",
     "path_value",
+    "read_configs",
     "split_overrides",
 ]
 
@@ -135,6 +139,21 @@ def literal(value: Any) -> Any:
 def config_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Every key of a config, and of what it holds, by its full name, ``train::dataset::cache_rate``, with its value."""
     return dict(_keys(config))
+
+
+def read_configs(files: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
+    """The configs, the base first, with the overrides in them, of which every part can be asked for.
+
+    Raises:
+        DriveSegError: as ``check_overrides``.
+    """
+    from monai.bundle import ConfigParser  # the command line answers --help without it
+
+    check_overrides(files, overrides)
+    parser = ConfigParser()
+    parser.read_config(list(files))
+    parser.update(literal(overrides))
+    return parser
 
 
 def check_overrides(files: Sequence[str], overrides: Mapping[str, Any]) -> None:

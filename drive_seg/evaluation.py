@@ -188,7 +188,7 @@ class CaseScores:
             to_numpy(case["fov"])[0],
             to_numpy(case["probability"]).sum(axis=0).clip(0, 1),
             to_numpy(case["second"])[0] if "second" in case else None,
-            self.scoring,
+            scoring=self.scoring,
         )
         result.about = {key: str(case[key]) for key in ("section", "fov_source", "photograph")}
         return result

@@ -24,7 +24,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from drive_seg.checkpoints import load_weights, save_checkpoint
-from drive_seg.configs import check_overrides, config_files, literal
+from drive_seg.configs import config_files, literal, read_configs
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 from drive_seg.networks import UNet
@@ -91,10 +91,7 @@ def export_network(
         _check_format(name)
     (config,) = config_files(root, "inference")
     (metadata,) = config_files(root, "metadata")
-    check_overrides([config], overrides)
-    parser = ConfigParser()
-    parser.read_config(config)
-    parser.update(literal({"bundle_root": str(root), **overrides}))
+    parser = read_configs([config], {"bundle_root": str(root), **overrides})
     network = parser.get_parsed_content("network_def")
     if not isinstance(network, UNet) or network.spatial_dims != 2:
         raise DriveSegError(f"{config}: expected a two-dimensional drive_seg.networks.UNet as network_def")

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
-from drive_seg.arrays import plain, zeros_and_ones
+from drive_seg.arrays import like, plain, zeros_and_ones
 from drive_seg.errors import ArgumentError, DriveSegError
 
 __all__ = ["VesselMaskd", "VesselProbabilitiesd", "vessel_mask", "vessel_probabilities"]
@@ -53,12 +52,7 @@ class VesselProbabilitiesd(MapTransform):
         """The case with what the class says done to it."""
         case = dict(data)
         for key in self.key_iterator(case):
-            logits = case[key]
-            probabilities = vessel_probabilities(plain(logits))
-            if isinstance(logits, MetaTensor):
-                meta, operations = logits.meta, logits.applied_operations
-                probabilities = MetaTensor(probabilities, meta=meta, applied_operations=operations)
-            case[key] = probabilities
+            case[key] = like(vessel_probabilities(plain(case[key])), case[key])
         return case
 
 

@@ -33,7 +33,6 @@ __all__ = [
     "calibre_counts",
     "cldice",
     "confusion",
-    "roc_auc",
     "shape_scores",
     "surface_distances",
 ]
@@ -127,7 +126,7 @@ class ProbabilityCounts:
         """Counts of both together."""
         return ProbabilityCounts(self.negatives + other.negatives, self.positives + other.positives)
 
-    def scores(self, bins: int = 15) -> dict[str, float]:
+    def scores(self, bins: int) -> dict[str, float]:
         """Area under the ROC curve, average precision and expected calibration error, 0 to 1.
 
         Undefined, hence NaN: ROC AUC if the pixels are all of one class, average precision without a vessel pixel,
@@ -150,7 +149,7 @@ class ProbabilityCounts:
             "ece": float(gaps.sum() / counts.sum()) if filled.any() else math.nan,
         }
 
-    def reliability(self, bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def reliability(self, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The reliability diagram: bin edges (bins + 1,), pixels, mean probability and vessel share (bins,) each.
 
         Mean and share of an empty bin are NaN. A bin holds its lower edge, the last also its upper.
@@ -190,17 +189,6 @@ class ProbabilityCounts:
         there = weights > 0
         probability = np.tile(np.arange(LEVELS) / (LEVELS - 1), 2)[there]
         return np.repeat([False, True], LEVELS)[there], probability, weights[there]
-
-
-def roc_auc(probability: np.ndarray, label: np.ndarray, counted: np.ndarray) -> float:
-    """Area under the ROC curve of one image; NaN if the pixels that count are all of one class.
-
-    Args:
-        probability: (H, W), float, 0 to 1, of vessel.
-        label: (H, W), non-zero where a vessel is annotated.
-        counted: (H, W), True where a pixel counts.
-    """
-    return ProbabilityCounts.of(probability, label, counted).scores()["roc_auc"]
 
 
 class Vessels:

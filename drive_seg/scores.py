@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from drive_seg.errors import DriveSegError
+from drive_seg.fov import fov_diameter
 from drive_seg.metrics import Confusion, ProbabilityCounts, Vessels, calibre_counts, confusion, shape_scores
 
 __all__ = [
@@ -60,12 +61,12 @@ class Scoring:
         num_classes: with more than 2, background and vessel, Dice is computed of each class, too.
     """
 
-    bins: int = 15
-    surfaces: bool = True
-    whole_image: bool = True
-    against_second: bool = False
-    calibre_edges: Sequence[float] = (0.005, 0.01)
-    num_classes: int = 2
+    bins: int
+    surfaces: bool
+    whole_image: bool
+    against_second: bool
+    calibre_edges: Sequence[float]
+    num_classes: int
 
     def __post_init__(self) -> None:
         if self.bins < 1:
@@ -84,9 +85,9 @@ class Bootstrap:
         level: share of the means that the interval holds.
     """
 
-    samples: int = 2000
-    seed: int = 0
-    level: float = 0.95
+    samples: int
+    seed: int
+    level: float
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -171,7 +172,8 @@ def score_case(
     fov: np.ndarray,
     probability: np.ndarray | None = None,
     second: np.ndarray | None = None,
-    scoring: Scoring | None = None,
+    *,
+    scoring: Scoring,
 ) -> CaseResult:
     """Score one case.
 
@@ -191,7 +193,6 @@ def score_case(
         DriveSegError: if sizes differ, if no pixel is inside the field of view, or if a probability is not a number
             from 0 to 1.
     """
-    scoring = scoring or Scoring()
     arrays = {"prediction": pred, "FOV mask": fov, "probability map": probability, "second annotation": second}
     for name, array in arrays.items():
         if array is not None and array.shape != label.shape:
@@ -208,8 +209,7 @@ def score_case(
         _check_probability(case_id, probability)
         probability = np.where(inside, probability, 0)
 
-    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    diameter = int(max(rows[-1] - rows[0], columns[-1] - columns[0])) + 1
+    diameter = int(fov_diameter(inside))
     edges = [share * diameter for share in scoring.calibre_edges]
     comparisons: dict[str, tuple[str, str]] = {PREDICTION: ("pred", "label")}
     if second is not None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import Compose, LoadImaged
@@ -20,7 +19,7 @@ from torch import nn
 
 from drive_seg.arrays import to_numpy
 from drive_seg.checkpoints import load_weights
-from drive_seg.configs import check_overrides, literal
+from drive_seg.configs import read_configs
 from drive_seg.data import Case
 from drive_seg.errors import ArgumentError, DriveSegError, user_error
 from drive_seg.networks import UNet
@@ -88,10 +87,7 @@ class Segmenter:
         Raises:
             DriveSegError: if an override is of no key of theirs, or the weights are missing or do not fit.
         """
-        check_overrides(files, overrides)
-        parser = ConfigParser()
-        parser.read_config(list(files))
-        parser.update(literal(overrides))
+        parser = read_configs(files, overrides)
         checkpoint = str(parser.get_parsed_content("checkpoint"))
         network = load_weights(parser.get_parsed_content("network"), checkpoint)
         names = ("preprocessing", "inferer", "postprocessing", "device")

@@ -22,7 +22,7 @@ __all__ = ["ThresholdChoice", "best_threshold"]
 _logger = logging.getLogger(__name__)
 
 
-def best_threshold(cases: list[ProbabilityCounts], steps: int = 100) -> tuple[float, float]:
+def best_threshold(cases: list[ProbabilityCounts], steps: int) -> tuple[float, float]:
     """The threshold of highest mean Dice over cases, and that Dice.
 
     Args:
@@ -63,7 +63,7 @@ class ThresholdChoice:
         dataset_dir: str,
         section: str,
         checkpoint: str | list[str],
-        steps: int = 100,
+        steps: int,
         writes: bool = True,
     ) -> None:
         if steps < 2:

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import ImageMetaKey, TraceKeys, ensure_tuple, ensure_tuple_rep
 
-from drive_seg.arrays import plain, zeros_and_ones
+from drive_seg.arrays import like, plain, zeros_and_ones
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import estimate_fov, fov_box
 
@@ -205,7 +205,7 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
             inner = plain(image)[:, self.margin : -self.margin or None, self.margin : -self.margin or None]
             box = resize(inner, (bottom - top, right - left), trace[TraceKeys.EXTRA_INFO]["nearest"])
             whole = torch.nn.functional.pad(box, [left, width - right, top, height - bottom])
-            case[key] = MetaTensor(whole, meta=image.meta, applied_operations=image.applied_operations)
+            case[key] = like(whole, image)
         return case
 
 
@@ -248,11 +248,7 @@ class NormalizeInFOVd(MapTransform):
         """The case with what the class says done to it."""
         case = dict(data)
         for key in self.key_iterator(case):
-            image = case[key]
-            normalized = normalize_in_fov(plain(image), plain(case[self.fov_key]))
-            if isinstance(image, MetaTensor):
-                normalized = MetaTensor(normalized, meta=image.meta, applied_operations=image.applied_operations)
-            case[key] = normalized
+            case[key] = like(normalize_in_fov(plain(case[key]), plain(case[self.fov_key])), case[key])
         return case
 
 

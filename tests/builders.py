@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 
 from drive_seg.configs import bundle_root, config_files
 from drive_seg.quality import QualityCheck
+from drive_seg.scores import Bootstrap, Scoring
 
 RGB = tuple[int, int, int]
 
@@ -80,6 +82,22 @@ def fundus(height: int = 120, width: int = 180, row: int = 58, column: int = 84,
     figure[row + 4 : row + 10, column - 20 : column + 20] = True
     picture[figure] = (110, 40, 20)
     return picture.astype(np.uint8)
+
+
+def shipped_scoring(**changes: Any) -> Scoring:
+    """With the values of the bundle."""
+    return Scoring(**{**_arguments("evaluate", "scoring"), "num_classes": 2, **changes})
+
+
+def shipped_bootstrap(**changes: Any) -> Bootstrap:
+    """With the values of the bundle."""
+    return Bootstrap(**{**_arguments("evaluate", "bootstrap"), **changes})
+
+
+def _arguments(config: str, key: str) -> dict[str, Any]:
+    (file,) = config_files(bundle_root(), config)
+    part = json.loads(Path(file).read_text())[key]
+    return {name: value for name, value in part.items() if not name.startswith("_")}
 
 
 def shipped_quality_check() -> QualityCheck:

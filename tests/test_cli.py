@@ -21,6 +21,12 @@ from drive_seg.cli import main
 from drive_seg.networks import UNet
 
 
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command writes into the working directory is not to stay."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command that must fail, and return the one sentence it gives."""
     with pytest.raises(SystemExit) as stop:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import shipped_bootstrap
 from scipy.stats import wilcoxon
 
 from drive_seg.cli import main
@@ -25,6 +26,7 @@ def summary(dice: dict[str, float | None], width: int = 565, **protocol: Any) ->
     return {
         "protocol": {"reference": "1st_manual", "threshold": 0.5, **protocol},
         "settings": {"flips": False},
+        "scoring": vars(shipped_bootstrap()),
         "rows": [],
         "cases": [
             {"case_id": case, "width": width, "height": 584, "scores": {"prediction": {"fov": {"dice": value}}}}

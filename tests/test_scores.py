@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import shipped_bootstrap, shipped_scoring
 from realdata import real_data
 
 from drive_seg.errors import DriveSegError
@@ -22,7 +23,6 @@ from drive_seg.scores import (
     PREDICTION,
     SECOND_OBSERVER,
     WHOLE,
-    Bootstrap,
     CaseResult,
     Scoring,
     case_row,
@@ -31,6 +31,11 @@ from drive_seg.scores import (
 )
 
 SIZE = (61, 54)
+
+
+def scored(*arguments: Any, scoring: Scoring | None = None, **arrays: Any) -> CaseResult:
+    """As the bundle scores, unless told otherwise."""
+    return score_case(*arguments, **arrays, scoring=scoring or shipped_scoring())
 
 
 def arrays(seed: int = 0) -> dict[str, np.ndarray]:
@@ -54,18 +59,18 @@ def arrays(seed: int = 0) -> dict[str, np.ndarray]:
 ])  # fmt: skip
 def test_an_interval_that_cannot_be_is_refused_at_once(settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(DriveSegError, match=complaint):
-        Bootstrap(**settings)
+        shipped_bootstrap(**settings)
 
 
 def test_nothing_outside_the_field_of_view_changes_a_figure_inside() -> None:
     case = arrays()
-    before = score_case("1", **case, scoring=Scoring(against_second=True))
+    before = scored("1", **case, scoring=shipped_scoring(against_second=True))
     outside = ~case["fov"]
     generator = np.random.default_rng(5)
     for name in ("pred", "label", "second"):
         case[name] = np.where(outside, generator.random(SIZE) < 0.5, case[name])
     case["probability"] = np.where(outside, generator.random(SIZE), case["probability"])
-    after = score_case("1", **case, scoring=Scoring(against_second=True))
+    after = scored("1", **case, scoring=shipped_scoring(against_second=True))
     for comparison in (PREDICTION, SECOND_OBSERVER, AGAINST_SECOND):
         one, other = before.scores[comparison][FOV], after.scores[comparison][FOV]
         assert one.figures(15) == other.figures(15)
@@ -75,7 +80,7 @@ def test_nothing_outside_the_field_of_view_changes_a_figure_inside() -> None:
 
 def test_whole_image_counts_all_pixels_and_predicts_nothing_outside() -> None:
     case = arrays()
-    scores = score_case("1", **case).scores
+    scores = scored("1", **case).scores
     pred = case["pred"] & case["fov"]
     expected = 2 * (pred & case["label"]).sum() / (pred.sum() + case["label"].sum())
     assert scores[PREDICTION][WHOLE].figures(15)["dice"] == pytest.approx(expected)
@@ -88,12 +93,12 @@ def test_whole_image_counts_all_pixels_and_predicts_nothing_outside() -> None:
 
 def test_what_is_left_out_on_request() -> None:
     case = arrays()
-    scores = score_case("1", **case, scoring=Scoring(surfaces=False, whole_image=False)).scores
+    scores = scored("1", **case, scoring=shipped_scoring(surfaces=False, whole_image=False)).scores
     assert set(scores) == {PREDICTION, SECOND_OBSERVER}
     assert set(scores[PREDICTION]) == {FOV}
     assert "hd95" not in scores[PREDICTION][FOV].figures(15)
     del case["probability"], case["second"]
-    scores = score_case("1", **case).scores
+    scores = scored("1", **case).scores
     assert set(scores) == {PREDICTION}
     assert "roc_auc" not in scores[PREDICTION][FOV].figures(15)
 
@@ -101,11 +106,11 @@ def test_what_is_left_out_on_request() -> None:
 def test_empty_annotation_is_undefined_and_not_counted() -> None:
     empty = arrays()
     empty["label"] = np.zeros(SIZE, bool)
-    results = [score_case("0", **empty), score_case("1", **arrays())]
+    results = [scored("0", **empty), scored("1", **arrays())]
     figures = results[0].scores[PREDICTION][FOV].figures(15)
     for name in ("dice", "iou", "sensitivity", "mcc", "roc_auc", "average_precision", "cldice", "hd95", "asd"):
         assert math.isnan(figures[name]), name
-    row = summarise(results, Scoring(), Bootstrap())[0]
+    row = summarise(results, shipped_scoring(), shipped_bootstrap())[0]
     spread = row["per_image"]["dice"]
     assert spread["defined"] == 1 and math.isnan(spread["sd"]) and all(map(math.isnan, spread["ci"]))
     assert spread["mean"] == results[1].scores[PREDICTION][FOV].figures(15)["dice"]
@@ -124,7 +129,7 @@ def test_empty_annotation_is_undefined_and_not_counted() -> None:
 )
 def test_what_cannot_be_scored_is_said_in_one_sentence(spoil: dict[str, np.ndarray], sentence: str) -> None:
     with pytest.raises(DriveSegError) as error:
-        score_case("7", **{**arrays(), **spoil})
+        scored("7", **{**arrays(), **spoil})
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
@@ -132,7 +137,7 @@ def test_each_of_several_classes_by_hand() -> None:
     pred = np.array([[1, 1, 2, 0, 2]])
     label = np.array([[1, 2, 2, 0, 1]])
     fov = np.array([[1, 1, 1, 1, 0]])
-    result = score_case("a", pred, label, fov, scoring=Scoring(surfaces=False, num_classes=4))
+    result = scored("a", pred, label, fov, scoring=shipped_scoring(surfaces=False, num_classes=4))
     inside = result.scores[PREDICTION][FOV].figures(15)
     # Class 1: 1 hit, 1 too much; class 2: 1 hit, 1 missed, and outside the field of view nothing counts.
     assert inside["dice_class_1"] == inside["dice_class_2"] == pytest.approx(2 / 3) and inside["dice"] == 1
@@ -141,13 +146,13 @@ def test_each_of_several_classes_by_hand() -> None:
     # Nothing is predicted outside, where class 1 was missed: 2·1 / (2·1 + 1 + 1).
     assert whole["dice_class_1"] == pytest.approx(1 / 2) and whole["dice_class_2"] == pytest.approx(2 / 3)
     assert not any(
-        name.startswith("dice_class") for name in score_case("a", pred, label, fov).scores[PREDICTION][FOV].shapes
+        name.startswith("dice_class") for name in scored("a", pred, label, fov).scores[PREDICTION][FOV].shapes
     )
 
 
 def test_summary_by_hand() -> None:
-    scoring, bootstrap = Scoring(surfaces=False), Bootstrap(samples=500, seed=3)
-    results = [score_case(str(seed), **arrays(seed)) for seed in range(5)]
+    scoring, bootstrap = shipped_scoring(surfaces=False), shipped_bootstrap(samples=500, seed=3)
+    results = [scored(str(seed), **arrays(seed)) for seed in range(5)]
     rows = summarise(results, scoring, bootstrap)
     assert [(row["comparison"], row["region"]) for row in rows] == [
         (PREDICTION, FOV), (PREDICTION, WHOLE), (SECOND_OBSERVER, FOV), (SECOND_OBSERVER, WHOLE),
@@ -171,26 +176,26 @@ def test_summary_by_hand() -> None:
 
 
 def test_bootstrap_of_equal_values_has_no_width() -> None:
-    assert Bootstrap().interval(np.full(4, 0.5)) == (0.5, 0.5)
+    assert shipped_bootstrap().interval(np.full(4, 0.5)) == (0.5, 0.5)
 
 
 def test_bootstrap_covers_the_mean_of_a_normal_sample() -> None:
     values = np.random.default_rng(0).normal(size=200)
-    low, high = Bootstrap(samples=4000).interval(values)
+    low, high = shipped_bootstrap(samples=4000).interval(values)
     error = values.std(ddof=1) / math.sqrt(200)
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.02)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.02)
 
 
 def test_a_row_names_the_whole_image() -> None:
-    row = case_row(score_case("12", **arrays()), PREDICTION, 15)
+    row = case_row(scored("12", **arrays()), PREDICTION, 15)
     assert row["case_id"] == "12"
     assert {"dice", "whole_dice", "roc_auc", "whole_roc_auc", "hd95", "whole_asd"} <= set(row)
 
 
 def test_masks_are_kept_as_they_were() -> None:
     case = arrays()
-    result = score_case("1", **case)
+    result = scored("1", **case)
     assert (result.mask("label") == case["label"]).all()
     assert (result.mask("pred") == (case["pred"] & case["fov"])).all()
 
@@ -198,13 +203,13 @@ def test_masks_are_kept_as_they_were() -> None:
 @pytest.mark.parametrize("wrong", [{"bins": 0}, {"calibre_edges": [0.2, 0.1]}, {"calibre_edges": [0]}])
 def test_settings_that_make_no_sense(wrong: dict) -> None:
     with pytest.raises(DriveSegError, match=next(iter(wrong))):
-        Scoring(**wrong)
+        shipped_scoring(**wrong)
 
 
 def test_a_bad_case_leaves_the_others_scored(tmp_path) -> None:
     weights = tmp_path / "model.pt"
     weights.write_bytes(b"weights")
-    scores = CaseScores(str(tmp_path), str(weights), Scoring(), Bootstrap(), {}, {})
+    scores = CaseScores(str(tmp_path), str(weights), shipped_scoring(), shipped_bootstrap(), {}, {})
     engine = SimpleNamespace(state=SimpleNamespace(metrics={}))
     scores.reset(engine)
     for seed in range(3):
@@ -246,11 +251,13 @@ def test_second_observer_of_chase_db1() -> None:
         noise = generator.random(case["label"].shape, np.float32) * np.float32(0.45)
         probability = np.where(case["second"], 1 - noise, noise)
         started = time.perf_counter()
-        scoring = Scoring(surfaces=False)
-        results.append(score_case(name, probability >= 0.5, **case, probability=probability, scoring=scoring))
+        scoring = shipped_scoring(surfaces=False)
+        results.append(scored(name, probability >= 0.5, **case, probability=probability, scoring=scoring))
         elapsed += time.perf_counter() - started
     started = time.perf_counter()
-    rows = {(row["comparison"], row["region"]): row for row in summarise(results, Scoring(), Bootstrap())}
+    rows = {
+        (row["comparison"], row["region"]): row for row in summarise(results, shipped_scoring(), shipped_bootstrap())
+    }
     elapsed += time.perf_counter() - started
     observers = rows[SECOND_OBSERVER, WHOLE]["per_image"]["dice"]
     assert observers["defined"] == 28

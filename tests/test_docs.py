@@ -1,0 +1,46 @@
+"""The commands of the documents beside the README: what they name is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from drive_seg.configs import check_overrides, config_files, parse_overrides
+
+CONFIGS = {"evaluate": ("train", "evaluate"), "predict": ("inference",), "export": ("inference",)}
+OPTIONS = ("dataset-dir", "output-dir", "checkpoint")
+
+
+def commands(document: Path) -> list[str]:
+    text = re.sub(r"\\\n\s*", "", document.read_text(encoding="utf-8"))
+    text = re.sub(r'"\$\{(EARLIER|BOTH)\[@\]\}"', "", text)
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if re.match(r"(\S*/)?(python (-m monai|tests/)|torchrun |drive-seg )", line)]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [command for path in sorted((ROOT / "bundle" / "docs").glob("*.md")) for command in commands(path)],
+)
+def test_a_command_names_what_there_is(bundle: Path, command: str) -> None:
+    words = shlex.split(command)
+    if "monai.bundle" in words:
+        arguments = words[words.index("monai.bundle") + 2 :]
+        values = parse_overrides(arguments if arguments[0].startswith("--") else arguments[1:])
+        names = values.pop("config_file")
+        files = [str(bundle / "configs" / Path(name).name) for name in (names if isinstance(names, list) else [names])]
+        assert all(Path(file).is_file() for file in files)
+        check_overrides(files, values)
+        return
+    options = [word.lstrip("-").replace("#", "::") for word in words if word.startswith("--")]
+    if "drive-seg" in words[0]:
+        keys = [option for option in options if option not in OPTIONS]
+        check_overrides(config_files(bundle, *CONFIGS.get(words[1], ("train",))), dict.fromkeys(keys))
+        return
+    script = (ROOT / words[1]).read_text(encoding="utf-8")
+    keys = [option for option in options if f'"--{option}"' not in script]
+    check_overrides(config_files(bundle, "train", "inference"), dict.fromkeys(keys))
