@@ -5,6 +5,7 @@ torch and MONAI are imported inside the commands, so that ``drive-seg --help`` a
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -372,7 +373,7 @@ def _print_comparison(compared: dict[str, Any]) -> None:
     for name, row in compared["figures"].items():
         interval = " to ".join(f"{end:+.4f}" for end in row["ci"])
         means = [f"{row[key]:.4f}" for key in ("first", "second")]
-        table.add_row(name, *means, f"{row['difference']:+.4f}", interval, f"{row['p']:.4f}")
+        table.add_row(name, *means, f"{row['difference']:+.4f}", interval, _p_value(row["p"]))
     # In a file or a pipe there is no width to fit into, and figures must not be cut off.
     Console(width=None if sys.stdout.isatty() else 100).print(table)
     for which, cases in zip(("first", "second"), compared["only"], strict=True):
@@ -380,6 +381,10 @@ def _print_comparison(compared: dict[str, Any]) -> None:
             typer.echo(f"only in the {which}, left out: {', '.join(cases)}")
     for key, (one, other) in compared["unlike"].items():
         typer.echo(f"{key}: {one} | {other}")
+
+
+def _p_value(p: float) -> str:
+    return "–" if math.isnan(p) else f"{p:.4f}"  # where no case differs there is none
 
 
 def _spread(spread: dict[str, Any] | None) -> str:

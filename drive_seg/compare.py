@@ -31,8 +31,10 @@ def read_summary(path: str | os.PathLike) -> dict[str, Any]:
     file = file / "summary.json" if file.is_dir() else file
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise DriveSegError(f"{file}: expected the summary.json of drive-seg evaluate, got none ({error})") from error
+    except ValueError as error:
+        raise DriveSegError(f"{file}: expected the summary.json of drive-seg evaluate, got other content") from error
     if not isinstance(summary, dict) or not {"protocol", "cases", "settings", "scoring", "rows"} <= summary.keys():
         raise DriveSegError(f"{file}: expected the summary.json of drive-seg evaluate, got other content")
     return summary

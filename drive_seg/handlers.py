@@ -224,7 +224,8 @@ class MeasureTable:
 
     Args:
         path: such as ``vessels.csv``.
-        measures_key: of a row, in what the postprocessing puts out, see ``drive_seg.measures.MeasureVesselsd``.
+        measures_key: of a row, in what the postprocessing puts out, see ``drive_seg.measures.MeasureVesselsd``. Before
+            it come ``photograph``, the file, and ``case_id``, empty where a case has none.
     """
 
     def __init__(self, path: str, measures_key: str = "measures") -> None:
@@ -245,8 +246,8 @@ class MeasureTable:
     def collect(self, engine: Engine) -> None:
         """Keep the rows of a batch."""
         for case, found in zip(engine.state.batch, engine.state.output, strict=True):
-            about = {"photograph": case["photograph"].meta["filename_or_obj"], "case_id": case["case_id"]}
-            self.rows.append({**about, **found[self.measures_key]})
+            file = case["photograph"].meta.get("filename_or_obj", "")
+            self.rows.append({"photograph": file, "case_id": case.get("case_id", ""), **found[self.measures_key]})
 
     def write(self, engine: Engine) -> None:
         """Write the file."""

@@ -76,7 +76,8 @@ def read_deep(path: str | os.PathLike) -> tuple[np.ndarray, float | None] | None
         return _read_grey_tiff(path)
     with opened as image:
         check_size(path, image.height, image.width)
-        _tell_of_pages(path, image)
+        if image.format == "TIFF":
+            _tell_of_pages(path)
         tiles = [tuple(tile) for tile in image.tile]
         coder = str(tiles[0][0]) if tiles else ""
         raw_mode = _raw_mode(tiles[0][3]) if tiles else ""
@@ -109,13 +110,13 @@ def read_deep(path: str | os.PathLike) -> tuple[np.ndarray, float | None] | None
     return None
 
 
-def _tell_of_pages(path: str | os.PathLike, image: Image.Image) -> None:
+def _tell_of_pages(path: str | os.PathLike) -> None:
     """Beside a photograph there may be its thumbnail, or other photographs that would be missed in silence."""
-    with contextlib.suppress(Exception):  # of damaged pages: the first is all that is needed
-        pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+    # Opened once more, because counting moves through the pages. Damaged ones do not count, if the first is whole.
+    with contextlib.suppress(Exception), Image.open(path, formats=("TIFF",)) as image:
+        pages = getattr(image, "n_frames", 1)
         if pages > 1:
             _logger.warning("%s: has %d pages, of which the first is read", path, pages)
-            image.seek(0)
 
 
 def _raw_mode(arguments: Any) -> str:

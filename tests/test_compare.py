@@ -106,9 +106,10 @@ def test_the_interval_is_that_of_the_evaluation() -> None:
 def test_what_is_no_summary(tmp_path: Path) -> None:
     with pytest.raises(DriveSegError, match=r"summary\.json"):
         read_summary(tmp_path)
-    (tmp_path / "summary.json").write_text("[]")
-    with pytest.raises(DriveSegError, match="other content"):
-        read_summary(tmp_path)
+    for content in ("[]", "case_id,dice"):
+        (tmp_path / "summary.json").write_text(content)
+        with pytest.raises(DriveSegError, match="other content"):
+            read_summary(tmp_path)
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,3 +124,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "dice" in printed and "+0.0158" in printed and "0.0625" in printed
     assert table.read_text().splitlines()[0] == "case_id,dice"
     assert len(table.read_text().splitlines()) == 7
+
+    with pytest.raises(SystemExit):
+        main(["compare", str(tmp_path / "a"), str(tmp_path / "a")])
+    printed = capsys.readouterr().out
+    assert "–" in printed and "nan" not in printed, "no case differs"
