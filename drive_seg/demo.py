@@ -55,11 +55,12 @@ def run_demo(root: Path, output_dir: Path, say: Callable[[str], None]) -> None:
     say("4/4 segmenting a test phantom with these weights and a real photograph with the ones that are shipped")
     case = load_datalist(phantoms, "test")[0]
     weights = {"checkpoint": path_value(output_dir / "model.pt")}
-    segment_photographs(root, [case["image"]], results, weights, names=("inference", "demo"))
+    # In a folder of its own: with other weights its measures would take the place of the real photograph's.
+    segment_photographs(root, [case["image"]], results / "phantom", weights, names=("inference", "demo"))
     segment_photographs(root, [RETINA], results, {})
 
     picture = output_dir / "demo.png"
-    pred = read_image(results / f"{Path(case['image']).stem}_vessels.png", "binary")
+    pred = read_image(results / "phantom" / f"{Path(case['image']).stem}_vessels.png", "binary")
     agreed = agreement(pred, read_image(case["label"], "binary"), read_image(case["fov"], "binary") > 0)
     rows = [
         [read_image(case["image"]), agreed],

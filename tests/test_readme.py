@@ -104,6 +104,7 @@ def test_demo(bundle: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert (output / "demo.png").stat().st_size > 100_000
     assert (output / "results" / "retina_vessels.png").is_file()
+    assert not list(output.rglob("vessels_*.csv")), "neither's measures replace the other's"
     (row,) = (
         row for row in read_summary(output)["rows"] if (row["comparison"], row["region"]) == ("prediction", "fov")
     )
