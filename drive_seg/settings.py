@@ -14,13 +14,17 @@ def described(part: Any) -> str:
     """What a part of a training is and does, as a text that tells it from others: its kind and its plain values.
 
     Args:
-        part: transforms, loss, schedule, …, or a list of them; such parts in it are described, too.
+        part: transforms, loss, schedule, …, or a list of them; such parts in it are described, too. A function goes by
+            its name.
     """
     if isinstance(part, (list, tuple)):
         return f"[{', '.join(map(described, part))}]"
     if isinstance(part, (bool, int, float, str, type(None))):
         return repr(part)
-    named = vars(part) | vars(part).get("_modules", {})
+    if hasattr(part, "__qualname__"):
+        return str(part.__qualname__)
+    named = getattr(part, "__dict__", {})
+    named = named | named.get("_modules", {})
     shown = {name: value for name, value in named.items() if not name.startswith("_") and _is_plain(value)}
     return f"{type(part).__name__}({', '.join(f'{name}={described(shown[name])}' for name in sorted(shown))})"
 

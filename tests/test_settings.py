@@ -1,0 +1,38 @@
+"""What a resumed training is compared by."""
+
+from __future__ import annotations
+
+import operator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from monai.transforms import Compose, RandFlipd
+
+from drive_seg.losses import DiceCELoss
+from drive_seg.settings import described, where_they_differ
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    (DiceCELoss(), DiceCELoss(lambda_dice=0.5)),
+    (Compose([RandFlipd("image", 0.5)]), Compose([RandFlipd("image", 0.25)])),
+    ([torch.nn.ReLU()], [torch.nn.ELU()]),
+    (torch.nn.functional.relu, torch.nn.functional.elu),
+    (operator.add, operator.sub),
+])  # fmt: skip
+def test_parts_that_differ(one: Any, other: Any) -> None:
+    assert described(one) != described(other)
+
+
+def test_the_same_made_twice() -> None:
+    """No addresses and no random states."""
+    for make in (DiceCELoss, partial(RandFlipd, "image", 0.5), partial(Compose, [RandFlipd("image", 0.5)])):
+        assert described(make()) == described(make())
+    assert " at 0x" not in described(partial(operator.add, 1))
+
+
+def test_long_texts_are_shown_where_they_differ() -> None:
+    assert where_they_differ("0.1", "0.2") == ("0.1", "0.2")
+    one, other = where_they_differ("a" * 200 + "prob=0.5" + "b" * 200, "a" * 200 + "prob=0.25" + "b" * 200)
+    assert "prob=0.5" in one and "prob=0.25" in other and max(len(one), len(other)) < 70
