@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from monai.data import CacheDataset, DistributedSampler, get_track_meta, set_track_meta
 from monai.transforms import Compose, Randomizable
 from monai.utils import MAX_SEED
@@ -69,12 +70,17 @@ class SeededCacheDataset(OrderlyCacheDataset):
         super().__init__(*args, **kwargs)
         self.seed = seed
         self.track_meta = track_meta
-        self.epoch = 0
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # a loader's workers, which stay, see it, too
         self.transform.set_random_state(seed=0)  # random states of their own, where MONAI's classes share one
 
+    @property
+    def epoch(self) -> int:
+        """Whose random numbers the next samples get."""
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose random numbers the next samples get."""
-        self.epoch = epoch
+        """Choose the epoch, in this process and in the workers of its loaders."""
+        self._epoch.fill_(epoch)
 
     def _transform(self, index: int) -> Any:
         state = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)

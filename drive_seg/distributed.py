@@ -33,17 +33,18 @@ _groups = itertools.count()
 
 
 def best_device() -> torch.device:
-    """The accelerator (CUDA, MPS, XPU, …) of this process's place on its machine, the CPU where there is none."""
+    """The accelerator (CUDA, MPS, XPU, …) of this process's place on its machine, the CPU where there is none.
+
+    Where there are more processes than accelerators they share them.
+    """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return torch.device("cpu")
-    if torch.accelerator.device_count() == 1:
-        return torch.device(accelerator.type, 0)
-    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
 
 
 def start(timeout: timedelta | None = None) -> None:
-    """Join the process group that torchrun's environment tells of, over NCCL on GPUs and gloo on CPUs.
+    """Join the process group that torchrun's environment tells of: NCCL where each process has a GPU, gloo elsewhere.
 
     Args:
         timeout: how long a process waits for the others; None: torch's own, minutes.
@@ -60,7 +61,9 @@ def start(timeout: timedelta | None = None) -> None:
         store = distributed.PrefixStore(f"restart{restarts()}", store)
     # Nor are the addresses of a group that has been left any use for the next one.
     store = distributed.PrefixStore(f"group{next(_groups)}", store)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    # NCCL refuses processes that share a GPU.
+    own_gpu = device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()
+    backend = "nccl" if own_gpu else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
