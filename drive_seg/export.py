@@ -42,6 +42,9 @@ __all__ = [
 FILE_NAMES = {"torchscript": "model.ts", "pt2": "model.pt2", "onnx": "model.onnx"}
 _NEEDED_FOR_ONNX = ("onnx", "onnxscript", "onnxruntime")
 
+_EXPORTS_ODD_SIZES = (2, 13)
+"""The first torch whose ``torch.export``, which ONNX files come from, too, knows pooling of odd sizes."""
+
 TOLERANCE = 1e-3
 """Largest accepted difference of a logit; as much in two logits moves a probability by 0.0005 at most."""
 
@@ -58,7 +61,7 @@ class Exported:
 
 def available_formats() -> list[str]:
     """The keys of ``FILE_NAMES`` for which everything is installed."""
-    return [name for name in FILE_NAMES if name != "onnx" or not _missing_for_onnx()]
+    return [name for name in FILE_NAMES if not _missing_for(name)]
 
 
 def export_network(
@@ -142,12 +145,17 @@ def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
 def _check_format(name: str) -> None:
     if name not in FILE_NAMES:
         raise DriveSegError(f"format: expected one of {', '.join(FILE_NAMES)}, got {name!r}")
-    if name == "onnx" and (missing := _missing_for_onnx()):
-        raise DriveSegError(f"onnx: needs {' and '.join(missing)}, which pip install 'drive-seg[export]' brings")
+    if missing := _missing_for(name):
+        raise DriveSegError(f"{name}: needs {' and '.join(missing)}, which pip install 'drive-seg[export]' brings")
 
 
-def _missing_for_onnx() -> list[str]:
-    return [package for package in _NEEDED_FOR_ONNX if find_spec(package) is None]
+def _missing_for(name: str) -> list[str]:
+    missing = []
+    if name != "torchscript" and torch.__version__ < _EXPORTS_ODD_SIZES:
+        missing.append(f"torch {'.'.join(map(str, _EXPORTS_ODD_SIZES))} (here is {torch.__version__})")
+    if name == "onnx":
+        missing += [package for package in _NEEDED_FOR_ONNX if find_spec(package) is None]
+    return missing
 
 
 def config_as_used(config: str | os.PathLike, overrides: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT
 from monai.data import load_net_with_metadata
 from test_cli import refused
+from torch.torch_version import TorchVersion
 
 from drive_seg import export as export_module
 from drive_seg.cli import main
@@ -151,6 +152,13 @@ def test_without_onnx(weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert available_formats() == ["torchscript", "pt2"]
     message = refused(["export", "--checkpoint", str(weights), "--format", "onnx", *SMALL_FLAGS], capsys)
     assert "needs onnxscript" in message and "drive-seg[export]" in message
+
+
+def test_with_older_torch(weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1+cpu"))
+    assert available_formats() == ["torchscript"]
+    message = refused(["export", "--checkpoint", str(weights), "--format", "pt2", *SMALL_FLAGS], capsys)
+    assert "needs torch 2.13 (here is 2.12.1+cpu)" in message and "drive-seg[export]" in message
 
 
 def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
