@@ -42,7 +42,7 @@ __all__ = [
 FILE_NAMES = {"torchscript": "model.ts", "pt2": "model.pt2", "onnx": "model.onnx"}
 _NEEDED_FOR_ONNX = ("onnx", "onnxscript", "onnxruntime")
 
-_EXPORTS_ODD_SIZES = (2, 13)
+_EXPORTS_ODD_SIZES = "2.13"
 """The first torch whose ``torch.export``, which ONNX files come from, too, knows pooling of odd sizes."""
 
 TOLERANCE = 1e-3
@@ -152,7 +152,7 @@ def _check_format(name: str) -> None:
 def _missing_for(name: str) -> list[str]:
     missing = []
     if name != "torchscript" and torch.__version__ < _EXPORTS_ODD_SIZES:
-        missing.append(f"torch {'.'.join(map(str, _EXPORTS_ODD_SIZES))} (here is {torch.__version__})")
+        missing.append(f"torch {_EXPORTS_ODD_SIZES} (here is {torch.__version__})")
     if name == "onnx":
         missing += [package for package in _NEEDED_FOR_ONNX if find_spec(package) is None]
     return missing

@@ -30,6 +30,9 @@ __all__ = ["Segmentation", "Segmenter"]
 WORKERS = 4
 """Photographs at once, at most, where the engine can work on several: each needs memory of its own."""
 
+WORKERS_BESIDE_GPU = 8
+"""Threads, at most, that read and write while a GPU computes, which is many times as fast as one of them."""
+
 
 @dataclass(frozen=True)
 class Segmentation:
@@ -147,7 +150,7 @@ class Segmenter:
     def each(
         self,
         cases: Sequence[Case],
-        ahead: int = 2,
+        ahead: int | None = None,
         keep: Callable[[dict[str, Any]], Any] | None = None,
         catch: type[Exception] = DriveSegError,
     ) -> Iterator[tuple[Case, Any]]:
@@ -159,14 +162,19 @@ class Segmenter:
 
         Args:
             cases: as for ``segment_case``.
-            ahead: photographs that wait for the network, and that wait to be written, at least 1.
+            ahead: photographs that wait for the network, and that wait to be written, at least 1; None: as many as keep
+                the threads busy that read and write, 2 beside a network on a CPU, more beside a GPU.
             keep: what is needed of a result, so that the rest is dropped at once, not when its turn has come.
             catch: errors that come in the place of a photograph's result; others end the run.
 
         Yields:
             Each case, in order, with its result, or what is kept of it, or with its error.
         """
-
+        # Beside the network on a CPU more would only wait for the cores that it is using.
+        threads = 2
+        if self.device.type != "cpu":
+            threads = max(threads, min(WORKERS_BESIDE_GPU, torch.get_num_threads()))
+        ahead = threads // 2 + 1 if ahead is None else ahead
         if ahead < 1:
             raise ArgumentError(f"ahead: expected at least 1 photograph, got {ahead}")
 
@@ -181,7 +189,7 @@ class Segmenter:
         rest = iter(cases)
         torch.get_num_threads()  # a thread that asks first after others have set theirs, as below, gets their number
         # Threads of torch within these threads would wait for the cores that the network is using.
-        with ThreadPoolExecutor(2, "photograph", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(threads, "photograph", initializer=torch.set_num_threads, initargs=(1,)) as pool:
             prepared = deque((case, pool.submit(self._prepare, case)) for case in islice(rest, ahead))
             finishing: deque[tuple[Case, Future]] = deque()
             try:

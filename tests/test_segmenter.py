@@ -176,6 +176,26 @@ def test_no_more_than_a_few_photographs_wait(segment: Segmenter, photograph: Pat
     assert most[0] <= 6 and alive[0] == 0
 
 
+def test_beside_a_gpu_several_are_written_at_once(
+    segment: Segmenter, photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    predict, together = segment._predict, threading.Barrier(3, timeout=20)
+
+    def on_the_cpu(case):  # type: ignore[no-untyped-def]
+        segment.device = torch.device("cpu")
+        return predict(case)
+
+    def finish(case):  # type: ignore[no-untyped-def]
+        together.wait()
+        return case
+
+    segment.device = torch.device("cuda")
+    segment._predict, segment._finish = on_the_cpu, finish  # type: ignore[method-assign]
+    results = [result for _, result in segment.each([{"image": str(photograph)}] * 6, catch=Exception)]
+    assert len(results) == 6 and not together.broken
+
+
 def test_at_least_one_waits(segment: Segmenter, photograph: Path) -> None:
     with pytest.raises(DriveSegError, match="ahead: expected at least 1 photograph, got 0"):
         list(segment.each([{"image": str(photograph)}], ahead=0))
