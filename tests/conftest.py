@@ -23,3 +23,14 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms")
     write_phantom_dataset(folder, training=6, test=2, seed=7, height=150, width=141)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A generated source of each public dataset, by its name; tests that change one copy it first."""
+    from public_datasets import MAKERS
+
+    root = tmp_path_factory.mktemp("pristine")
+    for name, maker in MAKERS.items():
+        maker(root / name)
+    return {name: root / name for name in MAKERS}

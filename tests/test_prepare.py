@@ -1,139 +1,28 @@
 from __future__ import annotations
 
-import dataclasses
-import gzip
-import hashlib
-import importlib.util
 import io
 import json
 import shutil
-import stat
 import subprocess
 import sys
-import tarfile
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from public_datasets import DATASETS, MAKERS, SCRIPTS, SIZE, SMALL, annotation, circle, fingerprints, photograph, save
 from realdata import real_data
 
-import drive_seg.archives
 from drive_seg.data import load_datalist
 from drive_seg.errors import DriveSegError
 from drive_seg.names import case_id
-from drive_seg.prepare import Dataset, main, prepare, read_binary
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "data_scripts"
-SIZE = (100, 84)
-"""Width and height of the generated photographs: odd enough to notice an exchanged axis, small enough to be quick."""
-
-
-def facts(name: str) -> Dataset:
-    spec = importlib.util.spec_from_file_location(f"prepare_{name}", SCRIPTS / f"prepare_{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.DATASET
-
-
-DATASETS = {name: facts(name) for name in ("chase_db1", "hrf", "drive", "stare")}
-SMALL = {name: dataclasses.replace(dataset, size=SIZE) for name, dataset in DATASETS.items()}
-
-
-def circle() -> np.ndarray:
-    rows, columns = np.ogrid[: SIZE[1], : SIZE[0]]
-    return (rows - 41) ** 2 + (columns - 52) ** 2 <= 38**2
-
-
-def photograph(number: int) -> Image.Image:
-    picture = np.where(circle()[..., None], np.array([150 + number, 80, 40]), 2).astype(np.uint8)
-    picture[30, 30:60] = 60
-    return Image.fromarray(picture)
-
-
-def annotation(value: int = 255) -> np.ndarray:
-    drawn = np.zeros(SIZE[::-1], dtype=np.uint8)
-    drawn[30, 30:60] = value
-    return drawn
-
-
-def save(picture: Image.Image, path: Path) -> None:
-    """Save by suffix, through gzip where that is the last one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".gz":
-        buffer = io.BytesIO()
-        picture.save(buffer, format="PPM")
-        path.write_bytes(gzip.compress(buffer.getvalue(), mtime=0))
-    else:
-        picture.save(path)
-
-
-def make_chase_db1(root: Path) -> None:
-    for number, name in enumerate(f"Image_{child:02d}{eye}" for child in range(1, 15) for eye in "LR"):
-        save(photograph(number), root / f"{name}.jpg")
-        save(Image.fromarray(annotation() > 0), root / f"{name}_1stHO.png")
-        save(Image.fromarray(annotation()), root / f"{name}_2ndHO.png")
-
-
-def make_hrf(root: Path) -> None:
-    for number, name in enumerate(f"{eye:02d}_{group}" for group in ("h", "dr", "g") for eye in range(1, 16)):
-        save(photograph(number), root / "images" / f"{name}{'.JPG' if '_dr' in name else '.jpg'}")
-        save(Image.fromarray(annotation()), root / "manual1" / f"{name}.tif")
-        if not name.endswith("_g"):
-            mask = np.repeat(circle()[..., None] * np.uint8(255), 3, axis=2)
-            save(Image.fromarray(mask), root / "mask" / f"{name}_mask.tif")
-
-
-def make_drive(root: Path) -> None:
-    for case in range(1, 41):
-        folder = root / ("training" if case > 20 else "test")
-        save(photograph(case), folder / "images" / f"{case:02d}_{folder.name}.tif")
-        save(Image.fromarray(circle() * np.uint8(255)), folder / "mask" / f"{case:02d}_{folder.name}_mask.gif")
-        if case > 20:
-            save(Image.fromarray(annotation()), folder / "1st_manual" / f"{case:02d}_manual1.gif")
-
-
-def make_stare(root: Path) -> None:
-    stare = DATASETS["stare"]
-    for number, case in enumerate(sorted(stare.training + stare.validation + stare.test)):
-        ending = ".ppm.gz" if number % 2 else ".ppm"
-        save(photograph(number), root / "stare-images" / f"{case}{ending}")
-        save(Image.fromarray(annotation()).convert("RGB"), root / "labels-ah" / f"{case}.ah{ending}")
-        save(Image.fromarray(annotation()).convert("RGB"), root / "labels-vk" / f"{case}.vk{ending}")
-
-
-MAKERS: dict[str, Callable[[Path], None]] = {
-    "chase_db1": make_chase_db1,
-    "hrf": make_hrf,
-    "drive": make_drive,
-    "stare": make_stare,
-}
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A generated source of each dataset; tests that change one copy it first."""
-    root = tmp_path_factory.mktemp("pristine")
-    for name, maker in MAKERS.items():
-        maker(root / name)
-    return {name: root / name for name in MAKERS}
+from drive_seg.prepare import main, prepare, read_binary
 
 
 @pytest.fixture
 def source(request: pytest.FixtureRequest, pristine: dict[str, Path], tmp_path: Path) -> Path:
     """A copy of one source to change, CHASE_DB1 unless the test says otherwise."""
     return Path(shutil.copytree(pristine[getattr(request, "param", "chase_db1")], tmp_path / "source"))
-
-
-def fingerprints(folder: Path) -> dict[str, tuple[str, int]]:
-    return {
-        path.relative_to(folder).as_posix(): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def read(path: str | Path) -> np.ndarray:
@@ -379,144 +268,6 @@ def test_drive_with_test_annotations(source: Path, tmp_path: Path) -> None:
         match=r"expected 20 test files for 1st_manual .* found 19: there is no test/1st_manual/07_manual1\.gif",
     ):
         prepare(SMALL["drive"], source, tmp_path / "out")
-
-
-def zipped(folder: Path, archive: Path, prefix: str = "") -> Path:
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(archive, "w") as content:
-        for path in sorted(folder.rglob("*")):
-            content.write(path, prefix + path.relative_to(folder).as_posix())
-    return archive
-
-
-@pytest.mark.parametrize("given", ["folder of zips", "one zip", "nested folder", "zip of zips"])
-def test_drive_as_it_may_come(given: str, pristine: dict[str, Path], tmp_path: Path) -> None:
-    downloads = tmp_path / "downloads"
-    if given == "nested folder":
-        shutil.copytree(pristine["drive"], downloads / "DRIVE")
-        source = downloads
-    else:
-        for part in ("training", "test"):
-            zipped(pristine["drive"] / part, downloads / f"{part}.zip", prefix=f"{part}/")
-        source = downloads / "training.zip" if given == "one zip" else downloads
-        if given == "zip of zips":
-            source = zipped(downloads, tmp_path / "datasets.zip")
-    before = fingerprints(downloads)
-    prepare(SMALL["drive"], source, tmp_path / "out")
-    assert len(load_datalist(tmp_path / "out", "training")) == 16
-    assert len(load_datalist(tmp_path / "out", "test")) == 20
-    assert fingerprints(downloads) == before
-
-
-@pytest.mark.parametrize("given", ["folder", "one of them"])
-def test_stare_as_three_archives(given: str, pristine: dict[str, Path], tmp_path: Path) -> None:
-    downloads = tmp_path / "downloads"
-    downloads.mkdir()
-    for part in ("stare-images", "labels-ah", "labels-vk"):
-        with tarfile.open(downloads / f"{part}.tar", "w") as content:
-            for path in sorted((pristine["stare"] / part).iterdir()):
-                content.add(path, path.name)
-    source = downloads if given == "folder" else downloads / "labels-ah.tar"
-    prepare(SMALL["stare"], source, tmp_path / "out")
-    prepare(SMALL["stare"], pristine["stare"], tmp_path / "plain")
-    packed, plain = fingerprints(tmp_path / "out"), fingerprints(tmp_path / "plain")
-    assert {name: digest for name, (digest, _) in packed.items()} == {
-        name: digest for name, (digest, _) in plain.items()
-    }
-
-
-def test_compressed_tar_with_macos_litter(pristine: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "._Image_01L.jpg").write_bytes(b"not a picture")
-    with tarfile.open(tmp_path / "CHASEDB1.tar.gz", "w:gz") as content:
-        content.add(pristine["chase_db1"], "CHASEDB1")
-        content.add(tmp_path / "._Image_01L.jpg", "__MACOSX/CHASEDB1/._Image_01L.jpg")
-    prepare(SMALL["chase_db1"], tmp_path / "CHASEDB1.tar.gz", tmp_path / "out")
-    assert len(load_datalist(tmp_path / "out", "test")) == 8
-
-
-@pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
-def test_a_damaged_archive_is_refused(packing: str, pristine: dict[str, Path], tmp_path: Path) -> None:
-    """Its photographs might be of the right size and wrong."""
-    path = tmp_path / f"CHASEDB1.tar.{packing}"
-    with tarfile.open(path, f"w:{packing}") as content:
-        content.add(pristine["chase_db1"], "CHASEDB1")
-    damaged = bytearray(path.read_bytes())
-    for place in range(len(damaged) // 2, len(damaged) // 2 + 20):
-        damaged[place] ^= 0xFF
-    path.write_bytes(damaged)
-    with pytest.raises(DriveSegError, match=rf"CHASEDB1\.tar\.{packing}: cannot be (unpacked|read)"):
-        prepare(SMALL["chase_db1"], path, tmp_path / "out")
-
-
-def test_a_checksum_that_is_wrong_is_noticed(tmp_path: Path) -> None:
-    """tarfile stops before it."""
-    path = tmp_path / "damaged.tar.gz"
-    with tarfile.open(path, "w:gz") as content:
-        content.addfile(tarfile.TarInfo("empty.txt"), io.BytesIO())
-    packed = bytearray(path.read_bytes())
-    packed[-8] ^= 1  # of the four bytes of the checksum
-    path.write_bytes(packed)
-    with pytest.raises(DriveSegError, match=r"damaged\.tar\.gz: cannot be unpacked \(CRC"):
-        prepare(SMALL["chase_db1"], path, tmp_path / "out")
-
-
-@pytest.mark.parametrize("member", ["../evil.txt", "/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:/evil.txt"])
-def test_zip_that_would_write_outside_is_refused(member: str, tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as content:
-        content.writestr("fine.txt", "fine")
-        content.writestr(member, "evil")
-    with pytest.raises(DriveSegError, match=r"bad\.zip: refused, its member .*evil\.txt' would be written outside"):
-        prepare(SMALL["chase_db1"], tmp_path / "bad.zip", tmp_path / "out")
-    assert not list(tmp_path.rglob("evil.txt"))
-
-
-def test_zip_with_a_link_is_refused(tmp_path: Path) -> None:
-    link = zipfile.ZipInfo("link")
-    link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as content:
-        content.writestr(link, "/etc/passwd")
-    with pytest.raises(DriveSegError, match=r"bad\.zip: refused, its member 'link' is a link"):
-        prepare(SMALL["chase_db1"], tmp_path / "bad.zip", tmp_path / "out")
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-def test_tar_with_a_link_is_refused(kind: bytes, tmp_path: Path) -> None:
-    member = tarfile.TarInfo("link")
-    member.type, member.linkname = kind, "/etc/passwd"
-    with tarfile.open(tmp_path / "bad.tar", "w") as content:
-        content.addfile(member)
-    with pytest.raises(DriveSegError, match=r"bad\.tar: refused, its member 'link' is a link or device"):
-        prepare(SMALL["chase_db1"], tmp_path / "bad.tar", tmp_path / "out")
-
-
-def test_tar_that_would_write_outside_is_refused(tmp_path: Path) -> None:
-    member = tarfile.TarInfo("../evil.txt")
-    member.size = 4
-    with tarfile.open(tmp_path / "bad.tar", "w") as content:
-        content.addfile(member, io.BytesIO(b"evil"))
-    with pytest.raises(DriveSegError, match=r"bad\.tar: refused"):
-        prepare(SMALL["chase_db1"], tmp_path / "bad.tar", tmp_path / "out")
-
-
-@pytest.mark.parametrize("limit", ["MAX_UNPACKED_BYTES", "MAX_UNPACKED_FILES"])
-@pytest.mark.parametrize("suffix", ["zip", "tar"])
-def test_archive_that_is_too_large_is_refused(
-    limit: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(drive_seg.archives, limit, 3)
-    (tmp_path / "content").mkdir()
-    for number in range(4):
-        (tmp_path / "content" / f"{number}.txt").write_text("text")
-    archive = shutil.make_archive(str(tmp_path / "large"), suffix, tmp_path / "content")
-    with pytest.raises(DriveSegError, match=rf"large\.{suffix}: refused, it unpacks to more than"):
-        prepare(SMALL["chase_db1"], archive, tmp_path / "out")
-
-
-@pytest.mark.parametrize("name", ["broken.zip", "broken.tar", "broken.tar.gz"])
-def test_archive_that_is_none(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(b"this is no archive")
-    with pytest.raises(DriveSegError, match=rf"{name}: cannot be unpacked"):
-        prepare(SMALL["chase_db1"], tmp_path / name, tmp_path / "out")
 
 
 def test_output_and_source_must_be_apart(source: Path, tmp_path: Path) -> None:
