@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from ignite.engine import Engine
 from monai.data import MetaTensor
 from PIL import Image
 
 from drive_seg.configs import bundle_root, config_files
+from drive_seg.networks import UNet
 from drive_seg.quality import QualityCheck
 from drive_seg.scores import Bootstrap, Scoring
 
@@ -113,3 +115,28 @@ def touch(*paths: Path) -> None:
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in a folder, in order."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def small(seed: int = 0, **arguments: Any) -> UNet:
+    """A small network whose weights follow from the seed."""
+    torch.manual_seed(seed)
+    return UNet(**{"base_channels": 2, "depth": 1, **arguments})
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether two networks of one kind have the same parameters and buffers."""
+    return all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+
+
+def evaluator_with(best: float = -1.0, best_epoch: int = -1, epoch: int = 0) -> Engine:
+    """An evaluator that has come to an epoch and seen a best metric in one."""
+    evaluator = Engine(lambda engine, batch: None)
+    evaluator.state.best_metric = best
+    evaluator.state.best_metric_epoch = best_epoch
+    evaluator.state.epoch = epoch
+    return evaluator

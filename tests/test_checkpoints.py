@@ -1,4 +1,4 @@
-"""Weights that fit or are refused, and training states that are resumed, locked and kept."""
+"""Weights that are written and read, fit or are refused."""
 
 from __future__ import annotations
 
@@ -10,39 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
-from ignite.engine import Engine, Events
+from builders import evaluator_with, names, same_weights, small
+from ignite.engine import Engine
 
 from drive_seg.checkpoints import (
     BestModelSaver,
-    PretrainedWeights,
-    TrainingState,
     WeightsLoader,
     load_checkpoint,
     load_weights,
-    restarted,
     save_checkpoint,
 )
 from drive_seg.errors import DriveSegError
-from drive_seg.networks import UNet
 
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")),
 ]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def small(seed: int = 0, **arguments: Any) -> UNet:
-    torch.manual_seed(seed)
-    return UNet(**{"base_channels": 2, "depth": 1, **arguments})
-
-
-def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    return all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -184,14 +167,6 @@ def test_weights_are_loaded_as_an_engine_starts(tmp_path: Path) -> None:
     assert engine.state.output is True
 
 
-def evaluator_with(best: float = -1.0, best_epoch: int = -1, epoch: int = 0) -> Engine:
-    evaluator = Engine(lambda engine, batch: None)
-    evaluator.state.best_metric = best
-    evaluator.state.best_metric_epoch = best_epoch
-    evaluator.state.epoch = epoch
-    return evaluator
-
-
 def test_the_best_model_is_kept(tmp_path: Path) -> None:
     network = small()
     evaluator = evaluator_with()
@@ -206,299 +181,3 @@ def test_the_best_model_is_kept(tmp_path: Path) -> None:
     assert kept == [1, 1, 3, 3]
     assert names(tmp_path / "models") == ["model.pt"]
     assert set(load_checkpoint(tmp_path / "models" / "model.pt")) == set(network.state_dict()), "a plain state dict"
-
-
-class Training:
-    """A network whose output bias counts the steps, with momentum, and its state on disk."""
-
-    def __init__(self, path: Path, epochs: int = 4, fail_at: int | None = None, **arguments: Any) -> None:
-        self.network = small()
-        self.optimizer = torch.optim.SGD([self.network.output.conv.bias], lr=1.0, momentum=0.5)
-        self.evaluator = evaluator_with()
-        self.epochs = epochs
-        self.fail_at = fail_at
-        self.engine = Engine(self.step)
-        parts = {"network": self.network, "optimizer": self.optimizer, "left_out": None}
-        self.state = TrainingState(str(path), parts, self.evaluator, **arguments)
-        self.engine.add_event_handler(Events.EPOCH_COMPLETED, self.validate)
-        self.state.attach(self.engine)
-
-    def step(self, engine: Engine, batch: int) -> None:
-        if engine.state.iteration == self.fail_at:
-            raise ZeroDivisionError
-        self.optimizer.zero_grad()
-        (-self.network.output.conv.bias).sum().backward()
-        self.optimizer.step()
-
-    def validate(self, engine: Engine) -> None:
-        self.evaluator.state.best_metric = 0.25 * engine.state.epoch
-        self.evaluator.state.best_metric_epoch = engine.state.epoch
-
-    def run(self) -> Training:
-        self.engine.run([0, 1], max_epochs=self.epochs)
-        return self
-
-    @property
-    def bias(self) -> float:
-        return self.network.output.conv.bias[0].item()
-
-
-def test_a_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    whole = Training(tmp_path / "whole" / "last.pt").run()
-    path = tmp_path / "parts" / "last.pt"
-    with pytest.raises(ZeroDivisionError):
-        Training(path, fail_at=6).run()  # in the third epoch of two iterations
-    assert load_checkpoint(path)["progress"] == {
-        "epoch": 2,
-        "iteration": 4,
-        "best_metric": 0.5,
-        "best_metric_epoch": 2,
-    }
-    resumed = Training(path, resume=True)
-    first: list[tuple[int, int, float, int]] = []
-    resumed.engine.add_event_handler(
-        Events.EPOCH_STARTED(once=1) | Events.EPOCH_STARTED(once=3),
-        lambda engine: first.append((
-            engine.state.epoch, engine.state.iteration,
-            resumed.evaluator.state.best_metric, resumed.evaluator.state.best_metric_epoch,
-        )),
-    )  # fmt: skip
-    resumed.run()
-    assert first == [(3, 4, 0.5, 2)]
-    assert resumed.bias == whole.bias
-    assert resumed.engine.state.iteration == whole.engine.state.iteration == 8
-
-
-def test_resuming_where_there_is_nothing_starts_from_the_beginning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    resumed = Training(tmp_path / "last.pt", resume=True).run()
-    assert "nothing to resume from yet" in caplog.text
-    assert resumed.engine.state.iteration == 8 and (tmp_path / "last.pt").is_file()
-
-
-def test_an_earlier_training_is_not_overwritten(tmp_path: Path) -> None:
-    path = tmp_path / "last.pt"
-    Training(path, epochs=1).run()
-    before = path.read_bytes()
-    second = Training(path)
-    with pytest.raises(DriveSegError, match=r"last\.pt: is there from an earlier training, resume it \(--resume\)"):
-        second.run()
-    assert path.read_bytes() == before and second.bias == small().output.conv.bias[0]
-    Training(path, resume=True).run()
-
-
-@pytest.mark.parametrize(("interval", "epochs", "saved"), [
-    (1, 3, [1, 2, 3]), (2, 4, [2, 4]), (2, 5, [2, 4, 5]), (10, 3, [3]),
-])  # fmt: skip
-def test_interval(tmp_path: Path, interval: int, epochs: int, saved: list[int]) -> None:
-    training = Training(tmp_path / "last.pt", epochs=epochs, interval=interval)
-    seen: list[int] = []
-
-    def look(engine: Engine) -> None:
-        if (tmp_path / "last.pt").exists():
-            seen.append(load_checkpoint(tmp_path / "last.pt")["progress"]["epoch"])
-
-    training.engine.add_event_handler(Events.EPOCH_COMPLETED, look)
-    training.run()
-    assert sorted(set(seen)) == saved
-
-
-def test_another_process_loads_but_does_not_write(tmp_path: Path) -> None:
-    path = tmp_path / "last.pt"
-    Training(path, epochs=2).run()
-    before = path.read_bytes()
-    with FileLock(tmp_path / ".last.pt.lock"):
-        reader = Training(path, resume=True, writes=False)
-        reader.run()
-    assert reader.engine.state.iteration == 8 and path.read_bytes() == before
-    Training(tmp_path / "none" / "last.pt", writes=False).run()
-    assert not (tmp_path / "none").exists()
-
-
-def test_the_folder_is_locked_while_a_training_runs(tmp_path: Path) -> None:
-    training = Training(tmp_path / "last.pt", epochs=1)
-    tried: list[str] = []
-
-    def try_another(engine: Engine) -> None:
-        with pytest.raises(DriveSegError) as raised:
-            Training(tmp_path / "last.pt").run()
-        tried.append(str(raised.value))
-
-    training.engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), try_another)
-    training.run()
-    assert tried == [f"{tmp_path}: another training is writing into this folder"]
-    FileLock(tmp_path / ".last.pt.lock").acquire(blocking=False)
-
-
-@pytest.mark.parametrize("fail_at", [1, 3])
-def test_a_training_that_fails_frees_the_folder(tmp_path: Path, fail_at: int) -> None:
-    failed = Training(tmp_path / "last.pt", fail_at=fail_at)
-    with pytest.raises(ZeroDivisionError):
-        failed.run()
-    assert Training(tmp_path / "last.pt", resume=True).run().engine.state.iteration == 8
-
-
-def test_a_trainer_that_is_run_for_more_epochs_goes_on_as_it_is(tmp_path: Path) -> None:
-    whole = Training(tmp_path / "whole" / "last.pt").run()
-    rounds = Training(tmp_path / "rounds" / "last.pt", epochs=2).run()
-    rounds.network.output.conv.bias.data += 0.5  # what a federation has made of the weights is not undone
-    rounds.epochs = 4
-    rounds.run()
-    assert rounds.bias == pytest.approx(whole.bias + 0.5)
-    assert load_checkpoint(tmp_path / "rounds" / "last.pt")["progress"]["epoch"] == 4
-    FileLock(tmp_path / "rounds" / ".last.pt.lock").acquire(blocking=False)
-
-
-@pytest.mark.parametrize(("path", "resume", "begun", "loaded"), [
-    (None, False, False, False),
-    ("model.pt", False, False, True),
-    ("model.pt", True, False, True),
-    ("model.pt", True, True, False),
-    ("gone.pt", True, True, False),
-])  # fmt: skip
-def test_what_a_training_starts_from(tmp_path: Path, path: str | None, resume: bool, begun: bool, loaded: bool) -> None:
-    save_checkpoint(small(seed=1).state_dict(), tmp_path / "model.pt")
-    if begun:
-        (tmp_path / "last.pt").touch()
-    network = small(seed=2)
-    engine = Engine(lambda engine, batch: None)
-    start = None if path is None else str(tmp_path / path)
-    PretrainedWeights(network, start, str(tmp_path / "last.pt"), resume).attach(engine)
-    engine.run([0], max_epochs=1)
-    assert same_weights(network, small(seed=1 if loaded else 2))
-    network.load_state_dict(small(seed=3).state_dict())
-    engine.run([0], max_epochs=2)
-    assert same_weights(network, small(seed=3)), "loaded again in a later round"
-
-
-def test_pretrained_weights_that_do_not_fit(tmp_path: Path) -> None:
-    save_checkpoint(small(base_channels=4).state_dict(), tmp_path / "model.pt")
-    for path, message in (
-        ("model.pt", "do not fit the network .expected --base_channels 4"),
-        ("gone.pt", "no such checkpoint"),
-    ):
-        engine = Engine(lambda engine, batch: None)
-        PretrainedWeights(small(), str(tmp_path / path), str(tmp_path / "last.pt")).attach(engine)
-        with pytest.raises(DriveSegError, match=f"{path}.*{message}"):
-            engine.run([0], max_epochs=1)
-
-
-def test_a_training_that_is_refused_frees_the_folder(tmp_path: Path) -> None:
-    Training(tmp_path / "last.pt", epochs=1).run()
-    refused = Training(tmp_path / "last.pt")
-    with pytest.raises(DriveSegError):
-        refused.run()
-    FileLock(tmp_path / ".last.pt.lock").acquire(blocking=False)
-
-
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DriveSegError, match="file: cannot be written to \\("):
-        Training(tmp_path / "file" / "last.pt").run()
-
-
-@pytest.mark.parametrize("spoil", [
-    lambda content: content.pop("optimizer"),
-    lambda content: content.pop("progress"),
-    lambda content: content["progress"].pop("epoch"),
-    lambda content: content.update(progress=3),
-    lambda content: content.update(network=small(base_channels=4).state_dict()),
-    lambda content: content["optimizer"].update(param_groups=[]),
-], ids=["optimizer", "progress", "epoch", "number", "network", "groups"])  # fmt: skip
-def test_a_state_of_other_settings_is_refused(tmp_path: Path, spoil: Any) -> None:
-    path = tmp_path / "last.pt"
-    Training(path, epochs=1).run()
-    content = load_checkpoint(path)
-    spoil(content)
-    save_checkpoint(content, path)
-    with pytest.raises(DriveSegError, match=r"last\.pt: cannot be resumed from, it is not the state of a training"):
-        Training(path, resume=True).run()
-
-
-SETTINGS = {"max_epochs": 4, "learning_rate": 1.0, "training_cases": ["21", "22"]}
-
-
-@pytest.mark.parametrize(("name", "value", "told"), [
-    ("max_epochs", 8, "max_epochs: expected 4, with which the training was begun, got 8"),
-    ("learning_rate", 0.5, "learning_rate: expected 1.0, .* got 0.5"),
-    ("training_cases", [str(case) for case in range(1000)], r"training_cases: expected \['21', '22'\], .* got .* …;"),
-])  # fmt: skip
-def test_a_training_is_resumed_as_it_was_begun(tmp_path: Path, name: str, value: Any, told: str) -> None:
-    path = tmp_path / "last.pt"
-    with pytest.raises(ZeroDivisionError):
-        Training(path, fail_at=6, settings=SETTINGS).run()
-    before = path.read_bytes()
-    with pytest.raises(DriveSegError, match=told) as raised:
-        Training(path, resume=True, settings={**SETTINGS, name: value}).run()
-    assert len(str(raised.value).removeprefix(str(path))) < 300 and path.read_bytes() == before
-    assert Training(path, resume=True, settings=SETTINGS).run().engine.state.iteration == 8
-
-
-def test_a_training_from_before_a_setting_was_kept_is_resumed(tmp_path: Path) -> None:
-    path = tmp_path / "last.pt"
-    Training(path, epochs=1).run()
-    assert Training(path, resume=True, settings=SETTINGS).run().engine.state.iteration == 8
-
-
-def test_the_folder_of_the_other_files_is_locked_too(tmp_path: Path) -> None:
-    logs = tmp_path / "logs"
-    first = Training(tmp_path / "a" / "last.pt", epochs=1, output_dir=str(logs))
-    tried: list[str] = []
-
-    def try_another(engine: Engine) -> None:
-        with pytest.raises(DriveSegError) as raised:
-            Training(tmp_path / "b" / "last.pt", output_dir=str(logs)).run()
-        tried.append(str(raised.value))
-        FileLock(tmp_path / "b" / ".last.pt.lock").acquire(blocking=False)
-
-    first.engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), try_another)
-    first.run()
-    assert tried == [f"{logs}: another training is writing into this folder"]
-    FileLock(logs / ".last.pt.lock").acquire(blocking=False)
-
-
-def test_one_folder_under_two_names_is_locked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Training(tmp_path / "run" / "last.pt", epochs=1, output_dir="run/../run").run()
-    assert (tmp_path / "run" / "last.pt").is_file()
-
-
-def test_leftovers_of_a_killed_training_go_and_nothing_else_does(tmp_path: Path) -> None:
-    gone = [".last.0a1b2c3d.pt", ".model.00000000.pt", ".history.ffffffff.csv", ".curves.12345678.png"]
-    stay = ["last_0a1b2c3d.pt", ".other.0a1b2c3d.pt", ".last.best.pt", "notes.txt"]
-    for name in (*gone, *stay):
-        (tmp_path / name).touch()
-    Training(tmp_path / "last.pt", epochs=1).run()
-    assert names(tmp_path) == sorted([*stay, ".last.pt.lock", "last.pt"])
-
-
-def test_weights_from_before_are_kept_under_another_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    best = tmp_path / "model.pt"
-    save_checkpoint(small(seed=5).state_dict(), best)
-    earlier = best.read_bytes()
-    with pytest.raises(ZeroDivisionError):
-        Training(tmp_path / "last.pt", fail_at=6, best=str(best)).run()
-    (kept,) = tmp_path.glob("model_*.pt")
-    assert kept.read_bytes() == earlier and f"kept as {kept.name}" in caplog.text
-    best.write_bytes(b"what the training found")
-    Training(tmp_path / "last.pt", resume=True, best=str(best)).run()
-    assert names(tmp_path) == sorted([".last.pt.lock", "last.pt", "model.pt", kept.name]), "its own is not kept"
-
-
-def test_torchrun_goes_on_with_a_training_of_its_own_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "last.pt"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert not restarted(path), "killed before the first state"
-    with pytest.raises(ZeroDivisionError):
-        Training(path, fail_at=6).run()
-    assert restarted(path)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    assert not restarted(path), "the first start is asked to by nobody"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "second")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert not restarted(path), "of an earlier run"
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
-    assert not restarted(path), "without torchrun"
