@@ -60,7 +60,7 @@ class RandJPEGd(RandomizableTransform, MapTransform):
         self._chosen = int(self.R.randint(self.quality[0], self.quality[1] + 1))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with what the class says done to it."""
+        """The case with its images as they come out of a JPEG file, or as they were; (3, H, W), float."""
         case = dict(data)
         self.randomize()
         if self._do_transform:

@@ -49,7 +49,7 @@ class VesselProbabilitiesd(MapTransform):
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with what the class says done to it."""
+        """The case with probabilities in the place of logits."""
         case = dict(data)
         for key in self.key_iterator(case):
             case[key] = like(vessel_probabilities(plain(case[key])), case[key])
@@ -109,7 +109,7 @@ class VesselMaskd(MapTransform):
         self.fov_key = fov_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with what the class says done to it."""
+        """The case with masks in the place of probabilities, which are under ``probability_keys``."""
         case = dict(data)
         for key, probability_key in self.key_iterator(case, self.probability_keys):
             probabilities = case[key]

@@ -189,7 +189,7 @@ class MeasureVesselsd(Transform):
         self.output_key = output_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with what the class says done to it."""
+        """The case with the row of its photograph under ``output_key``."""
         case = dict(data)
         mask, fov = (to_numpy(case[key])[0] > 0 for key in (self.pred_key, self.fov_key))
         photograph = to_numpy(case[self.photograph_key]).transpose(1, 2, 0)

@@ -194,7 +194,7 @@ class SaveVesselsd(Transform):
         self.save_dicom_seg = save_dicom_seg
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with what the class says done to it."""
+        """The case with the files that were written under ``output_key``."""
         case = dict(data)
         photograph = case[self.photograph_key]
         if "filename_or_obj" not in photograph.meta:

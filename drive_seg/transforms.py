@@ -48,7 +48,7 @@ class EnsureFOVd(MapTransform):
         self.fov_key = fov_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with what the class says done to it."""
+        """The case with its FOV mask, (1, H, W), uint8, 0 and 1."""
         case = dict(data)
         image = case[self.image_key]
         if self.fov_key in case:
@@ -89,7 +89,7 @@ class EnsureLabeld(MapTransform):
         self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with what the class says done to it."""
+        """The case with class values for annotations, (1, H, W), uint8."""
         case = dict(data)
         for key in self.key_iterator(case):
             label = case[key]
@@ -169,7 +169,7 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         self.nearest = ensure_tuple_rep(nearest, len(self.keys))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with what the class says done to it."""
+        """The case cropped and scaled, (C, height, width) of each key, the margin included; ``inverse`` undoes it."""
         case = dict(data)
         rows, columns = fov_box(plain(case[self.fov_key])[0].numpy() > 0)
         box = (rows.start, rows.stop, columns.start, columns.stop)
@@ -245,7 +245,7 @@ class NormalizeInFOVd(MapTransform):
         self.fov_key = fov_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with what the class says done to it."""
+        """The case with its images normalised, (C, H, W), float32."""
         case = dict(data)
         for key in self.key_iterator(case):
             case[key] = like(normalize_in_fov(plain(case[key]), plain(case[self.fov_key])), case[key])
@@ -274,7 +274,7 @@ class IgnoreOutsideFOVd(MapTransform):
         self.ignore_index = ignore_index
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with what the class says done to it."""
+        """The case with ``ignore_index`` outside the field of view."""
         case = dict(data)
         for key in self.key_iterator(case):
             case[key] = case[key].masked_fill(plain(case[self.fov_key]) == 0, self.ignore_index)
