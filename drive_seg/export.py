@@ -27,7 +27,7 @@ from drive_seg.checkpoints import load_weights, save_checkpoint
 from drive_seg.configs import config_files, literal, read_configs
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
-from drive_seg.networks import UNet
+from drive_seg.networks import EXPORTED_SINCE, UNet
 
 __all__ = [
     "FILE_NAMES",
@@ -41,9 +41,6 @@ __all__ = [
 
 FILE_NAMES = {"torchscript": "model.ts", "pt2": "model.pt2", "onnx": "model.onnx"}
 _NEEDED_FOR_ONNX = ("onnx", "onnxscript", "onnxruntime")
-
-_EXPORTS_ODD_SIZES = "2.13"
-"""The first torch whose ``torch.export``, which ONNX files come from, too, knows pooling of odd sizes."""
 
 TOLERANCE = 1e-3
 """Largest accepted difference of a logit; as much in two logits moves a probability by 0.0005 at most."""
@@ -151,8 +148,8 @@ def _check_format(name: str) -> None:
 
 def _missing_for(name: str) -> list[str]:
     missing = []
-    if name != "torchscript" and torch.__version__ < _EXPORTS_ODD_SIZES:
-        missing.append(f"torch {_EXPORTS_ODD_SIZES} (here is {torch.__version__})")
+    if name != "torchscript" and torch.__version__ < EXPORTED_SINCE:
+        missing.append(f"torch {EXPORTED_SINCE} (here is {torch.__version__})")
     if name == "onnx":
         missing += [package for package in _NEEDED_FOR_ONNX if find_spec(package) is None]
     return missing

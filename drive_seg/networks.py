@@ -17,7 +17,10 @@ from torch import nn
 from drive_seg.adaptation import EVERY, adapt_batch_norm
 from drive_seg.errors import ArgumentError
 
-__all__ = ["ConvBlock", "DecoderStage", "EncoderStage", "OutputLayer", "UNet"]
+__all__ = ["EXPORTED_SINCE", "ConvBlock", "DecoderStage", "EncoderStage", "OutputLayer", "UNet"]
+
+EXPORTED_SINCE = "2.13"
+"""The first torch whose ``torch.export`` takes the network for any size: earlier ones export pooling of even sizes."""
 
 
 class ConvBlock(nn.Sequential):
@@ -245,9 +248,9 @@ def _pad_to(x: torch.Tensor, skip: torch.Tensor, mode: str) -> torch.Tensor:
     if torch.jit.is_scripting():
         fits = x.shape[2:] == skip.shape[2:]
     else:
-        fits = not torch.compiler.is_exporting() and x.shape[2:] == skip.shape[2:]
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        if torch.compiler.is_dynamo_compiling():
             return _with_last_repeated(x, skip)
+        fits = not torch.compiler.is_exporting() and x.shape[2:] == skip.shape[2:]
     if fits:
         return x
     if x.dim() == 5:

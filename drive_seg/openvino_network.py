@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from drive_seg.errors import DriveSegError
-from drive_seg.networks import DecoderStage, UNet
+from drive_seg.networks import EXPORTED_SINCE, DecoderStage, UNet
 
 __all__ = ["OpenVINONetwork", "choose_engine", "largest_difference", "openvino_network"]
 
@@ -39,7 +39,7 @@ TOLERANCE = 0.05
 
 
 def choose_engine(engine: str, device: torch.device, network: nn.Module) -> str:
-    """``torch`` or ``openvino``: what is asked for, and for ``auto`` OpenVINO on a CPU if it is installed.
+    """``torch`` or ``openvino``: what is asked for, and for ``auto`` OpenVINO on a CPU if it can be used.
 
     Raises:
         DriveSegError: if the engine is unknown, not installed, or not for this device or network.
@@ -48,10 +48,15 @@ def choose_engine(engine: str, device: torch.device, network: nn.Module) -> str:
         raise DriveSegError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
     installed = all(importlib.util.find_spec(package) is not None for package in ("openvino", "platformdirs"))
     ours = isinstance(network, UNet) and network.spatial_dims == 2 and network.padded
+    exported = torch.__version__ >= EXPORTED_SINCE
     if engine == "auto":
-        return "openvino" if installed and ours and device.type == "cpu" else "torch"
+        return "openvino" if installed and exported and ours and device.type == "cpu" else "torch"
     if engine == "openvino" and not installed:
         raise DriveSegError("engine: openvino is not installed, expected pip install 'drive-seg[openvino]'")
+    if engine == "openvino" and not exported:
+        raise DriveSegError(
+            f"engine: openvino needs torch {EXPORTED_SINCE} or newer, expected torch with {torch.__version__}"
+        )
     if engine == "openvino" and device.type != "cpu":
         raise DriveSegError(f"engine: openvino is for CPUs here, expected torch on {device.type}")
     if engine == "openvino" and not ours:

@@ -11,6 +11,7 @@ import openvino
 import pytest
 import torch
 from PIL import Image
+from torch.torch_version import TorchVersion
 
 import drive_seg
 from drive_seg import openvino_network as module
@@ -141,6 +142,13 @@ def test_engines(monkeypatch: pytest.MonkeyPatch, network: UNet) -> None:
     assert choose_engine("auto", CPU, torch.nn.Identity()) == "torch"
     with pytest.raises(DriveSegError, match="expected torch for Identity"):
         choose_engine("openvino", CPU, torch.nn.Identity())
+    with monkeypatch.context() as older:
+        older.setattr(torch, "__version__", TorchVersion("2.12.1+cpu"))
+        assert choose_engine("auto", CPU, network) == "torch"
+        with pytest.raises(
+            DriveSegError, match=r"needs torch 2\.13 or newer, expected torch with 2\.12\.1\+cpu"
+        ):
+            choose_engine("openvino", CPU, network)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert choose_engine("auto", CPU, network) == "torch"
     with pytest.raises(DriveSegError, match=r"pip install 'drive-seg\[openvino\]'"):
