@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 from torch import nn
 
-from drive_seg.distributed import job, restarts
+from drive_seg.distributed import gather, job, restarts
 from drive_seg.errors import DriveSegError
 from drive_seg.files import keep, remove_leftovers, replacing
 from drive_seg.settings import where_they_differ
@@ -240,8 +240,15 @@ class TrainingState:
             self._take_locks()
         if engine.state.epoch > 0:
             return
-        if self.resume and self.path.exists():
-            self._load(engine)
+        content = load_checkpoint(self.path) if self.resume and self.path.exists() else None
+        epochs = gather(_epoch_of(content))
+        if len(set(epochs)) > 1:
+            raise DriveSegError(
+                f"{self.path}: expected one folder for all processes, of which some find no state there or that of "
+                f"another epoch ({', '.join('none' if epoch is None else str(epoch) for epoch in epochs)})"
+            )
+        if content is not None:
+            self._load(engine, content)
             return
         if self.resume:
             _logger.warning("%s: nothing to resume from yet, the training starts from the beginning", self.path)
@@ -290,8 +297,7 @@ class TrainingState:
                 raise DriveSegError(f"{folder}: cannot be written to ({error.strerror or error})") from error
             remove_leftovers(folder, ("last", "model", "history", "curves"))
 
-    def _load(self, engine: Engine) -> None:
-        content = load_checkpoint(self.path)
+    def _load(self, engine: Engine, content: Mapping[str, Any]) -> None:
         begun_with = content.get("settings", {})
         for name, value in self.settings.items():
             if name in begun_with and begun_with[name] != value:
@@ -315,12 +321,20 @@ class TrainingState:
             ) from error
 
 
+def _epoch_of(content: Mapping[str, Any] | None) -> int | None:
+    progress = None if content is None else content.get("progress")
+    return progress.get("epoch") if isinstance(progress, Mapping) else None
+
+
 def restarted(path: str | os.PathLike) -> bool:
     """True if torchrun has started the processes again after one had failed, and ``path`` is a state of this very run.
 
-    The state of an earlier training must not be gone on with because torchrun takes its refusal for a failure.
+    The state of an earlier training must not be gone on with because torchrun takes its refusal for a failure. All
+    processes give the same answer: on several machines those of a healthy one are started again, too, and not told so.
     """
-    return restarts() > 0 and Path(path).is_file() and load_checkpoint(path).get("progress", {}).get("job") == job()
+    ours = Path(path).is_file() and load_checkpoint(path).get("progress", {}).get("job") == job()
+    answers = gather((restarts() > 0, ours))
+    return any(again for again, _ in answers) and answers[0][1]
 
 
 def _on_cpu(content: Any) -> Any:

@@ -17,7 +17,9 @@ from drive_seg.errors import DriveSegError
 __all__ = [
     "FirstProcessBuffers",
     "best_device",
+    "cores",
     "finish",
+    "from_first",
     "gather",
     "here",
     "job",
@@ -43,17 +45,21 @@ def best_device() -> torch.device:
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
 
 
-def start(timeout: timedelta | None = None) -> None:
-    """Join the process group that torchrun's environment tells of: NCCL where each process has a GPU, gloo elsewhere.
+def start(timeout: timedelta | None = None, device: torch.device | str | None = None) -> None:
+    """Join the process group that torchrun's environment tells of.
+
+    Over what torch has for the device, such as NCCL where each process has a GPU; over gloo on CPUs and where processes
+    share a GPU. A GPU without a number, ``cuda``, is this process's own from then on.
 
     Args:
         timeout: how long a process waits for the others; None: torch's own, minutes.
+        device: where this process computes; None: ``best_device``.
     """
     if distributed.is_initialized():
         return
-    device = best_device()
+    device = best_device() if device is None else torch.device(device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(best_device() if device.index is None else device)
     store, rank, world_size = next(distributed.rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
         # torchrun keeps its store over restarts, and processes that it has started again would look for each other
@@ -62,8 +68,8 @@ def start(timeout: timedelta | None = None) -> None:
     # Nor are the addresses of a group that has been left any use for the next one.
     store = distributed.PrefixStore(f"group{next(_groups)}", store)
     # NCCL refuses processes that share a GPU.
-    own_gpu = device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()
-    backend = "nccl" if own_gpu else "gloo"
+    shared = device.type != "cpu" and _processes_here() > torch.accelerator.device_count()
+    backend = "gloo" if shared else distributed.get_default_backend_for_device(device)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
@@ -85,6 +91,18 @@ def gather(part: Any) -> list[Any]:
     parts: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(parts, part)
     return parts
+
+
+def from_first(part: Any) -> Any:
+    """What the first process has, in all of them; without others what this one has.
+
+    Args:
+        part: anything that can be pickled.
+    """
+    parts = [part]
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.broadcast_object_list(parts, src=0)
+    return parts[0]
 
 
 def share_of_batch(batch_size: int, world_size: int) -> int:
@@ -114,6 +132,16 @@ def processes() -> int:
 def here() -> int:
     """Number of this process among them, from 0: its rank; 0 without torchrun."""
     return int(os.environ.get("RANK", 0))
+
+
+def cores() -> int:
+    """How many of the machine's cores this process may count on, which shares them with torchrun's others; from 1."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // _processes_here())
+
+
+def _processes_here() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def restarts() -> int:

@@ -19,6 +19,9 @@ from drive_seg.errors import DriveSegError
 
 __all__ = ["TrainingStep", "autocast", "fast_dtype"]
 
+SMALLEST_SCALE = 2.0**-10
+"""Of float16's gradients, below which no training comes: each that is not finite halves it, from 65,536 on."""
+
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -111,6 +114,8 @@ class TrainingStep:
             self._check_gradients(engine, scaler)
             scaler.step(engine.optimizer)
             scaler.update()
+            if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
+                raise _not_finite("gradient", math.nan, engine)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output  # what the event's handlers, such as the one that decollates, made of it
 
@@ -119,7 +124,7 @@ class TrainingStep:
         scaler.unscale_(engine.optimizer)
         parameters = [parameter for parameter in engine.network.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        # Scaled gradients overflow now and then; the scaler then leaves the step out by itself.
+        # Scaled gradients overflow now and then; the scaler then leaves the step out by itself, again and again.
         if not scaler.is_enabled() and not math.isfinite(norm.item()):
             raise _not_finite("gradient", norm.item(), engine)
         if self.max_gradient_norm is not None:

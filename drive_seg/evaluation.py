@@ -169,11 +169,12 @@ class CaseScores:
             )
 
     def raise_if_incomplete(self) -> None:
-        """End a run that could not score every case with an error.
+        """End a run that could not score every case with an error, once all processes have written what they write.
 
         Raises:
             DriveSegError: naming them.
         """
+        gather(None)  # torchrun ends the others with the first that fails
         if self.unscored:
             raise DriveSegError(
                 f"{len(self.unscored)} of {len(self.unscored) + len(self.results)} cases could not be scored "

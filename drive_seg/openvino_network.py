@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from drive_seg.distributed import cores, processes
 from drive_seg.errors import DriveSegError
 from drive_seg.networks import EXPORTED_SINCE, DecoderStage, UNet
 
@@ -170,6 +171,7 @@ def openvino_network(
     properties = {
         **({} if hint is None else {"INFERENCE_PRECISION_HINT": hint}),
         **({"PERFORMANCE_HINT": "LATENCY"} if streams is None else {"NUM_STREAMS": streams}),
+        **({} if processes() == 1 else {"INFERENCE_NUM_THREADS": cores()}),
     }
     converted = OpenVINONetwork(network, model, properties, smallest, streams)
     converted.compiled(padded=False)  # the other graph when it is first needed

@@ -21,9 +21,9 @@ from torch import distributed
 from tqdm import tqdm
 
 from drive_seg import __version__
-from drive_seg.configs import config_files, path_value
+from drive_seg.configs import config_files, path_value, read_configs
 from drive_seg.data import Case
-from drive_seg.distributed import finish, here, processes, start
+from drive_seg.distributed import finish, from_first, here, processes, start
 from drive_seg.errors import DriveSegError, first_cause
 from drive_seg.files import keep, make_folder, remove_leftovers, sha256, write_csv
 from drive_seg.gallery import write_gallery
@@ -76,12 +76,13 @@ def segment_photographs(
     _refuse_among_photographs(output_dir, cases)
     values = {"bundle_root": str(root), "output_dir": path_value(output_dir), **overrides}
     files = config_files(root, *names)
-    segmenter = Segmenter.from_config(files, values, many=True)  # also of one: its last bits depend on the threads
     rank, world_size = here(), processes()
+    if world_size > 1:
+        start(LONGEST_RUN, read_configs(files, values).get_parsed_content("device"))
+        cases = from_first(cases)  # a folder may have got another photograph since
+    segmenter = Segmenter.from_config(files, values, many=True)  # also of one: its last bits depend on the threads
     for sentence in [*left_out(paths), *_without_mask(cases)] if rank == 0 else ():
         print(sentence, file=sys.stderr)  # noqa: T201
-    if world_size > 1:
-        start(LONGEST_RUN)
     folder = OutputFolder(output_dir, _fingerprint(files, overrides, segmenter))
     if rank == 0:
         remove_leftovers(output_dir, {f"{case['case_id']}_{kind}" for case in cases for kind in KINDS})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,11 +22,15 @@ from drive_seg.arrays import to_numpy
 from drive_seg.checkpoints import load_weights
 from drive_seg.configs import read_configs
 from drive_seg.data import Case
-from drive_seg.errors import ArgumentError, DriveSegError, user_error
+from drive_seg.distributed import cores, processes
+from drive_seg.errors import ArgumentError, DriveSegError, first_cause, user_error
 from drive_seg.networks import UNet
 from drive_seg.openvino_network import OpenVINONetwork, choose_engine, openvino_network
 
 __all__ = ["Segmentation", "Segmenter"]
+
+_LOST_DEVICE: Any = getattr(torch, "AcceleratorError", ())
+"""After such an error a GPU fails at everything: no photograph's fault. Too little memory is none of these."""
 
 WORKERS = 4
 """Photographs at once, at most, where the engine can work on several: each needs memory of its own."""
@@ -98,7 +103,7 @@ class Segmenter:
         parts["device"] = torch.device(parts["device"])
         engine = choose_engine(parser.get_parsed_content("engine"), parts["device"], network)
         if engine == "openvino" and isinstance(network, UNet):
-            streams = min(WORKERS, torch.get_num_threads()) if many else None
+            streams = min(WORKERS, _threads()) if many else None
             network = openvino_network(network, parser.get_parsed_content("precision"), streams=streams)
         return cls(network, **parts, checkpoint=checkpoint, engine=engine)
 
@@ -173,7 +178,7 @@ class Segmenter:
         # Beside the network on a CPU more would only wait for the cores that it is using.
         threads = 2
         if self.device.type != "cpu":
-            threads = max(threads, min(WORKERS_BESIDE_GPU, torch.get_num_threads()))
+            threads = max(threads, min(WORKERS_BESIDE_GPU, _threads()))
         ahead = threads // 2 + 1 if ahead is None else ahead
         if ahead < 1:
             raise ArgumentError(f"ahead: expected at least 1 photograph, got {ahead}")
@@ -236,9 +241,7 @@ class Segmenter:
         try:
             predicted = self._predict(coming.result())
         except Exception as error:
-            failed: Future = Future()
-            failed.set_exception(error)
-            return failed
+            return _failed(error)
         return pool.submit(finish, predicted)
 
     @torch.inference_mode()
@@ -274,11 +277,31 @@ def _channel_first(picture: str | os.PathLike | np.ndarray, name: str, channels:
     return MetaTensor(torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))))
 
 
+def _threads() -> int:
+    """Threads that this process may keep busy; torchrun tells torch that there is one."""
+    return torch.get_num_threads() if processes() == 1 else cores()
+
+
+def _failed(error: Exception) -> Future:
+    failed: Future = Future()
+    _forget_locals(error)
+    failed.set_exception(error)
+    return failed
+
+
 def _outcome(done: Future, catch: type[Exception]) -> Any:
-    try:
+    error = done.exception()  # not by raising it, which would have it keep this frame, and this frame keep it
+    if error is None:
         return done.result()
-    except Exception as error:
-        outcome = user_error(error) or error  # MONAI wraps what a transform says into errors of its own
-        if not isinstance(outcome, catch):
-            raise
-        return outcome
+    outcome = user_error(error) or error  # MONAI wraps what a transform says into errors of its own
+    if not isinstance(outcome, catch) or isinstance(first_cause(error), _LOST_DEVICE):
+        raise error
+    _forget_locals(error)
+    return outcome
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """An error that is kept keeps the frames it came through, and they keep images and features, perhaps on a GPU."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from datetime import timedelta
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_training import overrides, train
 
-from drive_seg.distributed import share_of_batch
+from drive_seg.distributed import cores, share_of_batch
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.phantom import write_phantom_dataset
 from drive_seg.predict import LONGEST_RUN
@@ -37,6 +38,14 @@ def test_a_training_says_so_before_it_begins(bundle: Path, tmp_path: Path) -> No
         train(bundle, overrides(tmp_path / "data", tmp_path / "out", batch_size=2, world_size=3))
     assert "batch_size: expected a multiple of 3" in str(user_error(raised.value))
     assert not (tmp_path / "out" / "last.pt").exists()
+
+
+def test_torchruns_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    for together, each in ((None, 8), (3, 2), (8, 1), (20, 1)):
+        if together:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", str(together))
+        assert cores() == each
 
 
 BUFFERS = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -241,6 +242,18 @@ def test_a_gradient_that_is_not_finite_changes_nothing(clip: float | None) -> No
     with pytest.raises(DriveSegError, match=r"^the gradient became (nan|inf) in epoch 1, iteration 1: expected"):
         step.run()
     assert torch.equal(weights(network), before)
+
+
+def test_gradients_that_are_never_finite_end_the_run_in_float16_too() -> None:
+    """A step now and then is left out; without end it would train nothing."""
+    step = TrainingStep()
+    trainer = trainer_of([1] * 40, precision="float16", step=step)
+    before = weights(trainer.network)
+    for parameter in trainer.network.parameters():
+        parameter.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(DriveSegError, match=r"^the gradient became nan in epoch 1, iteration 27: expected"):
+        trainer.run()
+    assert torch.equal(weights(trainer.network), before)
 
 
 def test_the_scale_of_the_gradients_goes_on_where_it_was() -> None:

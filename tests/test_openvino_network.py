@@ -145,9 +145,7 @@ def test_engines(monkeypatch: pytest.MonkeyPatch, network: UNet) -> None:
     with monkeypatch.context() as older:
         older.setattr(torch, "__version__", TorchVersion("2.12.1+cpu"))
         assert choose_engine("auto", CPU, network) == "torch"
-        with pytest.raises(
-            DriveSegError, match=r"needs torch 2\.13 or newer, expected torch with 2\.12\.1\+cpu"
-        ):
+        with pytest.raises(DriveSegError, match=r"needs torch 2\.13 or newer, expected torch with 2\.12\.1\+cpu"):
             choose_engine("openvino", CPU, network)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert choose_engine("auto", CPU, network) == "torch"

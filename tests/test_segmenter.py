@@ -210,6 +210,39 @@ def test_an_error_of_ours_is_not_hidden(segment: Segmenter, photograph: Path) ->
         list(segment.each([{"image": str(photograph)}] * 5))
 
 
+def test_a_photograph_that_is_too_large_keeps_no_memory(segment: Segmenter, photograph: Path) -> None:
+    """Its error is kept for a while, and what the network had computed must not be."""
+    features: list[weakref.ref] = []
+    alive: list[int] = []
+
+    class TooLarge(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            alive.append(sum(feature() is not None for feature in features))
+            computed = x * 2
+            features.append(weakref.ref(computed))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    segment.network = TooLarge()
+    gc.disable()
+    try:
+        results = [result for _, result in segment.each([{"image": str(photograph)}] * 6, catch=Exception)]
+    finally:
+        gc.enable()
+    assert all(isinstance(result, torch.OutOfMemoryError) for result in results)
+    assert alive == [0] * 6
+
+
+@pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="this torch does not tell such errors apart")
+def test_a_gpu_that_is_lost_ends_the_run(segment: Segmenter, photograph: Path) -> None:
+    class Lost(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise torch.AcceleratorError("unspecified launch failure")
+
+    segment.network = Lost()
+    with pytest.raises(torch.AcceleratorError):
+        list(segment.each([{"image": str(photograph)}] * 5, catch=Exception))
+
+
 THREADS = """
 import sys
 import torch

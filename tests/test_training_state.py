@@ -11,6 +11,7 @@ from builders import evaluator_with, names, same_weights, small
 from filelock import FileLock
 from ignite.engine import Engine, Events
 
+from drive_seg import checkpoints
 from drive_seg.checkpoints import (
     PretrainedWeights,
     TrainingState,
@@ -315,3 +316,27 @@ def test_torchrun_goes_on_with_a_training_of_its_own_alone(tmp_path: Path, monke
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
     assert not restarted(path), "without torchrun"
+
+
+@pytest.mark.parametrize(("of_the_others", "answer"), [
+    ([(True, True), (False, False)], True),
+    ([(False, True), (True, False)], True),
+    ([(True, False), (True, True)], False),
+    ([(False, True), (False, True)], False),
+], ids=["not told", "the first is not told", "only another has a state", "a first start"])  # fmt: skip
+def test_all_processes_agree_whether_they_were_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_the_others: list[tuple[bool, bool]], answer: bool
+) -> None:
+    """torchrun counts the restarts of each machine, and that of another one's failure is none."""
+    monkeypatch.setattr(checkpoints, "gather", lambda mine: of_the_others)
+    assert restarted(tmp_path / "last.pt") is answer
+
+
+@pytest.mark.parametrize(("epochs", "told"), [([2, None], "2, none"), ([2, 1], "2, 1")])
+def test_a_state_that_not_all_processes_find_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: list[int | None], told: str
+) -> None:
+    Training(tmp_path / "last.pt", epochs=2).run()
+    monkeypatch.setattr(checkpoints, "gather", lambda mine: [mine, *epochs[1:]])
+    with pytest.raises(DriveSegError, match=rf"last\.pt: expected one folder for all processes, .*\({told}\)"):
+        Training(tmp_path / "last.pt", resume=True).run()
