@@ -34,3 +34,13 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, maker in MAKERS.items():
         maker(root / name)
     return {name: root / name for name in MAKERS}
+
+
+@pytest.fixture(scope="session")
+def five_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms of which 4 train and 1 validates: one batch of 4, or two of 2."""
+    from drive_seg.phantom import write_phantom_dataset
+
+    folder = tmp_path_factory.mktemp("five")
+    write_phantom_dataset(folder, training=5, test=1, seed=3, height=130, width=121)
+    return folder

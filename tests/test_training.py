@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
 import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,17 +20,7 @@ from test_bundle import SMALL
 
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.files import sha256
-from drive_seg.networks import UNet
-from drive_seg.phantom import write_phantom_dataset
 from drive_seg.workflows import run_workflow
-
-
-@pytest.fixture(scope="module")
-def five_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Phantoms of which 4 train and 1 validates: one batch of 4, or two of 2."""
-    folder = tmp_path_factory.mktemp("five")
-    write_phantom_dataset(folder, training=5, test=1, seed=3, height=130, width=121)
-    return folder
 
 
 def overrides(dataset: Path, output: Path, **others: Any) -> dict[str, Any]:
@@ -74,6 +62,11 @@ def state_of(folder: Path) -> dict[str, Any]:
         "history": history,
         **{name: torch.load(folder / name, weights_only=True) for name in ("last.pt", "model.pt")},
     }
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 def test_resumed_training_ends_the_same_bit_for_bit(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
@@ -187,133 +180,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(bundle: Path, five_phantoms: Pa
     assert "expected a finite number" in str(user_error(raised.value))
     weights = torch.load(tmp_path / "last.pt", weights_only=True)["network"]
     assert weights and all(value.isfinite().all() for value in weights.values())
-
-
-def torchrun(
-    processes: int,
-    bundle: Path,
-    names: list[str],
-    run_id: str,
-    values: dict[str, Any],
-    overlay: Path | None = None,
-    fails: bool = False,
-) -> str:
-    """Run an id in several processes, which may be started again once; what they write to stderr."""
-    configs = [str(bundle / "configs" / f"{name}.json") for name in names] + ([str(overlay)] if overlay else [])
-    arguments = [part for key, value in values.items() for part in (f"--{key}", str(value))]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max_restarts=1"]
-        + [f"--nproc_per_node={processes}", "-m", "monai.bundle", "run", run_id]
-        + ["--bundle_root", str(bundle), "--config_file", str(configs), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert (done.returncode != 0) == fails, done.stderr[-4000:]
-    return done.stderr
-
-
-def in_this_process(bundle: Path, names: list[str], run_id: str, values: dict[str, Any]) -> None:
-    """As ``torchrun`` does in several; takes keys that the configs do not have, as MONAI's command does."""
-    files = [str(bundle / "configs" / f"{name}.json") for name in names]
-    workflow = ConfigWorkflow(
-        config_file=files, workflow_type="train", run_id=run_id, logging_file=False, bundle_root=str(bundle), **values
-    )
-    workflow.initialize()
-    workflow.run()
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def test_two_processes_train_and_evaluate_as_one(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
-    """5 cases train, in batches of 4: neither the batch nor the number of processes goes into their number."""
-    folders = {processes: tmp_path / str(processes) for processes in (1, 2)}
-    for processes, folder in folders.items():
-        values = overrides(phantoms, folder, max_epochs=3, precision="float32", batch_size=4, threshold=0.3)
-        values["network_def#norm"] = "$None"  # batch statistics are of a process's own batch on CPUs
-        if processes == 1:
-            in_this_process(bundle, ["train"], "training", values)
-        else:
-            torchrun(processes, bundle, ["train", "multi_gpu_train"], "training", values)
-    weights = [torch.load(folder / "last.pt", weights_only=True)["network"] for folder in folders.values()]
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, atol=1e-6, rtol=1e-4, msg=name)
-    histories = [table(folder / "history.csv") for folder in folders.values()]
-    for row, other in zip(*histories, strict=True):
-        assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
-        assert float(row["val_dice"]) == pytest.approx(float(other["val_dice"]), abs=1e-5)
-
-    for processes, folder in folders.items():
-        values = overrides(phantoms, folder, precision="float32", section="training")
-        values |= {"network_def#norm": "$None", "checkpoint": str(folders[1] / "model.pt")}
-        if processes == 1:
-            in_this_process(bundle, ["train", "evaluate"], "evaluating", values)
-        else:
-            torchrun(processes, bundle, ["train", "evaluate", "multi_gpu_evaluate"], "evaluating", values)
-    scores = [table(folder / "metrics.csv") for folder in folders.values()]
-    assert scores[0] == scores[1] and len(scores[0]) == 5, "every case once"
-
-
-def test_two_processes_choose_the_threshold_that_one_chooses(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
-    choices = []
-    for processes in (1, 2):
-        values = overrides(phantoms, tmp_path / str(processes), precision="float32", section="training")
-        values |= {"checkpoint": str(tmp_path / "model.pt")}
-        if processes == 1:
-            in_this_process(bundle, ["train", "evaluate", "choose_threshold"], "choosing", values)
-        else:
-            names = ["train", "evaluate", "multi_gpu_evaluate", "choose_threshold"]
-            torchrun(processes, bundle, names, "choosing", values)
-        choices.append(json.loads((tmp_path / str(processes) / "threshold.json").read_text()))
-    assert choices[0] == choices[1] and len(choices[0]["cases"]) == 5
-
-
-class KilledOnce:
-    """Kills one of the processes with ``kill -9`` at an iteration, unless torchrun has started them again."""
-
-    def __init__(self, rank: int, iteration: int) -> None:
-        self.rank = rank
-        self.iteration = iteration
-
-    def attach(self, engine: Any) -> None:
-        if int(os.environ["RANK"]) == self.rank and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-            engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.iteration), self.kill)
-
-    def kill(self, engine: Any) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_torchrun_starts_killed_processes_again_to_the_same_end(
-    bundle: Path, five_phantoms: Path, tmp_path: Path
-) -> None:
-    names = ["train", "multi_gpu_train"]
-    values = {"batch_size": 2, "max_epochs": 6}  # a patch a process, two iterations an epoch
-    torchrun(2, bundle, names, "training", overrides(five_phantoms, tmp_path / "whole", **values))
-
-    # The first process writes the checkpoints. A start for which there is nothing to resume yet may ask to, too.
-    for rank, others in ((0, {}), (1, {"resume": "true"})):
-        killer = {"_target_": "test_training.KilledOnce", "rank": rank, "iteration": 7}
-        overlay = tmp_path / f"kill{rank}.json"
-        overlay.write_text(json.dumps({"+train#handlers": [killer]}))
-        killed = tmp_path / f"killed{rank}"
-        written = torchrun(2, bundle, names, "training", overrides(five_phantoms, killed, **values, **others), overlay)
-        assert f"exitcode: -9) local_rank: {rank}" in written
-        assert same_content(state_of(tmp_path / "whole"), state_of(killed)), f"killed: {rank}"
-
-    # A start that is refused is a failure to torchrun, too; when it starts the processes again it is refused again.
-    before = {
-        path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.*") if path.suffix in (".pt", ".csv")
-    }
-    another = overrides(five_phantoms, tmp_path / "whole", **{**values, "max_epochs": 8})
-    assert "is there from an earlier training" in torchrun(2, bundle, names, "training", another, fails=True)
-    assert before == {name: (tmp_path / "whole" / name).read_bytes() for name in before} and len(before) == 3
 
 
 @pytest.mark.slow
