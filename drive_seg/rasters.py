@@ -89,7 +89,7 @@ def read_deep(path: str | os.PathLike) -> tuple[np.ndarray, float | None] | None
         if image.format == "TIFF" and image.mode in ("RGB", "RGBA", "RGBX") and _is_planar(image):
             turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1), np.asarray)
             planes = tifffile.imread(path, key=0)
-            return turn(np.moveaxis(planes, 0, -1)[..., :3]), None
+            return turn(_visible(planes[:3].transpose(1, 2, 0), *planes[3:4])), None
         if image.mode.startswith("I;16"):
             white_is_zero = _is_white_zero(image)
             image.load()
@@ -98,7 +98,7 @@ def read_deep(path: str | os.PathLike) -> tuple[np.ndarray, float | None] | None
         if raw_mode == "LA;16B":  # two bytes of grey and two of alpha, which are as long as four channels of one
             image.tile = [_with_raw_mode(tile, "RGBA") for tile in image.tile]
             grey = _bytes(image)
-            return grey[..., 0].astype(np.uint16) << 8 | grey[..., 1], None
+            return _visible(grey[..., 0].astype(np.uint16) << 8 | grey[..., 1], grey[..., 2] | grey[..., 3]), None
         if image.mode in ("RGB", "RGBA", "RGBX") and raw_mode[-3:] in _SWAPPED:
             # Told that the bytes of a channel come the other way round, Pillow keeps the lower byte instead.
             high = _bytes(image)
@@ -106,7 +106,9 @@ def read_deep(path: str | os.PathLike) -> tuple[np.ndarray, float | None] | None
                 swapped = raw_mode[:-3] + _SWAPPED[raw_mode[-3:]]
                 again.tile = [_with_raw_mode(tile, swapped) for tile in again.tile]
                 low = _bytes(again)
-            return high.astype(np.uint16) << 8 | low, None
+            values = high.astype(np.uint16) << 8 | low
+            alpha = [values[..., 3]] if image.mode == "RGBA" else []
+            return _visible(values[..., :3], *alpha), None
     return None
 
 
@@ -131,7 +133,14 @@ def _with_raw_mode(tile: Any, raw_mode: str) -> Any:
 
 def _bytes(image: Image.Image) -> np.ndarray:
     image.load()
-    return np.asarray(ImageOps.exif_transpose(image))[..., :3]
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+def _visible(values: np.ndarray, alpha: np.ndarray | None = None) -> np.ndarray:
+    """Black where nothing can be seen, as in files of 8 bits, unless nothing can be seen anywhere."""
+    if alpha is None or not alpha.any():
+        return values
+    return np.where((alpha > 0).reshape(*alpha.shape, *[1] * (values.ndim - 2)), values, values.dtype.type(0))
 
 
 def _is_white_zero(image: Image.Image) -> bool:
@@ -165,9 +174,10 @@ def _read_grey_tiff(path: str | os.PathLike) -> tuple[np.ndarray, float | None]:
         if (page.samplesperpixel, page.bitspersample) not in ((1, 16), (2, 16)) or page.photometric not in _GREYS:
             raise UnidentifiedImageError
         check_size(path, page.imagelength, page.imagewidth)
-        values = page.asarray()
+        values, alpha, white = page.asarray(), None, None
         if page.samplesperpixel == 2:
-            values = np.take(values, 0, axis=0 if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else -1)
+            values, alpha = np.moveaxis(values, 0 if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else -1, 0)
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            values, white = _from_black(values)
         turn = _TURNS.get(page.tags[_ORIENTATION].value if _ORIENTATION in page.tags else 1, np.asarray)
-    values = turn(values)
-    return _from_black(values) if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE else (values, None)
+    return turn(_visible(values, alpha)), white

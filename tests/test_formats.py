@@ -139,6 +139,27 @@ def test_grey_tiff_of_16_bits_with_alpha(tmp_path: Path, options: dict[str, Any]
     np.testing.assert_array_equal(read_image(tmp_path / "eye.tif"), expected)
 
 
+@pytest.mark.parametrize("kind", ["png", "grey png", "tiff", "planes", "grey tiff", "white is zero"])
+def test_what_cannot_be_seen_is_black_in_16_bits_too(tmp_path: Path, kind: str) -> None:
+    clear = np.zeros((3, 5), bool)
+    clear[:, 3:] = True
+    colours = np.where(clear[..., None], np.uint16(65535), np.uint16(20000))
+    values = np.concatenate([np.repeat(colours, 3, axis=2), np.where(clear, 0, 65535)[..., None]], axis=2).astype(
+        np.uint16
+    )
+    values = values[..., [0, 3]] if kind in ("grey png", "grey tiff", "white is zero") else values
+    path = tmp_path / ("eye.png" if "png" in kind else "eye.tif")
+    if "png" in kind:
+        save_png16(path, values)
+    else:
+        layout = "separate" if kind == "planes" else "contig"
+        photometric = {"grey tiff": "minisblack", "white is zero": "miniswhite"}.get(kind, "rgb")
+        stored = np.moveaxis(values, -1, 0) if kind == "planes" else values
+        tifffile.imwrite(path, stored, photometric=photometric, planarconfig=layout, extrasamples=["unassalpha"])
+    pixels = read_image(path)
+    assert (pixels[clear] == 0).all() and (pixels[~clear] > 0).all()
+
+
 def test_further_pages_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A thumbnail, or another photograph."""
     first, second = Image.fromarray(COLOURS), Image.fromarray(COLOURS[::-1])
