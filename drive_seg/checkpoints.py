@@ -47,8 +47,9 @@ def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> None
         try:
             with temporary.open("wb") as file:
                 torch.save(_on_cpu(content), file)
-        except RuntimeError as error:  # what torch makes of a full disk; the file's own error says it better
-            raise (error.__context__ if isinstance(error.__context__, OSError) else OSError(f"{error}")) from error
+        except RuntimeError as error:  # what torch makes of a full disk, and of Ctrl-C
+            own = error.__context__  # says it better
+            raise (own if isinstance(own, (OSError, KeyboardInterrupt)) else OSError(f"{error}")) from error
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:

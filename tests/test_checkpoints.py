@@ -78,6 +78,19 @@ def test_what_torch_makes_of_an_error_is_told(tmp_path: Path, monkeypatch: pytes
     assert names(tmp_path) == []
 
 
+def test_what_torch_makes_of_an_interruption_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(content: object, file: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint({"a": torch.zeros(2)}, tmp_path / "model.pt")
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_weights_come_back(tmp_path: Path, wrapped: bool) -> None:
     network = small()
