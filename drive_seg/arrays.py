@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-__all__ = ["like", "plain", "to_numpy", "zeros_and_ones"]
+__all__ = ["as_tensor", "like", "plain", "to_numpy", "zeros_and_ones"]
 
 
 def to_numpy(image: torch.Tensor | np.ndarray) -> np.ndarray:
@@ -17,6 +17,11 @@ def to_numpy(image: torch.Tensor | np.ndarray) -> np.ndarray:
 def plain(image: torch.Tensor | np.ndarray) -> torch.Tensor:
     """The same numbers as a tensor that knows nothing of files and transforms, and costs nothing for it."""
     return image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
+
+
+def as_tensor(image: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """An array as a tensor; a tensor as it is, with what it knows."""
+    return image if isinstance(image, torch.Tensor) else torch.as_tensor(image)
 
 
 def like(pixels: torch.Tensor, image: torch.Tensor) -> torch.Tensor:

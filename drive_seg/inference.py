@@ -45,7 +45,7 @@ class PrecisionInferer(Inferer):
             logits = self.inferer(images, network, *args, **kwargs)
         logits = logits.float()
         # Postprocessing undoes the preprocessing from what the image's metadata tell of it.
-        return MetaTensor(logits, meta=inputs.meta) if isinstance(inputs, MetaTensor) else logits
+        return MetaTensor(logits).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else logits
 
 
 class LargeImageInferer(SlidingWindowInferer):

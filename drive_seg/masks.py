@@ -115,6 +115,6 @@ class VesselMaskd(MapTransform):
             probabilities = case[key]
             # Engines move the image to a GPU and leave masks where they were.
             fov = None if self.fov_key is None else plain(case[self.fov_key]).to(probabilities.device)
-            case[key] = vessel_mask(plain(probabilities), self.threshold, fov)
+            case[key] = like(vessel_mask(plain(probabilities), self.threshold, fov), probabilities)
             case[probability_key] = probabilities if fov is None else probabilities * zeros_and_ones(fov)
         return case

@@ -6,6 +6,7 @@ Each idea is a function on arrays first and a thin dictionary transform after it
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import ImageMetaKey, TraceKeys, ensure_tuple, ensure_tuple_rep
 
-from drive_seg.arrays import like, plain, zeros_and_ones
+from drive_seg.arrays import as_tensor, like, plain, zeros_and_ones
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import estimate_fov, fov_box
 
@@ -29,6 +30,11 @@ __all__ = [
     "normalize_in_fov",
     "resize",
 ]
+
+_logger = logging.getLogger(__name__)
+
+MOST_VESSELS = 0.5
+"""Share of the field of view that no annotation's vessels take: they take about a tenth, unless it is inverted."""
 
 
 class EnsureFOVd(MapTransform):
@@ -52,7 +58,7 @@ class EnsureFOVd(MapTransform):
         case = dict(data)
         image = case[self.image_key]
         if self.fov_key in case:
-            fov = case[self.fov_key]
+            fov = as_tensor(case[self.fov_key])
             _check_size(fov, self.fov_key, image)
             # JPEG leaves faint specks around a mask, and a soft rim is half in, half out.
             inside = fov[:1] > plain(fov[:1]).max() / 2
@@ -70,11 +76,14 @@ class EnsureFOVd(MapTransform):
 class EnsureLabeld(MapTransform):
     """Check annotations and turn their pixels into class values.
 
+    One without a vessel, or with too many to be one, is logged: it may be inverted.
+
     Args:
         keys: annotations, (1, H, W), uint8.
         num_classes: 2: pixels have two values, 0 for the background and any other for vessel, which becomes 1.
             More: pixels are class values below ``num_classes``.
         image_key: the image whose size they must have.
+        fov_key: FOV mask, (1, H, W), if the case has one.
         allow_missing_keys: let a case without an annotation pass.
 
     Raises:
@@ -82,17 +91,25 @@ class EnsureLabeld(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, num_classes: int, image_key: str = "image", allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        num_classes: int,
+        image_key: str = "image",
+        allow_missing_keys: bool = False,
+        fov_key: str = "fov",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        if num_classes < 2:
+            raise DriveSegError(f"num_classes: expected 2 or more, background and vessel, got {num_classes}")
         self.num_classes = num_classes
         self.image_key = image_key
+        self.fov_key = fov_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with class values for annotations, (1, H, W), uint8."""
         case = dict(data)
         for key in self.key_iterator(case):
-            label = case[key]
+            label = as_tensor(case[key])
             _check_size(label, key, case[self.image_key])
             values = torch.bincount(plain(label).flatten().int(), minlength=256).nonzero().flatten().tolist()
             if self.num_classes == 2:
@@ -106,7 +123,17 @@ class EnsureLabeld(MapTransform):
                 raise DriveSegError(
                     f"{_file_of(label)}: {key}: expected class values 0 to {self.num_classes - 1}, got {_some(values)}"
                 )
+            _tell_of_odd_share(label, key, case.get(self.fov_key))
         return case
+
+
+def _tell_of_odd_share(label: torch.Tensor, key: Hashable, fov: torch.Tensor | None) -> None:
+    inside = torch.ones(1) if fov is None else plain(fov) != 0
+    share = float((plain(label) != 0).logical_and(inside).sum() / inside.expand(label.shape).sum())
+    if not 0 < share <= MOST_VESSELS:
+        _logger.warning(
+            "%s: %s: %.0f %% of the field of view are vessels, look at it", _file_of(label), key, 100 * share
+        )
 
 
 def resize(image: torch.Tensor, size: Sequence[int], nearest: bool = False) -> torch.Tensor:
@@ -277,7 +304,7 @@ class IgnoreOutsideFOVd(MapTransform):
         """The case with ``ignore_index`` outside the field of view."""
         case = dict(data)
         for key in self.key_iterator(case):
-            case[key] = case[key].masked_fill(plain(case[self.fov_key]) == 0, self.ignore_index)
+            case[key] = as_tensor(case[key]).masked_fill(plain(case[self.fov_key]) == 0, self.ignore_index)
         return case
 
 

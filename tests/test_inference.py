@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.inferers import SimpleInferer
 from torch import nn
 
@@ -50,6 +50,13 @@ def unet() -> UNet:
 
 
 class TestPrecisionInferer:
+    def test_images_of_a_batch_keep_what_is_known_of_each(self) -> None:
+        images = [
+            MetaTensor(torch.rand(3, 8, 8), meta={"filename_or_obj": name, "original_channel_dim": 0}) for name in "ab"
+        ]
+        logits = PrecisionInferer()(list_data_collate(images), pointwise())
+        assert [one.meta["filename_or_obj"] for one in decollate_batch(logits)] == ["a", "b"]
+
     @pytest.mark.parametrize(("precision", "dtype"), [
         ("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16),
     ])  # fmt: skip

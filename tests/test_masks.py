@@ -80,6 +80,11 @@ class TestVesselMask:
         assert torch.equal(VesselMaskd("pred", probability_keys="map")(case)["map"], vessel)
         assert case.keys() == {"pred", "fov"} and case["pred"] is pred
 
+    def test_the_mask_knows_its_photograph(self) -> None:
+        """After which MONAI's ``SaveImaged`` calls its files."""
+        out = VesselMaskd("pred")({"pred": MetaTensor(torch.ones(1, 2, 2), meta={"filename_or_obj": "eye.tif"})})
+        assert out["pred"].meta["filename_or_obj"] == out["probability"].meta["filename_or_obj"] == "eye.tif"
+
     def test_the_field_of_view_need_not_be_where_the_probabilities_are(self) -> None:
         """As after a network on a GPU, to which engines move the image alone."""
         case = {"pred": torch.zeros(1, 2, 3, device="meta"), "fov": torch.ones(1, 2, 3, dtype=torch.uint8)}

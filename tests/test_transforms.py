@@ -14,6 +14,7 @@ from monai.transforms import Compose, CopyItemsd, DeleteItemsd, Invertd
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from drive_seg.arrays import plain
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.transforms import (
     EnsureFOVd,
@@ -28,6 +29,17 @@ from drive_seg.transforms import (
 
 def image_of(height: int = 2, width: int = 3, file: str = "eye.tif") -> MetaTensor:
     return tensor(np.full((3, height, width), 100, np.uint8), file)
+
+
+def test_arrays_do_as_tensors_do() -> None:
+    """As MONAI's transforms take them."""
+    rows, columns = np.ogrid[:80, :80]
+    circle = ((rows - 40) ** 2 + (columns - 40) ** 2 < 30**2).astype(np.uint8)[None]
+    case = {"image": np.repeat(circle * np.uint8(100), 3, axis=0), "label": np.eye(80, dtype=np.uint8)[None]}
+    every = Compose([EnsureFOVd(), EnsureLabeld("label", 2), IgnoreOutsideFOVd("label"), NormalizeInFOVd("image")])
+    for given in (case, {**case, "fov": circle}):
+        one, other = every(given), every({key: torch.from_numpy(array) for key, array in given.items()})
+        assert all(torch.equal(plain(one[key]), plain(other[key])) for key in ("image", "label", "fov"))
 
 
 class TestEnsureFOV:
@@ -125,6 +137,16 @@ class TestEnsureLabel:
         label = tensor(np.zeros((1, 3, 2), np.uint8), "drawn.gif")
         with pytest.raises(DriveSegError, match=r"^drawn\.gif: label: expected the size of eye\.tif, 3×2, got 2×3$"):
             EnsureLabeld("label", num_classes)({"image": image_of(), "label": label})
+
+    @pytest.mark.parametrize(("values", "told"), [
+        ([0, 0, 0, 0, 0, 0], "0 %"), ([1, 1, 1, 0, 0, 0], "75 %"), ([1, 1, 0, 0, 1, 1], ""),
+    ], ids=["none", "inverted", "some"])  # fmt: skip
+    def test_a_share_that_cannot_be(self, caplog: pytest.LogCaptureFixture, values: list[int], told: str) -> None:
+        label = tensor(np.array([[values]], np.uint8), "drawn.gif")
+        fov = torch.tensor([[[1, 1, 1, 1, 0, 0]]])
+        EnsureLabeld("label", 2)({"image": image_of(1, 6), "label": label, "fov": fov})
+        expected = f"drawn.gif: label: {told} of the field of view are vessels, look at it"
+        assert [record.message for record in caplog.records] == ([expected] if told else [])
 
     def test_missing(self) -> None:
         case = {"image": image_of()}
