@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -164,14 +164,15 @@ def _failures(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(entry["photograph"], entry["failed"]) for entry in entries if "failed" in entry]
 
 
-def _keep_what_gets_lost(table: Path, photographs: Collection[str]) -> None:
+def _keep_what_gets_lost(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A run with other settings measures anew, and what an earlier one has measured may have taken days."""
     if not table.is_file():
         return
     with table.open(encoding="utf-8", newline="") as file:
-        before = {row.get("photograph") for row in csv.DictReader(file)}
-    if not before <= set(photographs) and (copy := keep(table)) is not None:
-        print(f"{table}: of photographs measured before, kept as {copy.name}", file=sys.stderr)  # noqa: T201
+        before = {tuple(sorted(row.items(), key=str)) for row in csv.DictReader(file)}
+    written = ({key: "" if value is None else str(value) for key, value in row.items()} for row in rows)
+    if before - {tuple(sorted(row.items(), key=str)) for row in written} and (copy := keep(table)) is not None:
+        print(f"{table}: as it was measured before, kept as {copy.name}", file=sys.stderr)  # noqa: T201
 
 
 def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]]) -> None:
@@ -188,7 +189,7 @@ def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]]) -> Non
         if entry.get("measures")
     ]
     table = output_dir / "vessels.csv"
-    _keep_what_gets_lost(table, {row["photograph"] for row in rows})
+    _keep_what_gets_lost(table, rows)
     if rows:
         write_csv(table, rows)
     else:

@@ -110,6 +110,19 @@ def test_measures_in_millimetres_or_none(
     assert kept.read_text() == before, "what was measured is not lost"
 
 
+def test_a_table_that_other_settings_replace_is_kept(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    segment_photographs(bundle, [folder / "0.png"], out, settings)
+    before = (out / "vessels.csv").read_text()
+    segment_photographs(bundle, [folder / "0.png", folder / "2.png"], out, settings)
+    assert not list(out.glob("vessels_*.csv")), "its row is still there"
+    segment_photographs(bundle, [folder / "0.png"], out, {**settings, "pixel_spacing_mm": 0.02})
+    (kept,) = out.glob("vessels_*.csv")
+    assert kept.read_text().startswith(before) and f"kept as {kept.name}" in capsys.readouterr().err
+
+
 def test_masks_alone(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
     out, alone = tmp_path / "out", tmp_path / "alone"
     segment_photographs(bundle, [folder / "0.png"], out, settings)
