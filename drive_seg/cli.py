@@ -142,7 +142,7 @@ def evaluate(
 ) -> None:
     """Score weights on the test cases; writes metrics.csv, summary.json and report.html into OUTPUT_DIR.
 
-    The report needs the extra: pip install 'drive-seg[report]'.
+    The report needs the extra: pip install 'drive-seg\\[report]'.
 
     Where the test cases have no annotations, as in DRIVE today, the held-out validation cases are scored and
     a warning says so. A case that cannot be scored is reported, and the others are finished. --fold k/n scores what
@@ -347,7 +347,7 @@ def _print_scores(summary: dict[str, Any]) -> None:
 
     headings = {"prediction": "prediction", "second_observer": "second observer"}
     rows = {row["comparison"]: row for row in summary["rows"] if row["region"] == "fov"}
-    shown = {heading: rows[key]["per_image"] for key, heading in headings.items() if key in rows}
+    shown = {heading: rows[key] for key, heading in headings.items() if key in rows}
     protocol = summary["protocol"]
     threshold = f"threshold {protocol['threshold']:g}, {protocol['threshold_source']}"
     scored = f"{protocol['cases']} cases ({', '.join(protocol['scored'])})"
@@ -355,11 +355,11 @@ def _print_scores(summary: dict[str, Any]) -> None:
     table.add_column("")
     for heading in shown:
         table.add_column(heading, justify="right")
-    for name in next(iter(shown.values()), ()):
-        table.add_row(name, *(_spread(spreads.get(name)) for spreads in shown.values()))
+    for name in next(iter(shown.values()), {"per_image": ()})["per_image"]:
+        table.add_row(name, *(_spread(row["per_image"].get(name), row["cases"]) for row in shown.values()))
     Console().print(table)
     for warning in protocol["warnings"]:
-        typer.echo(f"these figures are optimistic: {warning}", err=True)
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def _print_comparison(compared: dict[str, Any]) -> None:
@@ -384,15 +384,20 @@ def _print_comparison(compared: dict[str, Any]) -> None:
 
 
 def _p_value(p: float) -> str:
-    return "–" if math.isnan(p) else f"{p:.4f}"  # where no case differs there is none
+    if math.isnan(p):  # where no case differs there is none
+        return "–"
+    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
 
 
-def _spread(spread: dict[str, Any] | None) -> str:
+def _spread(spread: dict[str, Any] | None, cases: int) -> str:
+    from drive_seg.evaluation import of_fewer
+
     if spread is None:
         return ""
     if spread["mean"] is None:
         return "undefined"
-    return f"{spread['mean']:.4f}" + ("" if spread["sd"] is None else f" ± {spread['sd']:.4f}")
+    sd = "" if spread["sd"] is None else f" ± {spread['sd']:.4f}"
+    return f"{spread['mean']:.4f}{sd}{of_fewer(spread['defined'], cases)}"
 
 
 if __name__ == "__main__":

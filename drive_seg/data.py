@@ -48,7 +48,8 @@ def load_datalist(
             each other, each with the name of its folder before its case id.
         section: ``training``, ``validation`` or ``test``.
         annotations: which annotation goes under which key, ``{"label": "1st_manual"}`` by default. Every
-            training and validation case must have the one named ``label``; any other may be absent.
+            training and validation case must have the one named ``label``, and some case any other but the second
+            observer's.
         validation_every: where the dataset names no validation cases, those of every n-th person in order of
             case id are held out for validation (5: cases 25, 30, 35 and 40 of DRIVE, which leaves 16), see
             ``drive_seg.persons.person``.
@@ -68,7 +69,10 @@ def load_datalist(
     if not isinstance(dataset_dir, (str, os.PathLike)):
         return of_several(dataset_dir, lambda folder: load_datalist(folder, section, annotations, validation_every))
     sections = _read_sections(Path(dataset_dir), validation_every)
-    _check_annotation(Path(dataset_dir), sections, annotations.get("label"))
+    # Not every dataset has a second observer; any other name was meant.
+    for key, name in annotations.items():
+        if key == "label" or name != SECOND_OBSERVER:
+            _check_annotation(Path(dataset_dir), sections, name)
     cases = sections[section]
     if section == "validation" and sections["training"] and not cases:
         raise DriveSegError(

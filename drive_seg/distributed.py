@@ -17,6 +17,7 @@ from drive_seg.errors import DriveSegError
 __all__ = [
     "FirstProcessBuffers",
     "best_device",
+    "check_device",
     "cores",
     "finish",
     "from_first",
@@ -43,6 +44,23 @@ def best_device() -> torch.device:
     if accelerator is None:
         return torch.device("cpu")
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
+
+
+def check_device(name: object) -> None:
+    """See that a device, by its name, is there.
+
+    Raises:
+        DriveSegError: if it is not, or if torch knows none of this name.
+    """
+    try:
+        device = torch.device(name)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError) as error:
+        raise DriveSegError(f"device: expected cpu, cuda, cuda:1 or another of torch's, got {name!r}") from error
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    kind, count = ("cpu", 0) if accelerator is None else (accelerator.type, torch.accelerator.device_count())
+    if device.type not in ("cpu", "meta", kind) or (device.type == kind and (device.index or 0) >= max(count, 1)):
+        there = "" if accelerator is None else f" or {kind} ({count} of them)"
+        raise DriveSegError(f"device: there is no {name} here, expected cpu{there}")
 
 
 def start(timeout: timedelta | None = None, device: torch.device | str | None = None) -> None:

@@ -75,6 +75,11 @@ class TolerantEvaluator(SupervisedEvaluator):
         return engine.state.output
 
 
+def of_fewer(defined: int, cases: int) -> str:
+    """What to say beside a mean over the cases in which a figure is defined, if that is not in all of them."""
+    return "" if defined == cases else f" (in {defined} of {cases})"
+
+
 class CaseScores:
     """Scores every case of an evaluation; writes a row for each and a summary of all.
 
@@ -165,7 +170,10 @@ class CaseScores:
                 COMPARISONS[row["comparison"]],
                 REGIONS[row["region"]],
                 row["cases"],
-                ", ".join(f"{name} {spread['mean']:.4f}" for name, spread in row["per_image"].items()),
+                ", ".join(
+                    f"{name} {spread['mean']:.4f}{of_fewer(spread['defined'], row['cases'])}"
+                    for name, spread in row["per_image"].items()
+                ),
             )
 
     def raise_if_incomplete(self) -> None:
@@ -205,13 +213,18 @@ class CaseScores:
         self.unscored = {case_id: reason for _, unscored in parts for case_id, reason in unscored.items()}
 
     def _warnings(self, sources: Sequence[str]) -> list[str]:
-        """What makes the figures optimistic."""
+        """What makes the figures optimistic, or may do so."""
         chosen_on = {result.case_id for result in self.results} & set(self.protocol.get("threshold_cases") or ())
         warnings = []
         if any(source != "test" for source in sources):
-            warnings.append("cases that are not test cases were scored: they trained the network or chose its weights")
+            warnings.append(
+                "cases that are not test cases were scored: if they trained the network or chose its weights, these "
+                "figures are optimistic"
+            )
         if chosen_on:
-            warnings.append(f"the threshold was chosen on {len(chosen_on)} of the scored cases")
+            warnings.append(
+                f"these figures are optimistic: the threshold was chosen on {len(chosen_on)} of the scored cases"
+            )
         return warnings
 
     def _summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from drive_seg.arrays import to_numpy
 from drive_seg.checkpoints import load_weights
 from drive_seg.configs import read_configs
 from drive_seg.data import Case
-from drive_seg.distributed import cores, processes
+from drive_seg.distributed import check_device, cores, processes
 from drive_seg.errors import ArgumentError, DriveSegError, first_cause, user_error
 from drive_seg.networks import UNet
 from drive_seg.openvino_network import OpenVINONetwork, choose_engine, openvino_network
@@ -96,6 +96,7 @@ class Segmenter:
             DriveSegError: if an override is of no key of theirs, or the weights are missing or do not fit.
         """
         parser = read_configs(files, overrides)
+        check_device(parser.get_parsed_content("device"))
         checkpoint = str(parser.get_parsed_content("checkpoint"))
         network = load_weights(parser.get_parsed_content("network"), checkpoint)
         names = ("preprocessing", "inferer", "postprocessing", "device")

@@ -34,7 +34,7 @@ def cases_to_score(
     """The cases of a section, with what an evaluation says of each.
 
     Where the test cases have no annotations at all, as DRIVE's site hands them out today, the held-out validation
-    cases take their place, and a warning says so: these chose the weights, so the figures are optimistic.
+    cases take their place, and a warning says so: where these chose the weights, the figures are optimistic.
 
     Args:
         dataset_dir, annotations, validation_every: as for ``load_datalist``.
@@ -62,7 +62,7 @@ def cases_to_score(
             cases = load_datalist(dataset_dir, source, annotations, validation_every)
             _logger.warning(
                 "%s has no annotated test cases: scoring the %d held-out validation cases instead "
-                "(they chose the checkpoint, so the figures are optimistic)",
+                "(where they chose the checkpoint, the figures are optimistic)",
                 dataset_dir, len(cases),
             )  # fmt: skip
     if not cases:

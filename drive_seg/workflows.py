@@ -12,7 +12,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from drive_seg.configs import SPECIAL, check_overrides, config_files, literal
-from drive_seg.distributed import processes
+from drive_seg.distributed import check_device, processes
 from drive_seg.errors import DriveSegError, first_cause, user_error
 from drive_seg.evaluation import CaseScores
 from drive_seg.files import make_folder
@@ -53,6 +53,8 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
     files = config_files(root, *names)
     values = {"bundle_root": str(root), **overrides}
     check_overrides(files, values)
+    if "device" in values and not str(values["device"]).startswith(SPECIAL):
+        check_device(values["device"])
     for key in ("output_dir", "ckpt_dir"):
         if key in values:
             values[key] = str(values[key])  # a folder may be called 2026

@@ -261,6 +261,15 @@ def strings(value: Any) -> Iterator[str]:
             yield from strings(item)
 
 
+OURS = {
+    "loss_of": "handlers",
+    "described": "settings",
+    "convert_sync_batchnorm": "adaptation",
+    "fast_dtype": "engines",
+}
+"""What configs import of this project for their expressions, and the file that it is in."""
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs_name_only_known_code(bundle: Path, name: str) -> None:
     config = read(bundle, name)
@@ -282,5 +291,5 @@ def test_configs_name_only_known_code(bundle: Path, name: str) -> None:
         }
         modules = {node.module for node in ast.walk(ast.parse(expression)) if isinstance(node, ast.ImportFrom)}
         assert not (names | imported) & forbidden, text
-        assert imported <= {"sys", "torch", "monai", "str2bool", "loss_of", "described", "convert_sync_batchnorm"}, text
-        assert modules <= {"monai.utils", "drive_seg.handlers", "drive_seg.settings", "drive_seg.adaptation"}, text
+        assert imported <= {"sys", "torch", "monai", "str2bool", *OURS}, text
+        assert modules <= {"monai.utils", *(f"drive_seg.{OURS[name]}" for name in imported & OURS.keys())}, text

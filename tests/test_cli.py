@@ -153,7 +153,7 @@ def test_an_evaluation_says_what_it_is_of(phantoms: Path, tmp_path: Path, capsys
     assert not stop.value.code
     said = capsys.readouterr()
     assert "over 1 cases (validation)" in said.out and "threshold 0.4" in said.out
-    assert "these figures are optimistic: cases that are not test cases" in said.err
+    assert "warning: cases that are not test cases" in said.err
 
     twice = ["evaluate", "--dataset-dir", str(phantoms), "--dataset-dir", str(phantoms), *small]
     assert "expected one folder, datasets are scored one at a time" in refused(twice, capsys)
@@ -193,14 +193,13 @@ def test_values_that_a_component_refuses(phantoms: Path, tmp_path: Path, capsys:
     ("learning_rate", "nan", "learning_rate: expected a number, such as 0.05 in the config, got 'nan'"),
     ("learning_rate", "NaN", "learning_rate: expected a number, such as 0.05 in the config, got nan"),
     ("optimizer", '{"_target_": "torch.optim.Addam"}', "torch.optim.Addam"),
-    pytest.param(
-        "device", "cuda", "the config names what is not there: ",
-        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
-    ),
+    ("device", "cuda:99", "device: there is no cuda:99 here, expected cpu"),
+    ("device", "gpu", "device: expected cpu, cuda, cuda:1 or another of torch's, got 'gpu'"),
     ("patch_size", "[384, null]", "patch_size: expected numbers, such as [384, 384] in the config, got [384, None]"),
     ("patch_size", "[64, 64, 64]", "patch_size: expected height and width, or one number for both, got [64, 64, 64]"),
     ("patch_size", "0", "patch_size: expected height and width, or one number for both, got 0"),
     ("adaptation", "2", "adaptation: expected a number from 0 to 1, got 2"),
+    ("num_classes", "1", "num_classes: expected 2 or more, background and vessel, got 1"),
     ("base_channels", "0", "base_channels: expected a whole number of at least 1, got 0"),
     ("fov_diameter", "abc", "fov_diameter: expected numbers, such as [640, 1280] in the config, got 'abc'"),
     ("loss#lambda_dice", "much", "loss::lambda_dice: expected a number, such as 1.0 in the config, got 'much'"),

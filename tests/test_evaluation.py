@@ -18,8 +18,10 @@ from test_bundle import components, run_bundle
 
 from drive_seg.cli import main
 from drive_seg.configs import config_files
+from drive_seg.engines import fast_dtype
 from drive_seg.ensemble import Ensemble, EnsembleLoader
 from drive_seg.errors import DriveSegError, user_error
+from drive_seg.evaluation import of_fewer
 from drive_seg.metrics import ProbabilityCounts
 from drive_seg.networks import UNet
 from drive_seg.splits import cases_to_score, fold_cases, parse_fold
@@ -65,6 +67,25 @@ def test_command_and_bundle_give_the_same_figures(bundle: Path, phantoms: Path, 
     assert one["checkpoints"][0]["path"] == weights and len(one["checkpoints"][0]["sha256"]) == 64
     assert {"drive-seg", "torch", "monai", "scikit-learn", "python"} <= one["versions"].keys()
     assert one["protocol"]["warnings"] == []
+
+
+def test_the_record_names_the_number_type(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:
+    """What auto means depends on the machine."""
+    values = {"dataset_dir": str(phantoms), "checkpoint": weights, "output_dir": str(tmp_path), **SMALL}
+    expected = str(fast_dtype(torch.device("cpu"))).removeprefix("torch.")
+    summary = evaluate_weights(bundle, {**values, "precision": "auto", "device": "cpu"}).summary
+    assert summary["settings"]["precision"] == expected
+
+
+def test_a_second_annotation_that_is_nowhere(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:
+    values = {"dataset_dir": str(phantoms), "checkpoint": weights, "output_dir": str(tmp_path), **SMALL}
+    with pytest.raises(Exception) as raised:
+        evaluate_weights(bundle, {**values, "second_annotation": "2nd_manuel"})
+    assert "has no '2nd_manuel', expected one of 1st_manual, 2nd_manual" in str(user_error(raised.value))
+
+
+def test_a_mean_says_over_how_many_cases() -> None:
+    assert of_fewer(20, 20) == "" and of_fewer(19, 20) == " (in 19 of 20)"
 
 
 def test_bad_cases_are_named_and_the_others_scored(
@@ -124,7 +145,7 @@ def test_threshold_is_chosen_on_validation_cases(bundle: Path, phantoms: Path, w
 
     values["section"] = "validation"
     warned = evaluate_weights(bundle, values, threshold="auto").summary["protocol"]["warnings"]
-    assert len(warned) == 2 and "the threshold was chosen on 1 of the scored cases" in warned
+    assert len(warned) == 2 and warned[1].endswith("the threshold was chosen on 1 of the scored cases")
 
 
 def test_test_cases_may_not_choose(bundle: Path, phantoms: Path, weights: str) -> None:
