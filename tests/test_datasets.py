@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.data import CacheDataset, DataLoader, get_track_meta
+from monai.data import CacheDataset, get_track_meta
 from monai.transforms import Compose, Lambda, RandLambda, Randomizable, Transform
 
 from drive_seg.configs import config_files
@@ -82,15 +85,29 @@ def test_samples_follow_from_seed_epoch_and_case_alone(transforms: str) -> None:
     assert set(forwards).isdisjoint(dataset(seed=1)[index] for index in range(4))
 
 
+STAYING = """
+from monai.data import DataLoader
+from monai.transforms import Compose
+from test_datasets import AddNoise
+
+from drive_seg.datasets import SeededCacheDataset
+
+samples = SeededCacheDataset([0.0] * 4, Compose([AddNoise(float)]), progress=False)
+loader = DataLoader(samples, batch_size=1, num_workers=2, persistent_workers=True)
+drawn = []
+for epoch in (3, 4):
+    samples.set_epoch(epoch)
+    drawn.append([float(sample) for sample in loader])
+    assert drawn[-1] == [samples[index] for index in range(4)]
+assert set(drawn[0]).isdisjoint(drawn[1])
+"""
+
+
 def test_workers_that_stay_are_told_the_epoch() -> None:
-    samples = SeededCacheDataset([0.0] * 4, Compose([AddNoise(float)]), progress=False)
-    loader = DataLoader(samples, batch_size=1, num_workers=2, persistent_workers=True)
-    drawn = []
-    for epoch in (3, 4):
-        samples.set_epoch(epoch)
-        drawn.append([float(sample) for sample in loader])
-        assert drawn[-1] == [samples[index] for index in range(4)]
-    assert set(drawn[0]).isdisjoint(drawn[1])
+    # In a process of its own, because torch handles the ends of all children of one that has had workers.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", STAYING], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_two_transforms_draw_different_numbers() -> None:
