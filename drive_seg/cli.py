@@ -5,10 +5,9 @@ torch and MONAI are imported inside the commands, so that ``drive-seg --help`` a
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -156,12 +155,13 @@ def evaluate(
         **({"checkpoint": [path_value(path) for path in checkpoint]} if checkpoint else {}),
         **parse_overrides(context.args),
     }
+    from drive_seg.tables import print_scores
     from drive_seg.workflows import evaluate_weights, quiet
 
     quiet()
     scores = evaluate_weights(bundle_root or shipped_bundle(), overrides, threshold)
     if scores.results and _speaks():
-        _print_scores(scores.summary)
+        print_scores(scores.summary)
         report = output_dir / "report.html"
         typer.echo(f"all figures: {output_dir / 'metrics.csv'}" + (f"\nreport: {report}" if report.is_file() else ""))
     scores.raise_if_incomplete()
@@ -183,9 +183,10 @@ def compare(
     from drive_seg.compare import compare as compare_summaries
     from drive_seg.compare import read_summary
     from drive_seg.files import write_csv
+    from drive_seg.tables import print_comparison
 
     compared = compare_summaries(read_summary(first), read_summary(second), region=region)
-    _print_comparison(compared)
+    print_comparison(compared)
     if output is not None:
         write_csv(output, compared["cases"])
         typer.echo(f"every case: {output}")
@@ -339,65 +340,6 @@ def _checkpoint(path: Path | None) -> dict[str, str]:
 
 def _one_or_all(folders: list[Path]) -> str | list[str]:
     return path_value(folders[0]) if len(folders) == 1 else [path_value(folder) for folder in folders]
-
-
-def _print_scores(summary: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    headings = {"prediction": "prediction", "second_observer": "second observer"}
-    rows = {row["comparison"]: row for row in summary["rows"] if row["region"] == "fov"}
-    shown = {heading: rows[key] for key, heading in headings.items() if key in rows}
-    protocol = summary["protocol"]
-    threshold = f"threshold {protocol['threshold']:g}, {protocol['threshold_source']}"
-    scored = f"{protocol['cases']} cases ({', '.join(protocol['scored'])})"
-    table = Table(title=f"Inside the field of view, mean ± sd over {scored}", caption=threshold)
-    table.add_column("")
-    for heading in shown:
-        table.add_column(heading, justify="right")
-    for name in next(iter(shown.values()), {"per_image": ()})["per_image"]:
-        table.add_row(name, *(_spread(row["per_image"].get(name), row["cases"]) for row in shown.values()))
-    Console().print(table)
-    for warning in protocol["warnings"]:
-        typer.echo(f"warning: {warning}", err=True)
-
-
-def _print_comparison(compared: dict[str, Any]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"Second less first, over {len(compared['cases'])} cases")
-    for heading in ("", "first", "second", "change", f"{100 * compared['level']:g} % interval", "p"):
-        table.add_column(heading, justify="right" if heading else "left", overflow="fold")
-    for name, row in compared["figures"].items():
-        interval = " to ".join(f"{end:+.4f}" for end in row["ci"])
-        means = [f"{row[key]:.4f}" for key in ("first", "second")]
-        table.add_row(name, *means, f"{row['difference']:+.4f}", interval, _p_value(row["p"]))
-    # In a file or a pipe there is no width to fit into, and figures must not be cut off.
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
-    for which, cases in zip(("first", "second"), compared["only"], strict=True):
-        if cases:
-            typer.echo(f"only in the {which}, left out: {', '.join(cases)}")
-    for key, (one, other) in compared["unlike"].items():
-        typer.echo(f"{key}: {one} | {other}")
-
-
-def _p_value(p: float) -> str:
-    if math.isnan(p):  # where no case differs there is none
-        return "–"
-    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
-
-
-def _spread(spread: dict[str, Any] | None, cases: int) -> str:
-    from drive_seg.evaluation import of_fewer
-
-    if spread is None:
-        return ""
-    if spread["mean"] is None:
-        return "undefined"
-    sd = "" if spread["sd"] is None else f" ± {spread['sd']:.4f}"
-    return f"{spread['mean']:.4f}{sd}{of_fewer(spread['defined'], cases)}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+"""Tables that the command line prints."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["print_comparison", "print_scores"]
+
+
+def print_scores(summary: Mapping[str, Any]) -> None:
+    """Means and standard deviations inside the field of view, of a ``summary.json``, and its warnings."""
+    headings = {"prediction": "prediction", "second_observer": "second observer"}
+    rows = {row["comparison"]: row for row in summary["rows"] if row["region"] == "fov"}
+    shown = {heading: rows[key] for key, heading in headings.items() if key in rows}
+    protocol = summary["protocol"]
+    threshold = f"threshold {protocol['threshold']:g}, {protocol['threshold_source']}"
+    scored = f"{protocol['cases']} cases ({', '.join(protocol['scored'])})"
+    table = Table(title=f"Inside the field of view, mean ± sd over {scored}", caption=threshold)
+    table.add_column("")
+    for heading in shown:
+        table.add_column(heading, justify="right")
+    for name in next(iter(shown.values()), {"per_image": ()})["per_image"]:
+        table.add_row(name, *(_spread(row["per_image"].get(name), row["cases"]) for row in shown.values()))
+    Console().print(table)
+    for warning in protocol["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
+
+
+def print_comparison(compared: Mapping[str, Any]) -> None:
+    """What ``drive_seg.compare`` gives: figures of both, their differences, and what else is not alike."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"Second less first, over {len(compared['cases'])} cases")
+    for heading in ("", "first", "second", "change", f"{100 * compared['level']:g} % interval", "p"):
+        table.add_column(heading, justify="right" if heading else "left", overflow="fold")
+    for name, row in compared["figures"].items():
+        interval = " to ".join(f"{end:+.4f}" for end in row["ci"])
+        means = [f"{row[key]:.4f}" for key in ("first", "second")]
+        table.add_row(name, *means, f"{row['difference']:+.4f}", interval, _p_value(row["p"]))
+    # In a file or a pipe there is no width to fit into, and figures must not be cut off.
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    for which, cases in zip(("first", "second"), compared["only"], strict=True):
+        if cases:
+            typer.echo(f"only in the {which}, left out: {', '.join(cases)}")
+    for key, (one, other) in compared["unlike"].items():
+        typer.echo(f"{key}: {one} | {other}")
+
+
+def _p_value(p: float) -> str:
+    if math.isnan(p):  # where no case differs there is none
+        return "–"
+    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
+
+
+def _spread(spread: Mapping[str, Any] | None, cases: int) -> str:
+    from drive_seg.evaluation import of_fewer  # loaded by then; comparing does without torch
+
+    if spread is None:
+        return ""
+    if spread["mean"] is None:
+        return "undefined"
+    sd = "" if spread["sd"] is None else f" ± {spread['sd']:.4f}"
+    return f"{spread['mean']:.4f}{sd}{of_fewer(spread['defined'], cases)}"
