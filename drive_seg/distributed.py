@@ -36,12 +36,13 @@ _groups = itertools.count()
 
 
 def best_device() -> torch.device:
-    """The accelerator (CUDA, MPS, XPU, …) of this process's place on its machine, the CPU where there is none.
+    """The accelerator (CUDA, XPU, …) of this process's place on its machine, the CPU where there is none.
 
-    Where there are more processes than accelerators they share them.
+    Where there are more processes than accelerators they share them. Apple's GPUs (MPS) are taken only where they are
+    asked for (``--device mps``): nobody has run this project on them.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is None:
+    if accelerator is None or accelerator.type == "mps":
         return torch.device("cpu")
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
 

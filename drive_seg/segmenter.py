@@ -256,7 +256,10 @@ class Segmenter:
     @torch.inference_mode()
     def _predict(self, case: dict[str, Any]) -> dict[str, Any]:
         # A batch of this one alone: MONAI's collation would copy the photograph and its masks, too.
-        return {**case, "pred": self.inferer(case["image"][None].to(self.device), self.network)[0]}
+        logits = self.inferer(case["image"][None].to(self.device), self.network)[0]
+        # Two threads that use Apple's GPU at once can end the process (pytorch/pytorch#197805): others get what they
+        # are to write in the memory of the CPU.
+        return {**case, "pred": logits.cpu() if self.device.type == "mps" else logits}
 
     @torch.inference_mode()
     def _finish(self, case: dict[str, Any]) -> dict[str, Any]:

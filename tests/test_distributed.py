@@ -7,9 +7,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 from test_training import overrides, train
 
-from drive_seg.distributed import cores, share_of_batch
+from drive_seg.distributed import best_device, cores, share_of_batch
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.phantom import write_phantom_dataset
 from drive_seg.predict import LONGEST_RUN
@@ -46,6 +47,18 @@ def test_torchruns_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) ->
         if together:
             monkeypatch.setenv("LOCAL_WORLD_SIZE", str(together))
         assert cores() == each
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"), [(None, "cpu"), ("cuda", "cuda:1"), ("xpu", "xpu:1"), ("mps", "cpu")], ids=str
+)
+def test_the_device_that_is_taken(there: str | None, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes' worth of accelerators; Apple's are for those who ask for them."""
+    accelerator = None if there is None else torch.device(there)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: accelerator)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert best_device() == torch.device(taken)
 
 
 BUFFERS = """
