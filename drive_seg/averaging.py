@@ -1,22 +1,83 @@
-"""One network of the weights of several trainings."""
+"""Means of weights: over the steps of one training, and over several trainings."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from ignite.engine import Engine, Events
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from drive_seg.checkpoints import load_weights, save_checkpoint
 from drive_seg.errors import DriveSegError
 
-__all__ = ["average_weights"]
+__all__ = ["MovingAverage", "average_weights"]
 
 _logger = logging.getLogger(__name__)
+
+
+class MovingAverage:
+    """Exponential moving average of a network's weights over the steps of its training.
+
+    While the learning rate is high the weights go to and fro from step to step; their average goes less, and is sooner
+    where they are going. It is to be validated and saved in the network's place. At the end of a schedule that ends
+    near 0 the two are all but the same. ignite's ``EMAHandler`` begins with the network as it was made, not with the
+    weights that a training starts from, and cannot be resumed while its decay still grows.
+
+    Args:
+        network: which is trained.
+        decay: what stays of the average in a step, 0 to below 1; less in the first steps, of which n have been,
+            (1 + n) / (10 + n), as in TensorFlow's ``ExponentialMovingAverage``. 0: the weights themselves.
+
+    Attributes:
+        network: a copy of it with the averages, of batch norm's statistics, too.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise DriveSegError(f"decay: expected 0 or more and less than 1, got {decay}")
+        self.trained = network
+        self.decay = decay
+        self._averaged = AveragedModel(network, multi_avg_fn=self._average, use_buffers=True)
+
+    @property
+    def network(self) -> nn.Module:
+        """With the averages of the steps so far."""
+        return self._averaged.module
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, before ``TrainingState``."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+
+    def start(self, engine: Engine) -> None:
+        """Forget: what comes is another training, or another round of a federated one, with other weights."""
+        self._averaged.n_averaged.zero_()
+
+    def update(self, engine: Engine) -> None:
+        """Take in the weights after a step; the first ones are the average."""
+        self._averaged.update_parameters(self.trained)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The network's, and how many steps it is the average of."""
+        return {"network": self.network.state_dict(), "steps": int(self._averaged.n_averaged)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.network.load_state_dict(state["network"])
+        self._averaged.n_averaged.fill_(state["steps"])
+
+    def _average(self, averages: Any, current: Any, steps: torch.Tensor | int) -> None:
+        if not averages[0].is_floating_point():  # how many batches batch norm has seen
+            torch._foreach_copy_(averages, current)
+            return
+        number = int(self._averaged.n_averaged)  # the same as steps, but on the CPU, so that no step waits for a GPU
+        get_ema_multi_avg_fn(min(self.decay, (1 + number) / (10 + number)))(averages, current, steps)
 
 
 def average_weights(

@@ -73,13 +73,14 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike) -> nn.Module:
-    """Load a state dict into ``network`` and return it; a training state's network is taken, too.
+    """Load a state dict into ``network`` and return it; from a training state its averaged weights.
 
     Raises:
         DriveSegError: if the file is missing or its weights are not those of such a network.
     """
     content = load_checkpoint(path)
-    weights = content.get("network", content)
+    average = content.get("moving_average")
+    weights = (average if isinstance(average, Mapping) else content).get("network", content)
     try:
         network.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""The mean of the weights of several trainings, with batch norm's statistics taken anew."""
+"""Means of the weights of a training's steps, and of several trainings with batch norm's statistics taken anew."""
 
 from __future__ import annotations
 
@@ -7,17 +7,93 @@ from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from test_bundle import SMALL, run_bundle
+from test_training import overrides, train
 
-from drive_seg.averaging import average_weights
+from drive_seg.averaging import MovingAverage, average_weights
 from drive_seg.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from drive_seg.errors import DriveSegError
 from drive_seg.networks import UNet
 
 
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def tiny(seed: int) -> UNet:
     torch.manual_seed(seed)
     return UNet(base_channels=SMALL["base_channels"], depth=SMALL["depth"])
+
+
+class Course:
+    """A network whose one weight and statistics become given values, step by step, and their average."""
+
+    def __init__(self, decay: float) -> None:
+        self.network = torch.nn.BatchNorm1d(1)
+        self.average = MovingAverage(self.network, decay)
+        self.engine = Engine(self.step)
+        self.average.attach(self.engine)
+
+    def step(self, engine: Engine, value: float) -> None:
+        for tensor in (self.network.weight.data, self.network.running_mean):
+            tensor.fill_(value)
+        self.network.num_batches_tracked += 1
+
+    def run(self, values: list[float]) -> list[float]:
+        self.engine.run(values, max_epochs=1)
+        averaged = self.average.network
+        assert averaged is not self.network and self.network.weight.item() == values[-1]
+        assert averaged.num_batches_tracked == self.network.num_batches_tracked, "counted, not averaged"
+        return [averaged.weight.item(), averaged.running_mean.item()]
+
+
+@pytest.mark.parametrize(("decay", "expected"), [
+    (0.95, (1.0 * 2 / 11 + 2.0 * 9 / 11) * 3 / 12 + 6.0 * 9 / 12),  # of the steps so far rather than of the first
+    (0.1, (1.0 * 0.1 + 2.0 * 0.9) * 0.1 + 6.0 * 0.9),
+    (0, 6.0),
+])  # fmt: skip
+def test_the_average_of_a_trainings_steps(decay: float, expected: float) -> None:
+    course = Course(decay)
+    assert course.run([1.0, 2.0, 6.0]) == pytest.approx([expected] * 2)
+    assert course.run([5.0]) == [5.0, 5.0], "another training has nothing of the one before"
+
+
+def test_what_stays_of_the_average_grows_to_the_decay() -> None:
+    course = Course(0.95)
+    for steps, stays in ((9, 10 / 19), (400, 0.95)):
+        course.run([0.0] * steps)
+        course.network.weight.data.fill_(1.0)
+        course.average.update(course.engine)
+        assert course.average.network.weight.item() == pytest.approx(1 - stays)
+
+
+def test_an_average_that_is_gone_on_with_is_the_same() -> None:
+    whole = Course(0.5).run([1.0, 2.0, 6.0, 7.0])
+    first, second = Course(0.5), Course(0.5)
+    first.run([1.0, 2.0])
+    state = first.average.state_dict()
+    second.engine.add_event_handler(Events.STARTED, lambda engine: second.average.load_state_dict(state))
+    assert second.run([6.0, 7.0]) == whole
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1, 2.0])
+def test_a_decay_that_is_none(decay: float) -> None:
+    with pytest.raises(DriveSegError, match=f"decay: expected 0 or more and less than 1, got {decay}"):
+        MovingAverage(torch.nn.Linear(1, 1), decay)
+
+
+def test_the_average_is_validated_and_saved(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    """Of a training whose weights move a lot, the last validation sees the average; without one, the weights."""
+    scores = {}
+    for decay in (0.95, 0.0):
+        folder = tmp_path / f"{decay}"
+        train(bundle, overrides(phantoms, folder, max_epochs=10, val_interval=10, **{"moving_average#decay": decay}))
+        state, best = load_checkpoint(folder / "last.pt"), load_checkpoint(folder / "model.pt")
+        assert same(best, state["moving_average"]["network"])
+        assert same(best, state["network"]) == (decay == 0)
+        scores[decay] = state["progress"]["best_metric"]
+    assert scores[0.95] != scores[0.0]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,14 @@ def test_what_torch_makes_of_an_interruption_is_one(tmp_path: Path, monkeypatch:
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_weights_come_back(tmp_path: Path, wrapped: bool) -> None:
+@pytest.mark.parametrize("wrap", [
+    lambda weights: weights,
+    lambda weights: {"network": weights, "progress": {"epoch": 3}},
+    lambda weights: {"network": small(seed=2).state_dict(), "moving_average": {"network": weights, "steps": 5}},
+], ids=["weights", "state", "state-with-average"])  # fmt: skip
+def test_weights_come_back(tmp_path: Path, wrap: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     network = small()
-    weights = network.state_dict()
-    content = {"network": weights, "progress": {"epoch": 3}} if wrapped else weights
-    save_checkpoint(content, tmp_path / "model.pt")
+    save_checkpoint(wrap(network.state_dict()), tmp_path / "model.pt")
     other = small(seed=1)
     assert not same_weights(other, network)
     assert load_weights(other, tmp_path / "model.pt") is other
