@@ -137,7 +137,7 @@ def literal(value: Any) -> Any:
 
 
 def config_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Every key of a config, and of what it holds, by its full name, ``train::dataset::cache_rate``, with its value."""
+    """Every key of a config, overlays merged, and of what it holds, by its full name, ``train::dataset::seed``."""
     return dict(_keys(config))
 
 
@@ -162,12 +162,14 @@ def check_overrides(files: Sequence[str], overrides: Mapping[str, Any]) -> None:
     Raises:
         DriveSegError: naming the first that is not, and the key it may be meant to be.
     """
-    known: dict[str, Any] = {}
+    from monai.bundle import ConfigParser  # the command line answers --help without it
+
     for file in files:
         try:
-            known.update(config_keys(json.loads(Path(file).read_text(encoding="utf-8"))))
+            json.loads(Path(file).read_text(encoding="utf-8"))
         except ValueError as error:
             raise DriveSegError(f"{file}: cannot be read as JSON ({error})") from error
+    known = config_keys(ConfigParser.load_config_files(list(files)))
     for key, value in overrides.items():
         normal = key.replace("#", "::")
         if normal in known:
@@ -207,8 +209,7 @@ def _keys(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in items:
         if key == "_desc_":
             continue
-        # An overlay spells a nested key in one; a leading + means that its value is merged.
-        name = f"{prefix}{str(key).lstrip('+').replace('#', '::')}"
+        name = f"{prefix}{key}"
         yield name, value
         yield from _keys(value, f"{name}::")
 

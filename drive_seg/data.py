@@ -29,8 +29,10 @@ SECOND_OBSERVER = "2nd_manual"
 DATASET_JSON = "dataset.json"
 
 _NO_FILES = ("case_id", "person")
-_OTHER_NAMES = {"label": FIRST_OBSERVER, "mask": "fov"}
 """What a case in ``dataset.json`` says of itself; its other values are paths."""
+
+_OTHER_NAMES = {"label": FIRST_OBSERVER, "mask": "fov"}
+"""What MONAI's datalists call what is called otherwise here."""
 
 Case = dict[str, str]
 
@@ -38,8 +40,8 @@ Case = dict[str, str]
 def load_datalist(
     dataset_dir: str | os.PathLike | Sequence[str | os.PathLike],
     section: str,
-    annotations: Mapping[str, str] | None = None,
-    validation_every: int = 5,
+    annotations: Mapping[str, str | None] | None = None,
+    validation_every: int | None = 5,
 ) -> list[Case]:
     """The cases of one section, sorted by case id.
 
@@ -52,7 +54,7 @@ def load_datalist(
             observer's.
         validation_every: where the dataset names no validation cases, those of every n-th person in order of
             case id are held out for validation (5: cases 25, 30, 35 and 40 of DRIVE, which leaves 16), see
-            ``drive_seg.persons.person``.
+            ``drive_seg.persons.person``; None: nobody is.
 
     Returns:
         Dictionaries with ``case_id``, ``image``, and where the files exist ``fov`` and the keys of
@@ -74,7 +76,7 @@ def load_datalist(
         if key == "label" or name != SECOND_OBSERVER:
             _check_annotation(Path(dataset_dir), sections, name)
     cases = sections[section]
-    if section == "validation" and sections["training"] and not cases:
+    if section == "validation" and validation_every is not None and sections["training"] and not cases:
         raise DriveSegError(
             f"{dataset_dir}: its {len(sections['training'])} training cases leave none for validation, expected "
             f"validation_every to be at most the number of persons, got {validation_every}"
@@ -160,7 +162,7 @@ def write_dataset_json(
     return path
 
 
-def _read_sections(root: Path, validation_every: int) -> dict[str, list[Case]]:
+def _read_sections(root: Path, validation_every: int | None) -> dict[str, list[Case]]:
     if not root.is_dir():
         raise DriveSegError(f"dataset_dir: {root} is not a folder")
     if (root / DATASET_JSON).is_file():
@@ -172,7 +174,8 @@ def _read_sections(root: Path, validation_every: int) -> dict[str, list[Case]]:
                 f"dataset_dir: {root} holds no case, expected images in training/images or test/images "
                 f"(the DRIVE layout) or a {DATASET_JSON}"
             )
-    if not sections.get("validation"):
+    sections.setdefault("validation", [])
+    if validation_every is not None and not sections["validation"]:
         if not isinstance(validation_every, int) or validation_every < 2:
             raise DriveSegError(f"validation_every: expected a whole number of at least 2, got {validation_every!r}")
         training = sections["training"]
@@ -267,7 +270,7 @@ def _check_annotation(root: Path, sections: Mapping[str, Sequence[Case]], name: 
         raise DriveSegError(f"annotation: {root} has no {name!r}, expected one of {', '.join(sorted(known))}")
 
 
-def _with_annotations(case: Case, section: str, annotations: Mapping[str, str]) -> Case:
+def _with_annotations(case: Case, section: str, annotations: Mapping[str, str | None]) -> Case:
     chosen: Case = {key: case[key] for key in (*_NO_FILES, "image", "fov") if key in case}
     for key, folder in annotations.items():
         if folder in case:

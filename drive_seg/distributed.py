@@ -59,7 +59,7 @@ def check_device(name: object) -> None:
         raise DriveSegError(f"device: expected cpu, cuda, cuda:1 or another of torch's, got {name!r}") from error
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     kind, count = ("cpu", 0) if accelerator is None else (accelerator.type, torch.accelerator.device_count())
-    if device.type not in ("cpu", "meta", kind) or (device.type == kind and (device.index or 0) >= max(count, 1)):
+    if device.type not in ("cpu", kind) or (device.type == kind and (device.index or 0) >= max(count, 1)):
         there = "" if accelerator is None else f" or {kind} ({count} of them)"
         raise DriveSegError(f"device: there is no {name} here, expected cpu{there}")
 

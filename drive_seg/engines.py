@@ -62,8 +62,9 @@ class TrainingStep:
     """One training iteration, to be given to ``SupervisedTrainer`` as its ``iteration_update``.
 
     It does what MONAI's own does, with these differences: the precision is the inferer's, on any device; the loss
-    is computed in float32 outside of autocast; gradients are clipped once they are unscaled and summed up; and a
-    loss or gradient that is not finite ends the run before it can reach the weights.
+    is computed in float32 outside of autocast; gradients are set to None between steps, and clipped once they are
+    unscaled and summed up; and a loss or gradient that is not finite ends the run before it can reach the weights. The
+    trainer's ``amp`` and ``optim_set_to_none`` have no effect.
 
     Args:
         max_gradient_norm: the gradient's norm is clipped to this; None: not at all.
@@ -86,7 +87,10 @@ class TrainingStep:
 
     def __call__(self, engine: SupervisedTrainer, batchdata: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Images, labels, logits and loss of the batch, as MONAI's engines put them into ``engine.state.output``."""
-        images, labels = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
+        images, labels, *rest = engine.prepare_batch(
+            batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
+        )
+        args, kwargs = rest or ((), {})
         output: dict[str, Any] = {CommonKeys.IMAGE: images, CommonKeys.LABEL: labels}
         engine.state.output = output
         engine.network.train()
@@ -98,7 +102,7 @@ class TrainingStep:
         if position == group_start:
             engine.optimizer.zero_grad(set_to_none=True)
 
-        logits = engine.inferer(images, engine.network)
+        logits = engine.inferer(images, engine.network, *args, **kwargs)
         output[CommonKeys.PRED] = logits
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         loss = engine.loss_function(logits, labels).mean()

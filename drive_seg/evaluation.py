@@ -31,6 +31,7 @@ from drive_seg.scores import (
     CaseResult,
     Scoring,
     case_row,
+    of_fewer,
     score_case,
     summarise,
 )
@@ -73,11 +74,6 @@ class TolerantEvaluator(SupervisedEvaluator):
         engine.state.batch = batchdata
         engine.state.output = {"error": batchdata["error"][0]}
         return engine.state.output
-
-
-def of_fewer(defined: int, cases: int) -> str:
-    """What to say beside a mean over the cases in which a figure is defined, if that is not in all of them."""
-    return "" if defined == cases else f" (in {defined} of {cases})"
 
 
 class CaseScores:

@@ -23,7 +23,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path in the folder of ``path`` that takes its name once the block has ended well.
 
     The folder is made if it is missing. The temporary name keeps the suffix, because many writers choose the
-    format by it. If the block raises, ``path`` is as it was and nothing else is left behind.
+    format by it. If the block raises, ``path`` is as it was and nothing else is left behind. That holds for a process
+    that is killed, not for a machine that loses its power: to wait for the disk would slow thousands of pictures down.
 
     Raises:
         DriveSegError: if the folder cannot be written to or the disk is full.
@@ -38,7 +39,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise DriveSegError(f"{path}: cannot be written ({error.strerror or error})") from error
+        of_this = error.filename is None or Path(error.filename) in (path, temporary, *path.parents)
+        reason = (error.strerror if of_this else None) or error  # another file, such as one that was to be copied
+        raise DriveSegError(f"{path}: cannot be written ({reason})") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from drive_seg.datasets import SeededCacheDataset
 from drive_seg.files import write_csv
 from drive_seg.pictures import save_curves
 
-__all__ = ["EpochSeed", "History", "LastValidation", "MeasureTable", "TrainingProgress", "loss_of"]
+__all__ = ["EpochSeed", "History", "LastValidation", "TrainingProgress", "loss_of"]
 
 _logger = logging.getLogger(__name__)
 
@@ -217,42 +217,6 @@ class History:
             for row in csv.DictReader(file):
                 if int(row["epoch"]) < epoch:
                     self.rows.append({name: _number(value) for name, value in row.items()})
-
-
-class MeasureTable:
-    """Writes the measures of all photographs that an evaluator segmented as one CSV file, in their order.
-
-    Args:
-        path: such as ``vessels.csv``.
-        measures_key: of a row, in what the postprocessing puts out, see ``drive_seg.measures.MeasureVesselsd``. Before
-            it come ``photograph``, the file, and ``case_id``, empty where a case has none.
-    """
-
-    def __init__(self, path: str, measures_key: str = "measures") -> None:
-        self.path = path
-        self.measures_key = measures_key
-        self.rows: list[dict[str, Any]] = []
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to the evaluator."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
-        engine.add_event_handler(Events.COMPLETED, self.write)
-
-    def start(self, engine: Engine) -> None:
-        """A run begins."""
-        self.rows = []
-
-    def collect(self, engine: Engine) -> None:
-        """Keep the rows of a batch."""
-        for case, found in zip(engine.state.batch, engine.state.output, strict=True):
-            file = case["photograph"].meta.get("filename_or_obj", "")
-            self.rows.append({"photograph": file, "case_id": case.get("case_id", ""), **found[self.measures_key]})
-
-    def write(self, engine: Engine) -> None:
-        """Write the file."""
-        if self.rows:
-            write_csv(self.path, self.rows)
 
 
 def loss_of(output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> float:

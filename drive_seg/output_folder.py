@@ -6,7 +6,6 @@ of the same name, is not taken for done.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from drive_seg.data import Case
 from drive_seg.errors import DriveSegError
 from drive_seg.journal import Journal, read_journals
+from drive_seg.measure_table import rounded
 
 __all__ = ["OutputFolder", "entry_of"]
 
@@ -105,16 +105,9 @@ def entry_of(result: Mapping[str, Any]) -> Entry:
     """What is noted of a photograph that was segmented, by the case that came out."""
     height, width = result["pred"].shape[1:]
     saved = {kind: Path(path).name for kind, path in result.get("saved", {}).items()}
-    measures = {name: _rounded(value) for name, value in result.get("measures", {}).items()}
+    measures = rounded(result.get("measures", {}))
     stamps = {Path(path).name: _stamp(path) for path in result.get("saved", {}).values()}
     return {"width_px": int(width), "height_px": int(height), "measures": measures, "saved": saved, "stamps": stamps}
-
-
-def _rounded(value: Any) -> Any:
-    """JSON knows no NaN; an empty field says that there is nothing to measure."""
-    if not isinstance(value, float):
-        return value
-    return round(value, 6) if math.isfinite(value) else None
 
 
 def _stamp(path: str | os.PathLike) -> list[int]:

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from drive_seg.bit_depth import to_8_bit
 from drive_seg.dicom import is_dicom, read_dicom
-from drive_seg.errors import DriveSegError
+from drive_seg.errors import ArgumentError, DriveSegError
 from drive_seg.nifti import is_nifti, read_nifti
 from drive_seg.rasters import is_tiff, open_raster, read_deep
 from drive_seg.sizes import MOST_PIXELS
@@ -35,8 +35,7 @@ class PhotographReader(PILReader):
 
     def __init__(self, content: str = "photograph") -> None:
         super().__init__(reverse_indexing=False)
-        if content not in CONTENTS:
-            raise ValueError(f"content: expected one of {', '.join(CONTENTS)}, got {content!r}")
+        _check_content(content)
         self.content = content
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -81,8 +80,15 @@ def read_image(path: str | os.PathLike, content: str = "photograph") -> np.ndarr
 
     Raises:
         DriveSegError: naming the file, if it cannot be read.
+        ArgumentError: if ``content`` is none of these.
     """
+    _check_content(content)
     return _read(os.fspath(path), content)[0]
+
+
+def _check_content(content: str) -> None:
+    if content not in CONTENTS:
+        raise ArgumentError(f"content: expected one of {', '.join(CONTENTS)}, got {content!r}")
 
 
 def _read(path: str, content: str) -> tuple[np.ndarray, np.ndarray | None]:

@@ -44,6 +44,9 @@ FIGURES = {
     "hd95": ("HD95 / px", "95 % Hausdorff distance in pixels; less is better"),
     "asd": ("ASD / px", "average symmetric surface distance in pixels; less is better"),
 }
+DIGITS = {"betti0_error": 1, "betti1_error": 1, "hd95": 1, "asd": 2}
+"""After the point; of shares, which all others are, 3."""
+
 LARGEST_SIDE = 2000
 
 _logger = logging.getLogger(__name__)
@@ -202,10 +205,10 @@ def _css(colour: Sequence[int]) -> str:
 
 
 def _number(value: float | None, name: str = "dice") -> str:
-    """A figure as it is printed: three digits of shares, one of distances and counts."""
+    """A figure as it is printed."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:.{1 if name in ('hd95', 'betti0_error', 'betti1_error') else 3 if name != 'asd' else 2}f}"
+    return f"{value:.{DIGITS.get(name, 3)}f}"
 
 
 def _spread(spread: Mapping[str, Any] | None, name: str) -> str:

@@ -34,6 +34,8 @@ __all__ = [
     "RegionScores",
     "Scoring",
     "case_row",
+    "check_probability",
+    "of_fewer",
     "score_case",
     "summarise",
 ]
@@ -206,7 +208,7 @@ def score_case(
     if second is not None:
         masks["second"] = second != 0
     if probability is not None:
-        _check_probability(case_id, probability)
+        check_probability(case_id, probability)
         probability = np.where(inside, probability, 0)
 
     diameter = int(fov_diameter(inside))
@@ -236,6 +238,27 @@ def score_case(
                 scores[name][WHOLE].shapes.update(_by_class(predicted, label, everywhere, scoring.num_classes))
     packed = {name: np.packbits(mask) for name, mask in masks.items()}
     return CaseResult(case_id, scores, diameter, (label.shape[0], label.shape[1]), packed)
+
+
+def check_probability(case_id: str, probability: np.ndarray) -> None:
+    """See that a probability map is one.
+
+    Raises:
+        DriveSegError: naming the case, if a pixel is NaN, infinite or not from 0 to 1.
+    """
+    bad = ~np.isfinite(probability)
+    if bad.any():
+        raise DriveSegError(
+            f"expected numbers in the probability map of case {case_id}, got {bad.sum()} pixels NaN or infinite"
+        )
+    low, high = float(probability.min()), float(probability.max())
+    if low < 0 or high > 1 + 1e-6:
+        raise DriveSegError(f"expected probabilities from 0 to 1 in case {case_id}, got {low:.4g} to {high:.4g}")
+
+
+def of_fewer(defined: int, cases: int) -> str:
+    """What to say beside a mean over the cases in which a figure is defined, if that is not in all of them."""
+    return "" if defined == cases else f" (in {defined} of {cases})"
 
 
 def _score(
@@ -336,17 +359,6 @@ def _spread(values: Sequence[float], bootstrap: Bootstrap) -> dict[str, Any]:
         "ci": list(bootstrap.interval(defined)),
         "defined": len(defined),
     }
-
-
-def _check_probability(case_id: str, probability: np.ndarray) -> None:
-    bad = ~np.isfinite(probability)
-    if bad.any():
-        raise DriveSegError(
-            f"expected numbers in the probability map of case {case_id}, got {bad.sum()} pixels NaN or infinite"
-        )
-    low, high = float(probability.min()), float(probability.max())
-    if low < 0 or high > 1 + 1e-6:
-        raise DriveSegError(f"expected probabilities from 0 to 1 in case {case_id}, got {low:.4g} to {high:.4g}")
 
 
 def _size(array: np.ndarray) -> str:

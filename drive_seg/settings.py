@@ -32,7 +32,9 @@ def described(part: Any) -> str:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
-    return isinstance(value, (bool, int, float, str, type(None), Transform, nn.Module))
+    if isinstance(value, (bool, int, float, str, type(None), Transform, nn.Module)):
+        return True
+    return callable(value) and hasattr(value, "__qualname__")
 
 
 def where_they_differ(one: str, other: str) -> tuple[str, str]:

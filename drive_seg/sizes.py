@@ -22,7 +22,7 @@ def check_size(path: str | os.PathLike, height: int, width: int) -> None:
     """
     if height < 1 or width < 1 or height * width > MOST_PIXELS:
         raise DriveSegError(
-            f"{path}: expected a photograph of 1 to {MOST_PIXELS // 1_000_000} million pixels, got {width} × {height}"
+            f"{path}: expected at most {MOST_PIXELS // 1_000_000} million pixels, got {width} × {height}"
         )
 
 

@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 def cases_to_score(
     dataset_dir: str | os.PathLike,
     section: str = "test",
-    annotations: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str | None] | None = None,
     validation_every: int = 5,
     fold: str | None = None,
 ) -> list[Case]:
@@ -79,7 +79,7 @@ def fold_cases(
     dataset_dir: str | os.PathLike | Sequence[str | os.PathLike],
     fold: str,
     section: str,
-    annotations: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str | None] | None = None,
 ) -> list[Case]:
     """The cases of one fold of a cross-validation over all cases that are not for test.
 
@@ -97,8 +97,8 @@ def fold_cases(
         raise DriveSegError(f"section: a fold has training and validation cases, got {section!r}")
     if not isinstance(dataset_dir, (str, os.PathLike)):
         return of_several(dataset_dir, lambda folder: fold_cases(folder, fold, section, annotations))
-    # How the dataset itself parts the two does not matter here; with 2 even a few cases can be parted.
-    both = [case for part in ("training", "validation") for case in load_datalist(dataset_dir, part, annotations, 2)]
+    # How the dataset itself parts the two does not matter here.
+    both = [case for part in ("training", "validation") for case in load_datalist(dataset_dir, part, annotations, None)]
     cases = sorted(both, key=lambda case: case["case_id"])
     persons = len(set(map(person, cases)))
     if persons < folds:

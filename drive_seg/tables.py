@@ -12,6 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from drive_seg.scores import of_fewer
+
 __all__ = ["print_comparison", "print_scores"]
 
 
@@ -36,7 +38,7 @@ def print_scores(summary: Mapping[str, Any]) -> None:
 
 def print_comparison(compared: Mapping[str, Any]) -> None:
     """What ``drive_seg.compare`` gives: figures of both, their differences, and what else is not alike."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"Second less first, over {len(compared['cases'])} cases")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"Second minus first, over {len(compared['cases'])} cases")
     for heading in ("", "first", "second", "change", f"{100 * compared['level']:g} % interval", "p"):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for name, row in compared["figures"].items():
@@ -59,8 +61,6 @@ def _p_value(p: float) -> str:
 
 
 def _spread(spread: Mapping[str, Any] | None, cases: int) -> str:
-    from drive_seg.evaluation import of_fewer  # loaded by then; comparing does without torch
-
     if spread is None:
         return ""
     if spread["mean"] is None:

@@ -16,6 +16,7 @@ from drive_seg.distributed import gather
 from drive_seg.errors import DriveSegError
 from drive_seg.files import sha256, write_text
 from drive_seg.metrics import ProbabilityCounts
+from drive_seg.scores import check_probability
 
 __all__ = ["ThresholdChoice", "best_threshold"]
 
@@ -99,9 +100,10 @@ class ThresholdChoice:
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
             case = {**batch, **output}
             self._refuse(str(case["section"]))
-            probability = to_numpy(case["probability"]).sum(axis=0)
+            probability = to_numpy(case["probability"]).sum(axis=0).clip(0, 1)
+            check_probability(str(case["case_id"]), probability)
             label, fov = (to_numpy(case[key])[0] for key in ("reference", "fov"))
-            self._counts[str(case["case_id"])] = ProbabilityCounts.of(probability.clip(0, 1), label, fov != 0)
+            self._counts[str(case["case_id"])] = ProbabilityCounts.of(probability, label, fov != 0)
 
     def finish(self, engine: Engine) -> None:
         """Choose and write."""

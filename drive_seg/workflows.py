@@ -67,7 +67,10 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
         workflow.initialize()
         workflow.run()
     except Exception as error:
-        raise _refused_value(error) or error from error.__cause__
+        refused = _refused_value(error)
+        if refused is None:
+            raise
+        raise refused from error
     workflow.finalize()
     return workflow
 
@@ -84,11 +87,11 @@ def _refused_value(error: BaseException) -> DriveSegError | None:
     if "max_epochs" in reason:  # ignite's, which is asked when all else is made
         return DriveSegError(f"max_epochs: {reason}")
     if any(words in reason for words in _ABSENT):
-        return DriveSegError(f"the config names what is not there: {reason.splitlines()[0]}")
+        return DriveSegError(f"the config names a class or device that does not exist: {reason.splitlines()[0]}")
     if "Failed to instantiate component" not in str(error):
         return None
     component = str(error).split("'")[1]
-    return DriveSegError(f"{component.rpartition('.')[2]} refuses its settings: {first_cause(error)}")
+    return DriveSegError(f"{component.rpartition('.')[2]} got values that it does not take: {first_cause(error)}")
 
 
 def evaluate_weights(root: Path, overrides: Mapping[str, Any], threshold: str | None = None) -> CaseScores:
@@ -116,7 +119,9 @@ def evaluate_weights(root: Path, overrides: Mapping[str, Any], threshold: str | 
         values.update(chosen.parser.get_parsed_content("choice").overrides())
     elif threshold is not None:
         values["threshold"] = _probability(threshold)
-    done = run_workflow(root, ["train", "evaluate", *members], "evaluating_all", values)
+    names = ["train", "evaluate", *members]
+    values["scores#config_files"] = config_files(root, *names)  # for the record
+    done = run_workflow(root, names, "evaluating_all", values)
     return done.parser.get_parsed_content("scores")
 
 

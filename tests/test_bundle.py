@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from drive_seg.networks import UNet
 from drive_seg.phantom import write_phantom_dataset
+from drive_seg.predict import segment_photographs
 
 CONFIGS = sorted(path.stem for path in (ROOT / "bundle" / "configs").glob("*.json") if path.stem != "metadata")
 SMALL = {
@@ -99,6 +100,10 @@ def test_inference_keeps_size_and_orientation(trained: Path, bundle: Path, phant
     assert [row["photograph"] for row in rows] == sorted(map(str, photographs.iterdir()))
     assert [row["case_id"] for row in rows] == sorted(photograph.stem for photograph in photographs.iterdir())
     assert all(0 <= float(row["vessel_density_share"]) <= 1 for row in rows)
+    values = {"checkpoint": str(trained / "model.pt"), "base_channels": 4, "depth": 3, "fov_diameter": 128}
+    segment_photographs(bundle, [photographs], tmp_path / "predict", {**values, "engine": "torch", "pictures": []})
+    other = tmp_path / "predict" / "vessels.csv"
+    assert other.read_bytes() == (tmp_path / "vessels.csv").read_bytes(), "whichever way it was made"
 
 
 def test_flags_and_several_weights_as_monais_command_hands_them_on(

@@ -194,6 +194,7 @@ def test_values_that_a_component_refuses(phantoms: Path, tmp_path: Path, capsys:
     ("learning_rate", "NaN", "learning_rate: expected a number, such as 0.05 in the config, got nan"),
     ("optimizer", '{"_target_": "torch.optim.Addam"}', "torch.optim.Addam"),
     ("device", "cuda:99", "device: there is no cuda:99 here, expected cpu"),
+    ("device", "meta", "device: there is no meta here, expected cpu"),
     ("device", "gpu", "device: expected cpu, cuda, cuda:1 or another of torch's, got 'gpu'"),
     ("patch_size", "[384, null]", "patch_size: expected numbers, such as [384, 384] in the config, got [384, None]"),
     ("patch_size", "[64, 64, 64]", "patch_size: expected height and width, or one number for both, got [64, 64, 64]"),

@@ -127,7 +127,7 @@ def files(tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize("key", [
     "max_epochs", "optimizer", "optimizer#lr", "optimizer::lr", "optimizer#_target_",
-    "train#handlers#0#path", "train::handlers::1", "checkpoint", "train#sampler#rank", "train#handlers#0#name",
+    "train#handlers#0#path", "train::handlers::1", "checkpoint", "train#sampler#rank", "train#handlers#2#name",
 ])  # fmt: skip
 def test_known_keys_pass(files: list[str], key: str) -> None:
     check_overrides(files, {key: 1})
@@ -138,6 +138,7 @@ def test_known_keys_pass(files: list[str], key: str) -> None:
     ("optimiser#lr", ", did you mean optimizer::lr?"),
     ("train#handlers#0#pth", ", did you mean train::handlers::0::path?"),
     ("chekpoint", ", did you mean checkpoint?"),
+    ("train#handlers#0#name", ", did you mean train::handlers::2::name?"),
     ("train#handlers#2#path", ", did you mean train::handlers::0::path?"),
     ("zzz", ""),
     ("", ""),

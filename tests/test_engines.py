@@ -165,6 +165,21 @@ def test_no_group_reaches_into_the_next_epoch() -> None:
     assert steps == [2, 3, 5, 6]
 
 
+def test_further_arguments_of_a_batch_go_to_the_inferer() -> None:
+    trainer = trainer_of([2])
+    prepare, seen = trainer.prepare_batch, []
+    trainer.prepare_batch = lambda *args, **kwargs: (*prepare(*args, **kwargs), ("scale",), {"flip": True})
+    inferer = trainer.inferer
+
+    def infer(images: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append((args, kwargs))
+        return inferer(images, network)
+
+    trainer.inferer = infer
+    trainer.run()
+    assert seen == [(("scale",), {"flip": True})]
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_gradients_are_clipped_once_they_are_whole(precision: str, accumulation_steps: int) -> None:

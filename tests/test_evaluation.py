@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from builders import write_drive_layout
+from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 from test_bundle import components, run_bundle
@@ -21,9 +23,9 @@ from drive_seg.configs import config_files
 from drive_seg.engines import fast_dtype
 from drive_seg.ensemble import Ensemble, EnsembleLoader
 from drive_seg.errors import DriveSegError, user_error
-from drive_seg.evaluation import of_fewer
 from drive_seg.metrics import ProbabilityCounts
 from drive_seg.networks import UNet
+from drive_seg.scores import of_fewer
 from drive_seg.splits import cases_to_score, fold_cases, parse_fold
 from drive_seg.thresholds import ThresholdChoice, best_threshold
 from drive_seg.workflows import evaluate_weights, run_workflow
@@ -175,6 +177,16 @@ def test_thresholds_to_choose_among(tmp_path: Path) -> None:
         ThresholdChoice(str(tmp_path / "threshold.json"), "data", "validation", "model.pt", steps=1)
 
 
+def test_no_threshold_is_chosen_by_what_is_no_probability(tmp_path: Path) -> None:
+    choice = ThresholdChoice(str(tmp_path / "threshold.json"), "data", "validation", "model.pt", steps=10)
+    engine = Engine(lambda engine, batch: None)
+    plane = torch.ones(1, 4, 4)
+    engine.state.batch = [{"case_id": "21", "section": "validation", "reference": plane, "fov": plane}]
+    engine.state.output = [{"probability": torch.full((1, 4, 4), math.nan)}]
+    with pytest.raises(DriveSegError, match="case 21, got 16 pixels NaN or infinite"):
+        choice.collect(engine)
+
+
 def test_best_threshold_by_hand() -> None:
     # Vessels at 0.7 and 0.6, background at 0.65 and 0.1: from 0.11 to 0.60 Dice is 4 / 5, above at most 2 / 3.
     probability, label = np.array([[0.7, 0.6, 0.65, 0.1]]), np.array([[True, True, False, False]])
@@ -208,6 +220,9 @@ def test_both_eyes_of_a_person_are_in_one_fold(tmp_path: Path) -> None:
     assert [case["case_id"] for case in fold_cases(tmp_path, "1/4", "validation")] == [*ids[:2], *ids[8:]]
     with pytest.raises(DriveSegError, match="at least 6 persons"):
         fold_cases(tmp_path, "1/6", "training")
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": listed[:2], "test": listed[2:]}))
+    with pytest.raises(DriveSegError, match="at least 2 persons for 2 folds, got 1"):
+        fold_cases(tmp_path, "1/2", "training")
 
 
 def test_folds_of_several_datasets_are_those_of_each(tmp_path: Path) -> None:

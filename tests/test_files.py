@@ -71,6 +71,14 @@ def test_a_full_disk_is_told_with_the_file(old: Path) -> None:
     assert old.read_text() == "old" and names(old.parent) == ["file.txt"]
 
 
+def test_another_file_that_fails_is_told_by_its_own_name(old: Path) -> None:
+    said = rf"^{old}: cannot be written \(.*No such file or directory"
+    with pytest.raises(DriveSegError, match=rf"{said}: '.*missing\.pt'\)$"), replacing(old):
+        old.with_name("missing.pt").read_bytes()
+    with pytest.raises(DriveSegError, match=rf"{said}\)$"), replacing(old) as temporary:
+        temporary.unlink()
+
+
 def test_a_folder_that_cannot_be_written_to(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> NoReturn:
         raise PermissionError(errno.EACCES, "Permission denied")

@@ -293,3 +293,5 @@ def test_one_file_at_a_time() -> None:
 def test_content_must_be_known() -> None:
     with pytest.raises(ValueError, match="content: expected one of photograph, binary, classes, got 'mask'"):
         PhotographReader("mask")
+    with pytest.raises(DriveSegError, match="content: expected one of photograph, binary, classes, got 'mask'"):
+        read_image("any.png", "mask")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from monai.transforms import Compose, RandFlipd
+from monai.transforms import Compose, Lambdad, RandFlipd
 
 from drive_seg.losses import DiceCELoss
 from drive_seg.settings import described, where_they_differ
@@ -20,6 +20,7 @@ from drive_seg.settings import described, where_they_differ
     ([torch.nn.ReLU()], [torch.nn.ELU()]),
     (torch.nn.functional.relu, torch.nn.functional.elu),
     (operator.add, operator.sub),
+    (Lambdad("image", operator.neg), Lambdad("image", operator.pos)),
 ])  # fmt: skip
 def test_parts_that_differ(one: Any, other: Any) -> None:
     assert described(one) != described(other)
