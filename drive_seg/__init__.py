@@ -28,13 +28,18 @@ def load(checkpoint: str | os.PathLike | None = None, **settings: Any) -> Segmen
         An object to be called with a photograph, a path or an array, see ``drive_seg.segmenter.Segmenter``.
 
     Raises:
-        DriveSegError: if the weights are missing or do not fit, or a key does not exist.
+        DriveSegError: if the weights are missing or do not fit, or a key does not exist or refuses its value.
     """
     from drive_seg.configs import bundle_root, config_files, path_value  # torch and MONAI are slow to import
+    from drive_seg.errors import ArgumentError
     from drive_seg.segmenter import Segmenter
 
     root = bundle_root()
     values = {"bundle_root": str(root), "save": False, "measure": False, **settings}
+    if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
+        raise ArgumentError(
+            f"checkpoint: expected one file, got {checkpoint!r}; several together are what ensemble.json is for"
+        )
     if checkpoint is not None:
         values["checkpoint"] = path_value(checkpoint)
     return Segmenter.from_config(config_files(root, "inference"), values)

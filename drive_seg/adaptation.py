@@ -93,7 +93,7 @@ def adapt_batch_norm(module: nn.Module, share: float) -> nn.Module:
         The network, or what takes the place of the batch normalisation.
 
     Raises:
-        ArgumentError: if the share is out of its range.
+        ArgumentError: if the share is out of its range, or a batch normalisation has no statistics or weights.
     """
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise ArgumentError(f"adaptation: expected a number from 0 to 1, got {share!r}")
@@ -102,6 +102,8 @@ def adapt_batch_norm(module: nn.Module, share: float) -> nn.Module:
         for name, child in list(module.named_children()):
             module.add_module(name, adapt_batch_norm(child, share))
         return module
+    if module.running_mean is None or module.weight is None:
+        raise ArgumentError("adaptation: expected batch normalisation with running statistics and weights")
     converted = adaptive(module.num_features)
     vars(converted).update(vars(module))
     converted.share = float(share)

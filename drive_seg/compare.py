@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from drive_seg.errors import DriveSegError
+from drive_seg.persons import person
 from drive_seg.scores import FOV, PREDICTION, REGIONS, Bootstrap
 
 __all__ = ["compare", "read_summary"]
@@ -55,10 +56,11 @@ def compare(
 
     Returns:
         ``figures``: by name ``cases`` (in which both are defined), ``first`` and ``second`` (their means over these),
-        ``difference`` (mean), ``sd`` (n - 1), ``ci`` and ``p`` of the two-sided Wilcoxon signed-rank test; ``cases``:
-        rows of ``case_id`` and every figure's difference; ``level`` of the intervals; ``only``: cases that one of both
-        lacks; ``unlike``: what of protocol and settings differs, as pairs. What is undefined is NaN: sd and interval of
-        one case, p where no case differs.
+        ``difference`` (mean), ``sd`` (n - 1), ``ci`` and ``p`` of the two-sided Wilcoxon signed-rank test of the
+        persons' mean differences, because both eyes of a person are alike; ``cases``: rows of ``case_id`` and every
+        figure's difference; ``persons``: how many; ``level`` of the intervals; ``only``: cases that one of both lacks;
+        ``unlike``: what of protocol and settings differs, as pairs. What is undefined is NaN: sd of one case, interval
+        of one person, p where no case differs.
 
     Raises:
         DriveSegError: if the two have no case in common, were scored against different references, or have a case of
@@ -74,13 +76,16 @@ def compare(
         raise DriveSegError("expected evaluations of the same cases, got two without a case in common")
     _check_sizes(first, second, common)
     names = [name for name in scores[0][common[0]] if name in scores[1][common[0]]]
+    about = {case["case_id"]: case for case in first["cases"]}
+    persons = np.array([person(about[case]) for case in common])
     values = {name: np.array([[of[case].get(name) for of in scores] for case in common], float) for name in names}
     return {
-        "figures": {name: _paired(pairs, bootstrap) for name, pairs in values.items()},
+        "figures": {name: _paired(pairs, persons, bootstrap) for name, pairs in values.items()},
         "cases": [
             {"case_id": case, **{name: float(pairs[i, 1] - pairs[i, 0]) for name, pairs in values.items()}}
             for i, case in enumerate(common)
         ],
+        "persons": len(set(persons)),
         "level": bootstrap.level,
         "only": [sorted(scores[0].keys() - scores[1].keys()), sorted(scores[1].keys() - scores[0].keys())],
         "unlike": _unlike(first, second),
@@ -109,9 +114,11 @@ def _check_sizes(first: Mapping[str, Any], second: Mapping[str, Any], common: Se
             )
 
 
-def _paired(pairs: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
-    defined = pairs[~np.isnan(pairs).any(axis=1)]
+def _paired(pairs: np.ndarray, persons: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
+    there = ~np.isnan(pairs).any(axis=1)
+    defined, persons = pairs[there], persons[there]
     differences = defined[:, 1] - defined[:, 0]
+    of_persons = np.array([differences[persons == name].mean() for name in np.unique(persons)])
     n = len(differences)
     means = defined.mean(axis=0) if n else np.full(2, np.nan)
     return {
@@ -120,8 +127,8 @@ def _paired(pairs: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
         "second": float(means[1]),
         "difference": float(differences.mean()) if n else math.nan,
         "sd": float(differences.std(ddof=1)) if n > 1 else math.nan,
-        "ci": list(bootstrap.interval(differences)),
-        "p": float(wilcoxon(differences).pvalue) if n and differences.any() else math.nan,
+        "ci": list(bootstrap.interval(differences, persons)),
+        "p": float(wilcoxon(of_persons).pvalue) if of_persons.any() else math.nan,
     }
 
 

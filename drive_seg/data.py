@@ -172,7 +172,7 @@ def _read_sections(root: Path, validation_every: int | None) -> dict[str, list[C
         if not any(sections.values()):
             raise DriveSegError(
                 f"dataset_dir: {root} holds no case, expected images in training/images or test/images "
-                f"(the DRIVE layout) or a {DATASET_JSON}"
+                f"(the DRIVE layout) or a {DATASET_JSON}, which a script of data_scripts makes of a download"
             )
     sections.setdefault("validation", [])
     if validation_every is not None and not sections["validation"]:
@@ -196,9 +196,13 @@ def _read_drive_section(folder: Path) -> list[Case]:
         partners = by_case(list_images(partner_dir))
         if not partners:
             continue
-        for key in images.keys() - partners.keys():
-            raise DriveSegError(f"{images[key]} has no partner in {partner_dir}, expected a file named {key}_… there")
-        for key in partners.keys() - images.keys():
+        for key in sorted(images.keys() - partners.keys()):
+            raise DriveSegError(
+                f"{images[key]} has no partner in {partner_dir}, expected a file named {key}_… there "
+                f"({len(images.keys() & partners.keys())} of {len(images)} images have one; a folder beside images "
+                "holds annotations or masks)"
+            )
+        for key in sorted(partners.keys() - images.keys()):
             raise DriveSegError(
                 f"{partners[key]} has no image in {folder / 'images'}, expected a file named {key}_… there"
             )

@@ -22,6 +22,8 @@ from drive_seg.arrays import to_numpy
 from drive_seg.distributed import gather
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.files import sha256, write_csv, write_text
+from drive_seg.learnt_cases import learnt_cases, photograph_described
+from drive_seg.persons import person
 from drive_seg.scores import (
     COMPARISONS,
     FOV,
@@ -40,6 +42,8 @@ __all__ = ["CaseScores", "TolerantDataset", "TolerantEvaluator"]
 
 PACKAGES = ("drive-seg", "torch", "monai", "pytorch-ignite", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")
 TABLES = {PREDICTION: "metrics.csv"}
+FEW = 20
+"""Persons, below whom percentile intervals are noticeably too narrow, see ``drive_seg.scores.Bootstrap``."""
 
 _logger = logging.getLogger(__name__)
 
@@ -196,6 +200,7 @@ class CaseScores:
             scoring=self.scoring,
         )
         result.about = {key: str(case[key]) for key in ("section", "fov_source", "photograph")}
+        result.about["person"] = person(case)
         return result
 
     def _leave_out(self, case_id: str, reason: str) -> None:
@@ -212,7 +217,14 @@ class CaseScores:
         """What makes the figures optimistic, or may do so."""
         chosen_on = {result.case_id for result in self.results} & set(self.protocol.get("threshold_cases") or ())
         warnings = []
-        if any(source != "test" for source in sources):
+        scored = [photograph_described({"image": result.about.get("photograph")}) for result in self.results]
+        learnt = learnt_cases(self.checkpoints)
+        if learnt is not None:
+            for role, what in (("training", "the network was trained"), ("validation", "the weights were chosen")):
+                known = sum(case in learnt[role] for case in scored)
+                if known:
+                    warnings.append(f"these figures are optimistic: {what} on {known} of {len(scored)} scored cases")
+        elif any(source != "test" for source in sources):
             warnings.append(
                 "cases that are not test cases were scored: if they trained the network or chose its weights, these "
                 "figures are optimistic"
@@ -230,11 +242,13 @@ class CaseScores:
         sources = sorted({result.about.get("section", "") for result in self.results})
         fovs = [result.about.get("fov_source", "") for result in self.results]
         warnings = self._warnings(sources)
+        persons = len({result.person for result in self.results})
         summary = {
             "protocol": {
                 **self.protocol,
                 "scored": sources,
                 "cases": len(self.results),
+                "persons": persons,
                 "warnings": warnings,
                 "classes": "vessel against background"
                 + (", dice_class_… of one class against all else" if self.scoring.num_classes > 2 else ""),
@@ -245,7 +259,8 @@ class CaseScores:
                 },
                 "fov_source": {source: fovs.count(source) for source in sorted(set(fovs))},
                 "interval": f"{self.bootstrap.level:.0%} percentile bootstrap of the mean over cases, "
-                f"{self.bootstrap.samples} samples, seed {self.bootstrap.seed}",
+                f"{self.bootstrap.samples} samples of {persons} persons with all of their cases, "
+                f"seed {self.bootstrap.seed}{'; too narrow, as of so few it is' if persons < FEW else ''}",
             },
             "rows": rows,
             "cases": [_case_summary(result, self.scoring.bins) for result in self.results],

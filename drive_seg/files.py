@@ -6,6 +6,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import math
 import os
 import re
 import secrets
@@ -82,12 +83,16 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write one row or more, all of the keys of the first, as a CSV file."""
+    """Write one row or more, all of the keys of the first, as a CSV file; what is None, NaN or infinite is empty."""
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _shown(value) for key, value in row.items()} for row in rows)
     write_text(path, table.getvalue())
+
+
+def _shown(value: Any) -> Any:
+    return "" if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sha256(path: str | os.PathLike) -> str:

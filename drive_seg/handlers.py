@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from drive_seg.datasets import SeededCacheDataset
+from drive_seg.errors import DriveSegError
 from drive_seg.files import write_csv
 from drive_seg.pictures import save_curves
 
@@ -39,6 +40,8 @@ class EpochSeed:
     """
 
     def __init__(self, seed: int, dataset: Dataset) -> None:
+        if not isinstance(seed, int) or seed < 0:
+            raise DriveSegError(f"seed: expected a whole number from 0, got {seed!r}")
         self.seed = seed
         self.dataset = dataset
         if not isinstance(dataset, SeededCacheDataset):

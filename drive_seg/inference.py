@@ -54,7 +54,7 @@ class LargeImageInferer(SlidingWindowInferer):
     MONAI's ``SlidingWindowInferer`` pads a smaller image up to the window; the network takes any size.
 
     Args:
-        roi_size: largest height and width that go through the network at once, pixels.
+        roi_size: largest height and width that go through the network at once, pixels; None or 0: any.
         kwargs: as for ``monai.inferers.SlidingWindowInferer``.
     """
 
@@ -67,7 +67,7 @@ class LargeImageInferer(SlidingWindowInferer):
         """Images (B, C, H, W) → logits (B, num_classes, H, W)."""
         sides = inputs.shape[2:]
         limits = [self.roi_size] * len(sides) if isinstance(self.roi_size, int) else self.roi_size
-        if all(side <= limit for side, limit in zip(sides, limits, strict=True)):
+        if all(not limit or side <= limit for side, limit in zip(sides, limits, strict=True)):
             return network(inputs, *args, **kwargs)
         return super().__call__(inputs, network, *args, **kwargs)
 
@@ -92,7 +92,7 @@ class FlipInferer(Inferer):
         if number not in (1, 4, 8):
             raise DriveSegError(f"flips: expected true, false, 1, 4 or 8, got {flips!r}")
         self.inferer = inferer
-        self.mirrorings = MIRRORINGS[:number]
+        self.mirrorings = MIRRORINGS[: int(number)]
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any

@@ -41,6 +41,11 @@ SHORTEST = 0.02
 CALIBRE_BIAS = 0.5
 """What twice the greatest distance to the background beside a centreline exceeds the calibre by, in pixels."""
 
+SMALLEST_MM, LARGEST_MM = 3, 60
+"""Across the field of view, on the retina: cameras see 20 to 200 degrees, of about 0.3 mm each."""
+
+IMPLAUSIBLE_SPACING = "implausible pixel spacing"
+
 BOX_SIZES = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)
 """Of the boxes that are counted, as shares of the FOV's diameter: from a wide vessel to the space between arcades."""
 
@@ -61,13 +66,16 @@ def measure_vessels(mask: np.ndarray, fov: np.ndarray, pixel_spacing_mm: float |
 
         - ``vessel_density_share``: area of vessels over that of the field of view, 0 to 1. Empty: 0.
         - ``skeleton_length_px``: of all centrelines together (Zhang & Suen, 1984), from pixel centre to pixel centre.
-          A vessel's centreline begins and ends about half its calibre inside. Empty: 0.
+          A vessel's centreline begins and ends about half its calibre inside. It grows, as branch and end points do,
+          with how much of the retina is seen. Empty: 0.
+        - ``length_density_per_px``: that over the area of the field of view, which compares between extents. Empty: 0.
         - ``calibre_mean_px``, ``calibre_p10_px``, ``calibre_p50_px``, ``calibre_p90_px``: mean and quantiles of the
           calibre over the pixels of the centrelines, branch points left out; twice the greatest distance to the
           background in the 3×3 pixels around one, less 0.5. Distances go from pixel centre to pixel centre, which
           alone gives one more than the width where it is odd and the vessel runs along the grid, and the width where
           it is even; over all angles the correction leaves an error of less than a pixel. A line of
-          single pixels has 1.5. Empty: NaN.
+          single pixels has 1.5. Distances on a grid are roots of whole numbers, so the quantiles come in steps, of
+          about 0.8 pixels where vessels are 5 wide; the mean does not. Empty: NaN.
         - ``branch_points``: places where three branches or more meet. Two vessels that cross may make one or two.
           Empty: 0.
         - ``end_points``: free ends; those at the rim of the field of view are among them. Empty: 0.
@@ -76,7 +84,7 @@ def measure_vessels(mask: np.ndarray, fov: np.ndarray, pixel_spacing_mm: float |
           Int. J. Med. Inform. 53:239, 1999), mean over branches weighted by their arc length. Left out are branches
           that are shorter than 2 % of the FOV's diameter, because pixels make up much of their shape, and those that
           end where they began, because their chord is 0. Empty, or with no branch long enough: NaN.
-        - with a spacing: ``skeleton_length_mm`` and the four ``calibre_…_mm``.
+        - with a spacing: ``skeleton_length_mm``, ``length_density_per_mm`` and the four ``calibre_…_mm``.
 
     Raises:
         ValueError: if the shapes differ, the field of view is empty, or the spacing is not positive.
@@ -111,6 +119,7 @@ def measure_vessels(mask: np.ndarray, fov: np.ndarray, pixel_spacing_mm: float |
     measures = {
         "vessel_density_share": density,
         **{f"{name}_px": value for name, value in lengths.items()},
+        "length_density_per_px": lengths["skeleton_length"] / np.count_nonzero(fov),
         "branch_points": int(np.count_nonzero(np.bincount(lines.ends[lines.ends >= 0]) >= 3)),
         "end_points": lines.end_points,
         "fractal_dimension": fractal_dimension(skeleton, [share * diameter for share in BOX_SIZES]),
@@ -118,6 +127,7 @@ def measure_vessels(mask: np.ndarray, fov: np.ndarray, pixel_spacing_mm: float |
     }
     if pixel_spacing_mm is not None:
         measures.update({f"{name}_mm": value * pixel_spacing_mm for name, value in lengths.items()})
+        measures["length_density_per_mm"] = measures["length_density_per_px"] / pixel_spacing_mm
     return measures
 
 
@@ -161,8 +171,8 @@ class MeasureVesselsd(Transform):
         pred_key: mask, (1, H, W), class values, 0 for background.
         fov_key: FOV mask, (1, H, W), non-zero inside.
         photograph_key: photograph, (3, H, W), uint8.
-        output_key: where the row goes: ``width_px``, ``height_px``, ``fov_diameter_px``, the measures, and ``quality``,
-            the problems joined by "; " or nothing.
+        output_key: where the row goes: ``width_px``, ``height_px``, ``fov_diameter_px``, ``fov_area_px``, the measures,
+            and ``quality``, the problems joined by "; " or nothing; a spacing that no retina can have is among them.
 
     Raises:
         DriveSegError: if the spacing is not positive.
@@ -193,12 +203,17 @@ class MeasureVesselsd(Transform):
         case = dict(data)
         mask, fov = (to_numpy(case[key])[0] > 0 for key in (self.pred_key, self.fov_key))
         photograph = to_numpy(case[self.photograph_key]).transpose(1, 2, 0)
+        problems = self.quality.assess(photograph, fov, mask)
+        diameter = fov_diameter(fov)
+        if self.pixel_spacing_mm is not None and not SMALLEST_MM <= diameter * self.pixel_spacing_mm <= LARGEST_MM:
+            problems.append(IMPLAUSIBLE_SPACING)
         case[self.output_key] = {
             "width_px": fov.shape[1],
             "height_px": fov.shape[0],
-            "fov_diameter_px": fov_diameter(fov),
+            "fov_diameter_px": diameter,
+            "fov_area_px": int(np.count_nonzero(fov)),
             **measure_vessels(mask, fov, self.pixel_spacing_mm),
-            "quality": "; ".join(self.quality.assess(photograph, fov, mask)),
+            "quality": "; ".join(problems),
         }
         return case
 

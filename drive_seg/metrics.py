@@ -113,9 +113,16 @@ class ProbabilityCounts:
         Args:
             probability: (H, W), float, 0 to 1, of vessel.
             label: (H, W), non-zero where a vessel is annotated.
-            counted: (H, W), bool, True where a pixel counts.
+            counted: (H, W), True or non-zero where a pixel counts.
+
+        Raises:
+            ValueError: if a probability that counts is NaN or not from 0 to 1.
         """
-        levels = np.rint(probability[counted] * np.float32(LEVELS - 1)).astype(np.uint16)
+        counted = np.asarray(counted) != 0
+        counting = probability[counted]
+        if not ((counting >= 0) & (counting <= 1 + 1e-6)).all():
+            raise ValueError("expected probabilities from 0 to 1, got others")
+        levels = np.rint(counting * np.float32(LEVELS - 1)).astype(np.uint16)
         annotated = label[counted] != 0
         return cls(
             np.bincount(levels[~annotated], minlength=LEVELS),
@@ -195,11 +202,11 @@ class Vessels:
     """A mask with what its shape is described by, each computed once when it is asked for.
 
     Args:
-        mask: (H, W), bool, cut to the pixels that count.
+        mask: (H, W), non-zero on vessels, cut to the pixels that count.
     """
 
     def __init__(self, mask: np.ndarray) -> None:
-        self.mask = mask
+        self.mask = np.asarray(mask) != 0
 
     @cached_property
     def skeleton(self) -> np.ndarray:
@@ -269,11 +276,12 @@ def surface_distances(pred: np.ndarray, label: np.ndarray) -> dict[str, float]:
     95th percentiles, ``asd`` the mean over the distances of both directions together.
 
     Args:
-        pred, label: (H, W), bool, cut to the pixels that count.
+        pred, label: (H, W), non-zero on vessels, cut to the pixels that count.
 
     Returns:
         NaN for both if either mask is empty: there is nothing to measure a distance to.
     """
+    pred, label = pred != 0, label != 0
     box = _box(pred | label)
     if box is None or not pred.any() or not label.any():
         return {"hd95": math.nan, "asd": math.nan}

@@ -216,15 +216,15 @@ class UNet(nn.Module):
 
     def _check(self, x: torch.Tensor) -> None:
         if x.dim() != self.spatial_dims + 2:
-            raise ValueError(
+            raise ArgumentError(
                 f"UNet: expected {self.spatial_dims + 2} dimensions (batch, channel, {self.spatial_dims} spatial), "
                 f"got {x.dim()}"
             )
         if x.shape[1] != self.in_channels:
-            raise ValueError(f"UNet: expected {self.in_channels} channels, got {x.shape[1]}")
+            raise ArgumentError(f"UNet: expected {self.in_channels} channels, got {x.shape[1]}")
         for size in x.shape[2:]:
             if size < self.smallest_size:
-                raise ValueError(
+                raise ArgumentError(
                     f"UNet: expected every side to have at least {self.smallest_size} pixels (depth {self.depth}), "
                     f"got {size}"
                 )
@@ -236,7 +236,7 @@ def _with_gradient_in_one_piece(x: torch.Tensor) -> torch.Tensor:
     What a concatenation gives back is a slice. On a CPU, to add it to the gradient of the pooling takes three times as
     long as to copy it first, a thirtieth of a training step.
     """
-    if torch.compiler.is_compiling() or not x.requires_grad or x.device.type != "cpu":
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not x.requires_grad or x.device.type != "cpu":
         return x
     x = x.view_as(x)
     x.register_hook(torch.clone)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from drive_seg.arrays import like, plain
 from drive_seg.distributed import cores, processes
 from drive_seg.errors import DriveSegError
 from drive_seg.networks import EXPORTED_SINCE, DecoderStage, UNet
@@ -56,10 +57,10 @@ def choose_engine(engine: str, device: torch.device, network: nn.Module) -> str:
         raise DriveSegError("engine: openvino is not installed, expected pip install 'drive-seg[openvino]'")
     if engine == "openvino" and not exported:
         raise DriveSegError(
-            f"engine: openvino needs torch {EXPORTED_SINCE} or newer, expected torch with {torch.__version__}"
+            f"engine: openvino needs PyTorch {EXPORTED_SINCE} or newer, found {torch.__version__}; use --engine torch"
         )
     if engine == "openvino" and device.type != "cpu":
-        raise DriveSegError(f"engine: openvino is for CPUs here, expected torch on {device.type}")
+        raise DriveSegError(f"engine: openvino runs on CPUs here; use --engine torch on {device.type}")
     if engine == "openvino" and not ours:
         raise DriveSegError(f"engine: openvino is for the padded 2D UNet, expected torch for {type(network).__name__}")
     return engine
@@ -91,12 +92,16 @@ class OpenVINONetwork(nn.Module):
         self.properties = properties
         self.smallest = smallest
         self.streams = streams
+        self.made_with: tuple[Any, ...] = ()
         self._compiled: dict[bool, Any] = {}
         self._compiling = threading.Lock()
         self._of_thread = threading.local()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, in_channels, H, W), float32, on the CPU → logits (B, num_classes, H, W), float32."""
+        """Images (B, in_channels, H, W), float32, on the CPU → logits (B, num_classes, H, W), float32.
+
+        A ``MetaTensor`` gives one of the same metadata, as in PyTorch.
+        """
         if min(x.shape[2:]) < self.smallest:
             return self.network(x)
         padded = any(side % 2**self.network.depth for side in x.shape[2:])
@@ -104,7 +109,11 @@ class OpenVINONetwork(nn.Module):
         name = f"padded_{padded}"
         if name not in requests:
             requests[name] = self.compiled(padded).create_infer_request()
-        return _infer(requests[name], x)
+        return like(_infer(requests[name], x), x)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, also in another process, is made from the same network: compiled graphs cannot be handed on."""
+        return openvino_network, (self.network, *self.made_with)
 
     def compiled(self, padded: bool) -> Any:
         """The graph with or without the decoder's padding, checked against PyTorch.
@@ -174,6 +183,7 @@ def openvino_network(
         **({} if processes() == 1 else {"INFERENCE_NUM_THREADS": cores()}),
     }
     converted = OpenVINONetwork(network, model, properties, smallest, streams)
+    converted.made_with = (precision, cache_dir, streams)
     converted.compiled(padded=False)  # the other graph when it is first needed
     return converted
 
@@ -200,7 +210,7 @@ def largest_difference(
 
 def _infer(request: Any, x: torch.Tensor) -> torch.Tensor:
     # OpenVINO rearranges the image as its first convolution wants it, sooner than PyTorch would.
-    return torch.from_numpy(request.infer([x.float().contiguous().numpy()], share_inputs=True)[0])
+    return torch.from_numpy(request.infer([plain(x).float().contiguous().numpy()], share_inputs=True)[0])
 
 
 def _convert(network: UNet, smallest: int) -> Any:

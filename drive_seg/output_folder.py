@@ -16,7 +16,7 @@ from drive_seg.errors import DriveSegError
 from drive_seg.journal import Journal, read_journals
 from drive_seg.measure_table import rounded
 
-__all__ = ["OutputFolder", "entry_of"]
+__all__ = ["OutputFolder", "entry_of", "named_as_before"]
 
 JOURNALS = "progress_*.jsonl"
 
@@ -55,7 +55,7 @@ class OutputFolder:
         wanted = {case["case_id"]: self.identity(case) for case in cases}
         present = _stamps(self.path)
         found: dict[str, Entry] = {}
-        for entry in self._entries():
+        for entry in _entries(self.path):
             identity = wanted.get(entry["case_id"])
             if identity is None or not identity.items() <= entry.items():
                 continue
@@ -70,7 +70,7 @@ class OutputFolder:
         """Photographs of earlier runs, whatever the settings, that are not among ``cases`` and still exist."""
         names, photographs = {case["case_id"] for case in cases}, {case["image"] for case in cases}
         found: dict[str, Case] = {}
-        for entry in self._entries():
+        for entry in _entries(self.path):
             name, photograph = entry["case_id"], entry["photograph"]
             if name not in names and photograph not in photographs and Path(photograph).exists():
                 mask = {"fov": entry["fov"][0]} if entry.get("fov") else {}
@@ -85,7 +85,7 @@ class OutputFolder:
         """
         wanted = {case["case_id"]: case["image"] for case in cases}
         present = _stamps(self.path)
-        for entry in self._entries():
+        for entry in _entries(self.path):
             name, photograph = entry["case_id"], Path(entry["photograph"])
             if name not in wanted or "failed" in entry or not _is_there(entry, present):
                 continue
@@ -95,10 +95,17 @@ class OutputFolder:
                     "expected another output folder"
                 )
 
-    def _entries(self) -> Iterator[Entry]:
-        for entry in read_journals(self.path, JOURNALS):
-            if {"case_id", "photograph"} <= entry.keys():
-                yield entry
+
+def named_as_before(path: Path, cases: Sequence[Case]) -> list[Case]:
+    """The cases, those that have results in a folder under the names that these have.
+
+    A name depends on the photographs that are given together, such as two of one name in folders of their own; without
+    this, the results of a run with fewer of them would stay beside those of the next.
+    """
+    before = {entry["photograph"]: entry["case_id"] for entry in _entries(path) if "failed" not in entry}
+    named = [{**case, "case_id": before.get(case["image"], case["case_id"])} for case in cases]
+    distinct = {case["case_id"].casefold() for case in named}
+    return named if len(distinct) == len(named) else list(cases)
 
 
 def entry_of(result: Mapping[str, Any]) -> Entry:
@@ -108,6 +115,12 @@ def entry_of(result: Mapping[str, Any]) -> Entry:
     measures = rounded(result.get("measures", {}))
     stamps = {Path(path).name: _stamp(path) for path in result.get("saved", {}).values()}
     return {"width_px": int(width), "height_px": int(height), "measures": measures, "saved": saved, "stamps": stamps}
+
+
+def _entries(path: Path) -> Iterator[Entry]:
+    for entry in read_journals(path, JOURNALS):
+        if {"case_id", "photograph"} <= entry.keys():
+            yield entry
 
 
 def _stamp(path: str | os.PathLike) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from drive_seg.data import Case
 from drive_seg.errors import DriveSegError
-from drive_seg.names import IMAGE_SUFFIXES, by_case, list_images, picture_name
+from drive_seg.names import IMAGE_SUFFIXES, by_case, case_id, list_images, picture_name
 
 __all__ = ["left_out", "photograph_cases", "with_fov_masks"]
 
@@ -78,20 +78,28 @@ def with_fov_masks(cases: Sequence[Case], folder: str | os.PathLike) -> list[Cas
     """The cases of ``photograph_cases``, those with ``fov`` added that have a mask in ``folder``.
 
     Masks belong to photographs by name, as in the DRIVE layout: ``21_mask.gif`` or ``21.png`` to ``21_training.tif``.
+    Where several photographs have one name, in folders of their own, they go by the names of their results.
 
     Raises:
         DriveSegError: if no photograph has a mask there, or a name is not of one photograph or mask alone.
     """
     masks = by_case(list_images(folder))
-    images = by_case([Path(case["image"]) for case in cases])
-    if not masks.keys() & images.keys():
+    named = Counter(case_id(case["image"]) for case in cases)
+    found = []
+    for case in cases:
+        own, of_file = case["case_id"], case_id(case["image"])
+        if own not in masks and of_file in masks and named[of_file] > 1:
+            raise DriveSegError(
+                f"{masks[of_file]}: is of one of {named[of_file]} photographs of that name, expected {own}_mask.png "
+                f"for {case['image']}"
+            )
+        mask = masks.get(own, masks.get(of_file))
+        found.append(case if mask is None else {**case, "fov": str(mask.absolute())})
+    if not any("fov" in case for case in found):
         raise DriveSegError(
-            f"{folder}: holds no mask of the photographs, expected files such as {next(iter(images))}_mask.png"
+            f"{folder}: holds no mask of the photographs, expected files such as {case_id(cases[0]['image'])}_mask.png"
         )
-    return [
-        {**case, "fov": str(masks[key].absolute())} if key in masks else case
-        for key, case in zip(images, cases, strict=True)
-    ]
+    return found
 
 
 def left_out(paths: Sequence[str | os.PathLike]) -> list[str]:

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,17 +22,21 @@ from torch import distributed
 from tqdm import tqdm
 
 from drive_seg import __version__
-from drive_seg.configs import config_files, path_value, read_configs
+from drive_seg.configs import SPECIAL, config_files, path_value, read_configs
 from drive_seg.data import Case
 from drive_seg.distributed import finish, from_first, here, processes, start
 from drive_seg.errors import DriveSegError, first_cause
-from drive_seg.files import keep, make_folder, remove_leftovers, sha256, write_csv
+from drive_seg.files import keep, make_folder, remove_leftovers, sha256, write_csv, write_text
 from drive_seg.gallery import write_gallery
-from drive_seg.output_folder import OutputFolder, entry_of
+from drive_seg.output_folder import OutputFolder, entry_of, named_as_before
 from drive_seg.photographs import left_out, photograph_cases, with_fov_masks
 from drive_seg.segmenter import Segmenter
 
 __all__ = ["segment_photographs"]
+
+SETTINGS = "settings.json"
+ELSEWHERE = ("_desc_", "bundle_root", "dataset_dir", "output_dir", "checkpoint", "handlers", "evaluator", "run")
+"""Keys of the config that say where things are, or what MONAI's own engine does with them."""
 
 KINDS = ("vessels", "vessels.nii", "probability", "overlay", "thumbnail")
 LONGEST_RUN = timedelta(days=365)
@@ -56,7 +61,7 @@ def segment_photographs(
         paths: photographs and folders of photographs.
         output_dir: where the results go, with ``vessels.csv``, one row a photograph, ``gallery.html`` to look at, and
             ``failed.csv`` if one failed; these tell of earlier runs, too, if the settings are the same and the
-            photographs are still there.
+            photographs are still there. ``settings.json`` says what all of it was made with.
         overrides: config keys and their values.
         names: configs, the base first.
         fov_dir: folder of FOV masks, see ``drive_seg.photographs.with_fov_masks``; where a photograph has none, its
@@ -73,6 +78,7 @@ def segment_photographs(
     if fov_dir is not None:
         cases = with_fov_masks(cases, fov_dir)
     make_folder(output_dir)
+    cases = named_as_before(output_dir, cases)
     _refuse_among_photographs(output_dir, cases)
     values = {"bundle_root": str(root), "output_dir": path_value(output_dir), **overrides}
     files = config_files(root, *names)
@@ -83,7 +89,8 @@ def segment_photographs(
     segmenter = Segmenter.from_config(files, values, many=True)  # also of one: its last bits depend on the threads
     for sentence in [*left_out(paths), *_without_mask(cases)] if rank == 0 else ():
         print(sentence, file=sys.stderr)  # noqa: T201
-    folder = OutputFolder(output_dir, _fingerprint(files, overrides, segmenter))
+    made_with = _made_with(files, values, segmenter)
+    folder = OutputFolder(output_dir, hashlib.sha256(json.dumps(made_with).encode()).hexdigest()[:16])
     if rank == 0:
         remove_leftovers(output_dir, {f"{case['case_id']}_{kind}" for case in cases for kind in KINDS})
     done = folder.latest(cases)
@@ -113,20 +120,30 @@ def segment_photographs(
     latest = folder.latest(cases)
     if rank == 0:
         _write_tables(output_dir, [*latest.values(), *_of_earlier_runs(folder, cases)])
+        about = {**made_with, "checkpoint": segmenter.checkpoint, "command": shlex.join(sys.argv)}
+        write_text(output_dir / SETTINGS, json.dumps(about, indent=2) + "\n")
     finish()
     return _failures(latest[case["case_id"]] for case in cases if case["case_id"] in latest)
 
 
-def _fingerprint(files: Sequence[str], overrides: Mapping[str, Any], segmenter: Segmenter) -> str:
-    """Of everything that a result depends on beside the photograph."""
-    parts = {
-        "version": __version__,
-        "overrides": {key: str(value) for key, value in sorted(overrides.items()) if key != "checkpoint"},
-        "configs": [sha256(file) for file in files],
-        "weights": sha256(segmenter.checkpoint),
+def _made_with(files: Sequence[str], values: Mapping[str, Any], segmenter: Segmenter) -> dict[str, Any]:
+    """All that a result depends on beside the photograph: what was set by hand as it is in the config is the same."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(ConfigParser.load_config_files(list(files)))
+    parser.update({key: str(value) if key == "device" else value for key, value in values.items()})
+    config = {key: value for key, value in parser.get().items() if key not in ELSEWHERE}
+    return {
+        "drive_seg": __version__,
+        "weights_sha256": sha256(segmenter.checkpoint),
         "engine": segmenter.engine,
+        "settings": {key: value for key, value in config.items() if _is_plain(value) and key != "imports"},
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
     }
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, dict) and not (isinstance(value, str) and value.startswith(SPECIAL))
 
 
 def _without_mask(cases: Sequence[Case]) -> list[str]:
@@ -173,6 +190,10 @@ def _keep_what_gets_lost(table: Path, rows: Sequence[Mapping[str, Any]]) -> None
     written = ({key: "" if value is None else str(value) for key, value in row.items()} for row in rows)
     if before - {tuple(sorted(row.items(), key=str)) for row in written} and (copy := keep(table)) is not None:
         print(f"{table}: as it was measured before, kept as {copy.name}", file=sys.stderr)  # noqa: T201
+        settings = table.with_name(SETTINGS)
+        if settings.is_file():
+            suffix = copy.stem.removeprefix(table.stem)
+            write_text(settings.with_stem(f"{settings.stem}{suffix}"), settings.read_text(encoding="utf-8"))
 
 
 def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]]) -> None:

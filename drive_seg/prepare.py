@@ -26,6 +26,7 @@ from drive_seg.data import DATASET_JSON, FIRST_OBSERVER, Case, write_dataset_jso
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 from drive_seg.fov import estimate_fov
+from drive_seg.rasters import grey_levels
 
 LABELS = {"0": "background", "1": "vessel"}
 
@@ -165,13 +166,14 @@ def prepare(dataset: Dataset, source: str | Path, output_dir: str | Path) -> lis
 def read_binary(path: Path, content: bytes, size: tuple[int, int]) -> np.ndarray:
     """An annotation or FOV mask, (H, W), bool.
 
-    Palette pictures are judged by their indices: some of DRIVE's hold {0, 1} with a palette that is nearly black.
+    Palettes are looked up, as where the file is read for a training.
 
     Raises:
         DriveSegError: if it cannot be read, is not ``size`` (width, height), has more than black and one other
             value, or has only one.
     """
-    pixels = np.asarray(_open(path, content, size))
+    picture = _open(path, content, size)
+    pixels = grey_levels(picture) if picture.mode == "P" else np.asarray(picture)
     if pixels.ndim == 3:
         if (pixels != pixels[..., :1]).any():
             raise DriveSegError(f"{path}: expected black and white, got colours")
@@ -317,6 +319,10 @@ def _write_case(
             continue
         content = read_file(path)
         drawn[kind] = read_binary(path, content, dataset.size)
+        if kind != "mask" and drawn[kind].mean() > 0.5:
+            raise DriveSegError(
+                f"{path}: expected vessels in white on black, got {drawn[kind].mean():.0%} of the picture white"
+            )
         ending = f"{folder}_mask" if kind == "mask" else f"manual{kind[0]}"
         if dataset.unchanged:
             store(kind, f"{case}_{ending}{path.suffix.lower()}", content)

@@ -7,6 +7,7 @@ not replace looking at the picture.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from scipy import ndimage
 from drive_seg.fov import fov_box, fov_diameter
 
 __all__ = [
+    "CUT_OFF",
     "FEW_VESSELS",
     "NO_BORDER",
     "PROBLEMS",
@@ -28,16 +30,23 @@ __all__ = [
 ]
 
 NO_BORDER = "no border of the field of view"
+CUT_OFF = "field of view cut off"
 TOO_SMALL = "too small"
 TOO_DARK = "too dark"
 TOO_BRIGHT = "too bright"
 TOO_BLURRED = "too blurred"
 FEW_VESSELS = "hardly any vessel"
-PROBLEMS = (NO_BORDER, TOO_SMALL, TOO_DARK, TOO_BRIGHT, TOO_BLURRED, FEW_VESSELS)
+PROBLEMS = (NO_BORDER, CUT_OFF, TOO_SMALL, TOO_DARK, TOO_BRIGHT, TOO_BLURRED, FEW_VESSELS)
 """All that can be found, in the order in which they are named."""
 
 _DIAMETER = 500
 """Of the field of view on the copy that light and focus are judged on, pixels: less than any fundus camera gives."""
+
+_CORNER = 50
+"""How many times the corners that are looked at fit into the diameter: less than the border of any mask is off by."""
+
+_FULLEST = 1.05
+"""Share of a circle of its diameter that a field of view can have; more has lost its sides and its top and bottom."""
 
 _BURNT = 250
 """Green value from which on nothing is told apart: cameras and JPEG end between this and 255."""
@@ -53,6 +62,9 @@ class QualityCheck:
     which none is flagged.
 
     Args:
+        fov_share: area of the field of view, of that of a circle of its diameter, 0 to 1, below which it is cut off, as
+            where a corner of its box is retina: its diameter, and with it the scale, is then a guess, too. The
+            photographs have 0.83 at least.
         smallest_diameter: of the field of view, pixels, below which it is too small. Fine vessels are then narrower
             than the single pixels that they are drawn with. The photographs have 892 to 3262.
         darkest: median of green in the field of view below which it is too dark, 0 to 255. Vessels are darker than
@@ -68,6 +80,7 @@ class QualityCheck:
             annotations have 6 % to 13 %.
     """
 
+    fov_share: float
     smallest_diameter: float
     darkest: float
     burnt_share: float
@@ -94,6 +107,7 @@ class QualityCheck:
         values = green[inside]
         found = {
             NO_BORDER: bool(fov.all()),
+            CUT_OFF: not fov.all() and self._is_cut_off(fov),
             TOO_SMALL: fov_diameter(fov) < self.smallest_diameter,
             TOO_DARK: np.median(values) < self.darkest,
             TOO_BRIGHT: np.mean(values >= _BURNT) > self.burnt_share,
@@ -101,6 +115,16 @@ class QualityCheck:
             FEW_VESSELS: np.count_nonzero(mask & fov) < self.vessel_share * np.count_nonzero(fov),
         }
         return [problem for problem in PROBLEMS if found[problem]]
+
+    def _is_cut_off(self, fov: np.ndarray) -> bool:
+        """A circle, also without its top and bottom, leaves the corners of its box free; what was cropped does not."""
+        inside = fov[fov_box(fov)]
+        diameter = max(inside.shape)
+        side = max(1, diameter // _CORNER)
+        corners = [inside[rows, columns] for rows in (slice(side), slice(-side, None))
+                   for columns in (slice(side), slice(-side, None))]  # fmt: skip
+        share = np.count_nonzero(inside) / (math.pi / 4 * diameter**2)
+        return not self.fov_share <= share <= _FULLEST or any(corner.mean() > 0.5 for corner in corners)
 
 
 def sharpness(photograph: np.ndarray, fov: np.ndarray) -> float:

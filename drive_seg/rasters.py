@@ -47,6 +47,20 @@ def is_tiff(path: str | os.PathLike) -> bool:
         return file.read(4) in _TIFF
 
 
+def grey_levels(image: Image.Image) -> np.ndarray:
+    """An annotation or mask in grey levels, (H, W), uint8.
+
+    Palettes are looked up. One that gives both of two indices the same grey, such as black and nearly black, tells
+    nothing, and the indices are taken themselves.
+    """
+    levels = np.array(image.convert("L"))
+    if image.mode == "P" and levels.min() == levels.max():
+        indices = np.asarray(image)
+        if len(np.unique(indices)) == 2:
+            return (indices > indices.min()).astype(np.uint8) * 255
+    return levels
+
+
 def open_raster(path: str | os.PathLike) -> Image.Image:
     """The first frame, decoded and turned as its EXIF orientation says.
 

@@ -15,7 +15,7 @@ from drive_seg.bit_depth import to_8_bit
 from drive_seg.dicom import is_dicom, read_dicom
 from drive_seg.errors import ArgumentError, DriveSegError
 from drive_seg.nifti import is_nifti, read_nifti
-from drive_seg.rasters import is_tiff, open_raster, read_deep
+from drive_seg.rasters import grey_levels, is_tiff, open_raster, read_deep
 from drive_seg.sizes import MOST_PIXELS
 
 __all__ = ["PhotographReader", "read_image"]
@@ -160,4 +160,4 @@ def _from_raster(image: Image.Image, content: str, path: str) -> np.ndarray:
         if image.mode not in ("P", "L", "1"):
             raise DriveSegError(f"{path}: expected one channel of class values, got pixels of mode {image.mode}")
         return np.asarray(image).astype(np.uint8)
-    return np.array(image.convert("L"))
+    return grey_levels(image)

@@ -95,6 +95,16 @@ class Segmenter:
         Raises:
             DriveSegError: if an override is of no key of theirs, or the weights are missing or do not fit.
         """
+        try:
+            return cls._from_config(files, overrides, many)
+        except Exception as error:
+            mendable = user_error(error)  # MONAI wraps what a part says of its values into errors of its own
+            if mendable is None:
+                raise
+            raise mendable from error
+
+    @classmethod
+    def _from_config(cls, files: Sequence[str], overrides: Mapping[str, Any], many: bool) -> Segmenter:
         parser = read_configs(files, overrides)
         check_device(parser.get_parsed_content("device"))
         checkpoint = str(parser.get_parsed_content("checkpoint"))

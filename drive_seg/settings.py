@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from monai.transforms import Transform
 from torch import nn
 
@@ -14,8 +15,8 @@ def described(part: Any) -> str:
     """What a part of a training is and does, as a text that tells it from others: its kind and its plain values.
 
     Args:
-        part: transforms, loss, schedule, …, or a list of them; such parts in it are described, too. A function goes by
-            its name.
+        part: transforms, loss, schedule, optimizer, …, or a list of them; such parts in it are described, too. A
+            function goes by its name, an optimizer by what all of its parameters begin with.
     """
     if isinstance(part, (list, tuple)):
         return f"[{', '.join(map(described, part))}]"
@@ -23,7 +24,7 @@ def described(part: Any) -> str:
         return repr(part)
     if hasattr(part, "__qualname__"):
         return str(part.__qualname__)
-    named = getattr(part, "__dict__", {})
+    named = part.defaults if isinstance(part, torch.optim.Optimizer) else getattr(part, "__dict__", {})
     named = named | named.get("_modules", {})
     shown = {name: value for name, value in named.items() if not name.startswith("_") and _is_plain(value)}
     return f"{type(part).__name__}({', '.join(f'{name}={described(shown[name])}' for name in sorted(shown))})"

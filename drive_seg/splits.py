@@ -61,9 +61,11 @@ def cases_to_score(
             source = "validation"
             cases = load_datalist(dataset_dir, source, annotations, validation_every)
             _logger.warning(
-                "%s has no annotated test cases: scoring the %d held-out validation cases instead "
-                "(where they chose the checkpoint, the figures are optimistic)",
-                dataset_dir, len(cases),
+                "%s has no annotated test cases%s: scoring the %d held-out validation cases instead "
+                "(where they trained the network or chose its weights, the figures are optimistic)",
+                dataset_dir,
+                f" by its {DATASET_JSON}" if (Path(dataset_dir) / DATASET_JSON).is_file() else "",
+                len(cases),
             )  # fmt: skip
     if not cases:
         raise DriveSegError(f"{dataset_dir}: expected cases to score, got none in the section {source}")

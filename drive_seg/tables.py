@@ -38,13 +38,15 @@ def print_scores(summary: Mapping[str, Any]) -> None:
 
 def print_comparison(compared: Mapping[str, Any]) -> None:
     """What ``drive_seg.compare`` gives: figures of both, their differences, and what else is not alike."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"Second minus first, over {len(compared['cases'])} cases")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"Second minus first, over {_counted(compared)}")
     for heading in ("", "first", "second", "change", f"{100 * compared['level']:g} % interval", "p"):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for name, row in compared["figures"].items():
         interval = " to ".join(f"{end:+.4f}" for end in row["ci"])
         means = [f"{row[key]:.4f}" for key in ("first", "second")]
-        table.add_row(name, *means, f"{row['difference']:+.4f}", interval, _p_value(row["p"]))
+        few = of_fewer(row["cases"], len(compared["cases"]))
+        table.add_row(f"{name}{few}", *means, f"{row['difference']:+.4f}", interval, _p_value(row["p"]))
+    table.caption = "p: Wilcoxon signed-rank test over persons, of each figure by itself"
     # In a file or a pipe there is no width to fit into, and figures must not be cut off.
     Console(width=None if sys.stdout.isatty() else 100).print(table)
     for which, cases in zip(("first", "second"), compared["only"], strict=True):
@@ -52,6 +54,11 @@ def print_comparison(compared: Mapping[str, Any]) -> None:
             typer.echo(f"only in the {which}, left out: {', '.join(cases)}")
     for key, (one, other) in compared["unlike"].items():
         typer.echo(f"{key}: {one} | {other}")
+
+
+def _counted(compared: Mapping[str, Any]) -> str:
+    cases, persons = len(compared["cases"]), compared["persons"]
+    return f"{cases} cases" + (f" of {persons} persons" if persons < cases else "")
 
 
 def _p_value(p: float) -> str:

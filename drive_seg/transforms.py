@@ -18,7 +18,7 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import ImageMetaKey, TraceKeys, ensure_tuple, ensure_tuple_rep
 
 from drive_seg.arrays import as_tensor, like, plain, zeros_and_ones
-from drive_seg.errors import DriveSegError
+from drive_seg.errors import ArgumentError, DriveSegError
 from drive_seg.fov import estimate_fov, fov_box
 
 __all__ = [
@@ -286,6 +286,7 @@ class IgnoreOutsideFOVd(MapTransform):
         keys: labels, (1, H, W).
         fov_key: FOV mask, (1, H, W), non-zero inside.
         ignore_index: the value, 255 by the project's convention.
+        num_classes: background and the vessel classes, whose values it cannot be.
         allow_missing_keys: let a case without an annotation pass.
     """
 
@@ -294,9 +295,15 @@ class IgnoreOutsideFOVd(MapTransform):
         keys: KeysCollection,
         fov_key: str = "fov",
         ignore_index: int = 255,
+        num_classes: int = 2,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        if not isinstance(ignore_index, int) or not num_classes <= ignore_index <= 255:
+            raise ArgumentError(
+                f"ignore_index: expected a whole number from {num_classes}, the number of classes, to 255, "
+                f"got {ignore_index!r}"
+            )
         self.fov_key = fov_key
         self.ignore_index = ignore_index
 

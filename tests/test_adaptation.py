@@ -137,6 +137,12 @@ def test_a_share_out_of_its_range(share: object) -> None:
         UNet(base_channels=2, depth=1, adaptation=share)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("left_out", [{"affine": False}, {"track_running_stats": False}])
+def test_normalisation_without_what_is_mixed(left_out: dict[str, bool]) -> None:
+    with pytest.raises(ValueError, match="expected batch normalisation with running statistics and weights"):
+        adapt_batch_norm(nn.Sequential(nn.BatchNorm2d(2, **left_out)), 0.5)
+
+
 def test_without_normalisation_there_is_nothing_to_adapt() -> None:
     with pytest.raises(ArgumentError, match=r"^adaptation: expected 0 where norm is None, got 0.5$"):
         UNet(base_channels=2, depth=1, norm=None, adaptation=0.5)

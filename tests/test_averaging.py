@@ -125,7 +125,7 @@ def test_statistics_of_batch_norm_are_those_of_the_images(files: list[Path], tmp
     assert not torch.allclose(seen[first], torch.zeros_like(seen[first]), atol=1e-3)
 
 
-def test_what_cannot_be_averaged(files: list[Path], tmp_path: Path) -> None:
+def test_what_cannot_be_averaged(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [torch.randn(1, 3, 32, 32)]
     with pytest.raises(DriveSegError, match="weights: expected two or more files"):
         average_weights(tiny(9), files[:1], images, tmp_path / "model.pt")
@@ -135,6 +135,9 @@ def test_what_cannot_be_averaged(files: list[Path], tmp_path: Path) -> None:
         average_weights(UNet(base_channels=8, depth=3), files, images, tmp_path / "model.pt")
     with pytest.raises(DriveSegError, match="is there already"):
         average_weights(tiny(9), files, images, files[0])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DriveSegError, match="averaging: expected one process"):
+        average_weights(tiny(9), files, images, tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
 
 

@@ -268,6 +268,7 @@ def strings(value: Any) -> Iterator[str]:
 
 OURS = {
     "loss_of": "handlers",
+    "case_described": "learnt_cases",
     "described": "settings",
     "convert_sync_batchnorm": "adaptation",
     "fast_dtype": "engines",

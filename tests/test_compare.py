@@ -52,6 +52,19 @@ def test_differences_by_hand() -> None:
     assert compared["unlike"] == {"threshold": (0.5, 0.4)}
 
 
+def test_persons_are_compared_not_eyes() -> None:
+    """Three persons, one of them with one eye: the smallest p of three signs is 2 / 2^3, however many eyes."""
+    eyes = ["01L", "01R", "02L", "02R", "03L"]
+    first = dict.fromkeys(eyes, 0.7)
+    second = {eye: 0.7 + gain for eye, gain in zip(eyes, (0.01, 0.03, 0.02, 0.04, 0.05), strict=True)}
+    compared = compare(summary(first), summary(second))
+    figure = compared["figures"]["dice"]
+    assert compared["persons"] == 3 and figure["cases"] == 5
+    assert figure["difference"] == pytest.approx(0.03) and figure["p"] == pytest.approx(2 / 8)
+    gains = np.array([0.01, 0.03, 0.02, 0.04, 0.05])
+    assert figure["ci"] == pytest.approx(shipped_bootstrap().interval(gains, ["1", "1", "2", "2", "3"]))
+
+
 def test_the_same_twice_has_no_p_value() -> None:
     figure = compare(summary(FIRST), summary(FIRST))["figures"]["dice"]
     assert figure["difference"] == 0 and figure["ci"] == [0, 0] and math.isnan(figure["p"])
@@ -129,3 +142,10 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["compare", str(tmp_path / "a"), str(tmp_path / "a")])
     printed = capsys.readouterr().out
     assert "–" in printed and "nan" not in printed, "no case differs"
+
+    for name, dice in (("a", {"1L": 0.5, "1R": 0.6, "2L": 0.7}), ("b", {"1L": 0.6, "1R": 0.7, "2L": None})):
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary(dice)))
+    with pytest.raises(SystemExit):
+        main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    printed = capsys.readouterr().out
+    assert "over 3 cases of 2 persons" in printed and "dice (in 2 of 3)" in printed

@@ -107,6 +107,12 @@ def test_what_is_true_or_false(tmp_path: Path, value: str) -> None:
         check_overrides([str(config)], {"measure": value})
 
 
+def test_a_fraction_where_whole_numbers_are_counted(files: list[str]) -> None:
+    check_overrides(files, {"max_epochs": 4.0, "optimizer#lr": 0.5})
+    with pytest.raises(DriveSegError, match=r"^max_epochs: expected a whole number, such as 3 in the config"):
+        check_overrides(files, {"max_epochs": 1.5})
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
     """A base config, and an overlay that spells nested keys in one and merges a list."""

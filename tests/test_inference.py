@@ -119,7 +119,7 @@ class TestPrecisionInferer:
 
 
 class TestLargeImageInferer:
-    @pytest.mark.parametrize("roi_size", [64, (64, 64), [30, 41]], ids=str)
+    @pytest.mark.parametrize("roi_size", [64, (64, 64), [30, 41], (None, 41)], ids=str)
     def test_whole_where_it_fits(self, roi_size: Any) -> None:
         network, image = Recording(unet()), torch.randn(1, 3, 30, 41)
         logits = LargeImageInferer(roi_size)(image, network)
@@ -189,6 +189,9 @@ class TestFlipInferer:
     def test_numbers_of_mirror_images_that_there_are_not(self, flips: object) -> None:
         with pytest.raises(DriveSegError, match="flips: expected true, false, 1, 4 or 8"):
             FlipInferer(SimpleInferer(), flips)  # type: ignore[arg-type]
+
+    def test_a_number_as_other_programs_write_it(self) -> None:
+        assert len(FlipInferer(SimpleInferer(), flips=8.0).mirrorings) == 8  # type: ignore[arg-type]
 
     def test_without_flips(self) -> None:
         network, image = Recording(unet()), torch.randn(1, 3, 17, 22)

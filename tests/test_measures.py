@@ -29,6 +29,7 @@ NO_VESSELS = {
     "calibre_p10_px": math.nan,
     "calibre_p50_px": math.nan,
     "calibre_p90_px": math.nan,
+    "length_density_per_px": 0.0,
     "branch_points": 0.0,
     "end_points": 0.0,
     "fractal_dimension": math.nan,
@@ -286,14 +287,28 @@ def case_of(vessels: np.ndarray, photograph: np.ndarray, fov: np.ndarray) -> dic
 def test_a_case_is_a_row() -> None:
     phantom = make_phantom(1, 300, 280)
     case = case_of(phantom.vessels, phantom.image, phantom.fov)
-    row = MeasureVesselsd(CHECK, pixel_spacing_mm=0.01)(case)["measures"]
+    row = MeasureVesselsd(CHECK, pixel_spacing_mm=0.03)(case)["measures"]
     assert "measures" not in case
-    expected = measure_vessels(phantom.vessels, phantom.fov, 0.01)
-    assert list(row) == ["width_px", "height_px", "fov_diameter_px", *expected, "quality"]
+    expected = measure_vessels(phantom.vessels, phantom.fov, 0.03)
+    assert list(row) == ["width_px", "height_px", "fov_diameter_px", "fov_area_px", *expected, "quality"]
     assert (row["width_px"], row["height_px"], row["quality"]) == (280, 300, TOO_SMALL)
     assert {name: row[name] for name in expected} == expected
     arteries_and_veins = case_of(phantom.artery_vein, phantom.image, phantom.fov)
-    assert MeasureVesselsd(CHECK, pixel_spacing_mm=0.01)(arteries_and_veins)["measures"] == row
+    assert MeasureVesselsd(CHECK, pixel_spacing_mm=0.03)(arteries_and_veins)["measures"] == row
+
+
+@pytest.mark.parametrize(("spacing", "told"), [(None, False), (0.03, False), (0.005, True), (0.5, True)])
+def test_a_spacing_that_no_retina_can_have(spacing: float | None, told: bool) -> None:
+    phantom = make_phantom(1, 300, 280)
+    row = MeasureVesselsd(CHECK, spacing)(case_of(phantom.vessels, phantom.image, phantom.fov))["measures"]
+    assert ("implausible pixel spacing" in row["quality"]) is told
+
+
+def test_length_over_area() -> None:
+    phantom = make_phantom(1, 300, 280)
+    row = measure_vessels(phantom.vessels, phantom.fov, 0.03)
+    assert row["length_density_per_px"] == pytest.approx(row["skeleton_length_px"] / phantom.fov.sum())
+    assert row["length_density_per_mm"] == pytest.approx(row["skeleton_length_mm"] / (phantom.fov.sum() * 0.03**2))
 
 
 def test_problems_are_joined_and_their_limits_set() -> None:

@@ -81,6 +81,29 @@ def test_probabilities_of_16_bits_are_exact() -> None:
     assert scores["average_precision"] == pytest.approx(expected, abs=1e-12)
 
 
+def test_masks_of_any_type() -> None:
+    """0 and 1, 0 and 255 or class values, as files and transforms have them."""
+    generator = np.random.default_rng(0)
+    probability, label, counted = generator.random((20, 30)), generator.random((20, 30)) < 0.3, np.ones((20, 30), bool)
+    counted[:, :5] = False
+    of_bytes = ProbabilityCounts.of(probability, 2 * label.astype(np.uint8), 255 * counted.astype(np.uint8))
+    assert of_bytes.scores(bins=15) == ProbabilityCounts.of(probability, label, counted).scores(bins=15)
+    other = np.roll(label, 1, axis=1)
+    for values in (1, 2, 255):
+        one, two = (values * mask.astype(np.uint8) for mask in (label, other))
+        assert shape_scores(Vessels(one), Vessels(two), True) == shape_scores(Vessels(label), Vessels(other), True)
+        assert surface_distances(one, two) == surface_distances(label, other)
+        assert (Vessels(one).calibres == Vessels(label).calibres).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, 1.001, -0.1])
+def test_what_is_no_probability(value: float) -> None:
+    probability, label = np.array([[0.5, value]]), np.array([[True, False]])
+    with pytest.raises(ValueError, match="expected probabilities from 0 to 1"):
+        ProbabilityCounts.of(probability, label, np.array([[1, 1]]))
+    ProbabilityCounts.of(probability, label, np.array([[1, 0]]))
+
+
 def test_added_counts_are_those_of_all_pixels_together() -> None:
     one, other = random_case(0), random_case(1)
     together = [np.concatenate(pair) for pair in zip(one, other, strict=True)]

@@ -211,6 +211,13 @@ def test_torchscript(trained_a_little: UNet) -> None:
         torch.testing.assert_close(scripted(x), trained_a_little(x))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # sizes are Python numbers
+def test_traced_where_gradients_are_wanted(trained_a_little: UNet) -> None:
+    image = torch.randn(1, 3, 32, 48)
+    traced = torch.jit.trace(trained_a_little.eval(), image)
+    torch.testing.assert_close(traced(image), trained_a_little(image))
+
+
 def test_export_with_any_size(trained_a_little: UNet) -> None:
     # Below twice the smallest size the features at the bottom are one pixel, which torch.export specialises on.
     sides = {side: torch.export.Dim(name, min=8, max=4096) for side, name in ((2, "height"), (3, "width"))}

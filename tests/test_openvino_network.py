@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import importlib.util
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import openvino
 import pytest
 import torch
+from monai.data import MetaTensor
 from PIL import Image
 from torch.torch_version import TorchVersion
 
@@ -18,7 +21,7 @@ from drive_seg import openvino_network as module
 from drive_seg.configs import config_files
 from drive_seg.errors import DriveSegError
 from drive_seg.networks import UNet
-from drive_seg.openvino_network import choose_engine, largest_difference, openvino_network
+from drive_seg.openvino_network import OpenVINONetwork, choose_engine, largest_difference, openvino_network
 from drive_seg.phantom import make_phantom
 from drive_seg.segmenter import Segmenter
 
@@ -99,6 +102,21 @@ def test_the_fast_precision_is_near(network: UNet, tmp_path: Path) -> None:
     assert largest_difference(network, openvino_network(network, "auto", tmp_path)) < 0.02
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+def test_a_copy_does_the_same(
+    network: UNet, tmp_path: Path, duplicate: Callable[[OpenVINONetwork], OpenVINONetwork]
+) -> None:
+    converted = openvino_network(network, "float32", tmp_path, streams=2)
+    other, noise = duplicate(converted), torch.randn(1, 3, 33, 48)
+    assert torch.equal(other(noise), converted(noise)) and other.streams == 2
+    assert sum(1 for _ in tmp_path.iterdir()) == 1, "from the same cache"
+
+
+def test_metadata_go_through(network: UNet, tmp_path: Path) -> None:
+    image = MetaTensor(torch.randn(1, 3, 32, 48), meta={"filename_or_obj": "eye.jpg"})
+    assert openvino_network(network, "float32", tmp_path)(image).meta["filename_or_obj"] == "eye.jpg"
+
+
 def test_converted_once(network: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = openvino_network(network, "float32", tmp_path)
     monkeypatch.setattr(module, "_convert", lambda *_: pytest.fail("it was in the cache"))
@@ -137,7 +155,7 @@ def test_engines(monkeypatch: pytest.MonkeyPatch, network: UNet) -> None:
     assert choose_engine("torch", CPU, network) == "torch"
     with pytest.raises(DriveSegError, match="engine: expected one of auto, torch, openvino, got 'onnx'"):
         choose_engine("onnx", CPU, network)
-    with pytest.raises(DriveSegError, match="expected torch on cuda"):
+    with pytest.raises(DriveSegError, match="use --engine torch on cuda"):
         choose_engine("openvino", torch.device("cuda"), network)
     assert choose_engine("auto", CPU, torch.nn.Identity()) == "torch"
     with pytest.raises(DriveSegError, match="expected torch for Identity"):
@@ -145,7 +163,7 @@ def test_engines(monkeypatch: pytest.MonkeyPatch, network: UNet) -> None:
     with monkeypatch.context() as older:
         older.setattr(torch, "__version__", TorchVersion("2.12.1+cpu"))
         assert choose_engine("auto", CPU, network) == "torch"
-        with pytest.raises(DriveSegError, match=r"needs torch 2\.13 or newer, expected torch with 2\.12\.1\+cpu"):
+        with pytest.raises(DriveSegError, match=r"needs PyTorch 2\.13 or newer, found 2\.12\.1\+cpu"):
             choose_engine("openvino", CPU, network)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert choose_engine("auto", CPU, network) == "torch"

@@ -8,7 +8,7 @@ import pytest
 from builders import touch
 
 from drive_seg.errors import DriveSegError
-from drive_seg.photographs import left_out, photograph_cases
+from drive_seg.photographs import left_out, photograph_cases, with_fov_masks
 
 
 def ids(cases: list[dict[str, str]]) -> list[str]:
@@ -74,6 +74,17 @@ def test_every_photograph_has_a_name_that_fits_a_file_system(tmp_path: Path, nam
     assert len({name.casefold() for name in found}) == len(names)
     assert all(len(name.encode()) <= 200 for name in found)
     assert found == ids(photograph_cases([tmp_path / name for name in names])), "the same every time"
+
+
+def test_masks_of_photographs_that_are_called_alike(tmp_path: Path) -> None:
+    touch(*(tmp_path / name for name in ("A/L.png", "B/L.png", "B/R.png")))
+    cases = photograph_cases([tmp_path / "A", tmp_path / "B"])
+    touch(tmp_path / "masks" / "B_L_png_mask.png", tmp_path / "masks" / "R_mask.png")
+    found = with_fov_masks(cases, tmp_path / "masks")
+    assert [Path(case.get("fov", "none")).name for case in found] == ["none", "B_L_png_mask.png", "R_mask.png"]
+    touch(tmp_path / "masks" / "L.png")
+    with pytest.raises(DriveSegError, match=r"L\.png: is of one of 2 photographs of that name, expected A_L_png_mask"):
+        with_fov_masks(cases, tmp_path / "masks")
 
 
 def test_a_link_keeps_its_own_name(tmp_path: Path) -> None:

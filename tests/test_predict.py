@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from drive_seg.errors import DriveSegError
+from drive_seg.files import sha256
 from drive_seg.fov import estimate_fov
 from drive_seg.journal import Journal, read_journals
 from drive_seg.measures import measure_vessels
@@ -121,6 +122,40 @@ def test_a_table_that_other_settings_replace_is_kept(
     segment_photographs(bundle, [folder / "0.png"], out, {**settings, "pixel_spacing_mm": 0.02})
     (kept,) = out.glob("vessels_*.csv")
     assert kept.read_text().startswith(before) and f"kept as {kept.name}" in capsys.readouterr().err
+    spacings = [
+        json.loads((out / f"settings{suffix}.json").read_text())["settings"]["pixel_spacing_mm"]
+        for suffix in ("", kept.stem.removeprefix("vessels"))
+    ]
+    assert spacings == [0.02, None], "what either was measured with"
+
+
+def test_the_settings_of_a_folder_are_told(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    segment_photographs(bundle, [folder / "0.png"], out, settings)
+    about = json.loads((out / "settings.json").read_text())
+    assert about["weights_sha256"] == sha256(str(settings["checkpoint"])) and about["engine"] == "torch"
+    told = about["settings"]
+    assert (told["threshold"], told["adaptation"], told["base_channels"], told["fov_diameter"]) == (0.5, 0.5, 4, 128)
+    segment_photographs(bundle, [folder / "0.png"], out, {**settings, "threshold": 0.5, "flips": False})
+    assert "1 of 1 are done already" in capsys.readouterr().err, "what the config says anyway changes nothing"
+
+
+def test_a_photograph_keeps_the_name_of_its_results(
+    bundle: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Patient A is segmented first, then A and B, who call their photographs alike."""
+    for number, patient in enumerate("AB"):
+        (tmp_path / patient).mkdir()
+        Image.fromarray(make_phantom(number, 150, 141).image).save(tmp_path / patient / "L.png")
+    out = tmp_path / "out"
+    segment_photographs(bundle, [tmp_path / "A"], out, settings)
+    segment_photographs(bundle, [tmp_path / "A", tmp_path / "B"], out, settings)
+    assert "1 of 2 are done already" in capsys.readouterr().err
+    assert {path.name for path in out.glob("*_vessels.png")} == {"L_vessels.png", "B_L_png_vessels.png"}
+    with (out / "vessels.csv").open() as file:
+        assert [row["case_id"] for row in csv.DictReader(file)] == ["L", "B_L_png"]
 
 
 def test_masks_alone(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:

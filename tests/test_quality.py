@@ -8,13 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
-from builders import shipped_quality_check
+from builders import disc, shipped_quality_check
 from PIL import Image, ImageFilter
 from realdata import real_data
 
 from drive_seg.fov import estimate_fov, fov_diameter
 from drive_seg.phantom import Phantom, make_phantom
-from drive_seg.quality import FEW_VESSELS, NO_BORDER, PROBLEMS, TOO_BLURRED, TOO_BRIGHT, TOO_DARK, TOO_SMALL, sharpness
+from drive_seg.quality import (
+    CUT_OFF,
+    FEW_VESSELS,
+    NO_BORDER,
+    PROBLEMS,
+    TOO_BLURRED,
+    TOO_BRIGHT,
+    TOO_DARK,
+    TOO_SMALL,
+    sharpness,
+)
 
 CHECK = shipped_quality_check()
 
@@ -47,6 +57,22 @@ def test_a_picture_without_a_border_and_a_small_one(phantom: Phantom) -> None:
     small = make_phantom(0, 350, 340)
     assert TOO_SMALL in CHECK.assess(small.image, small.fov, small.vessels)
     assert estimate_fov(skimage.data.cat()).all(), "nothing of it looks like the end of a retina"
+
+
+@pytest.mark.parametrize(("rows", "columns", "cut"), [
+    ((0, 1), (0, 1), False),
+    ((0.13, 0.87), (0, 1), False),  # as cameras cut off top and bottom
+    ((0.25, 0.75), (0, 1), True),
+    ((0, 0.5), (0, 0.5), True),
+    ((0.1, 0.9), (0.1, 0.9), True),
+    ((0, 1), (0.4, 1), True),
+])  # fmt: skip
+def test_what_is_cropped_is_cut_off(rows: tuple[float, float], columns: tuple[float, float], cut: bool) -> None:
+    """A circle of 600 pixels of which the given part is left."""
+    fov = disc(620, 620, 310, 310, 300)
+    top, bottom, left, right = (10 + round(600 * share) for share in (*rows, *columns))
+    seen = fov[top:bottom, left:right]
+    assert (CUT_OFF in CHECK.assess(np.full((*seen.shape, 3), 90, np.uint8), seen, seen)) is cut
 
 
 def test_several_problems_in_their_order(phantom: Phantom) -> None:

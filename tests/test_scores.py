@@ -56,6 +56,7 @@ def arrays(seed: int = 0) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(("settings", "complaint"), [
     ({"level": 95}, "level: expected a share between 0 and 1, such as 0.95, got 95"),
     ({"samples": 0}, "samples: expected at least 1, got 0"),
+    ({"seed": -1}, "seed: expected a whole number from 0, got -1"),
 ])  # fmt: skip
 def test_an_interval_that_cannot_be_is_refused_at_once(settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(DriveSegError, match=complaint):
@@ -177,6 +178,29 @@ def test_summary_by_hand() -> None:
 
 def test_bootstrap_of_equal_values_has_no_width() -> None:
     assert shipped_bootstrap().interval(np.full(4, 0.5)) == (0.5, 0.5)
+
+
+def test_bootstrap_draws_persons() -> None:
+    """Two eyes that are alike tell no more than one; of one person there is no interval."""
+    values = np.random.default_rng(0).normal(size=8)
+    persons = [f"{number}" for number in range(8)]
+    bootstrap = shipped_bootstrap()
+    once = bootstrap.interval(values)
+    assert bootstrap.interval(np.tile(values, 2), persons * 2) == pytest.approx(once)
+    assert bootstrap.interval(values, persons) == pytest.approx(once)
+    of_two = bootstrap.interval(values, ["a"] * 6 + ["b"] * 2)
+    assert of_two == pytest.approx(sorted([values[:6].mean(), values[6:].mean()])), "all of either, at the ends"
+    assert all(map(math.isnan, bootstrap.interval(values, ["a"] * 8)))
+
+
+def test_both_eyes_of_a_person_are_one_in_the_interval() -> None:
+    case = arrays()
+    results = [scored(name, **case) for name in ("01L", "01R")]
+    row = summarise(results, shipped_scoring(), shipped_bootstrap())[0]
+    assert row["cases"] == 2 and all(map(math.isnan, row["per_image"]["dice"]["ci"]))
+    results.append(scored("02L", **case))
+    row = summarise(results, shipped_scoring(), shipped_bootstrap())[0]
+    assert row["per_image"]["dice"]["ci"] == pytest.approx([row["per_image"]["dice"]["mean"]] * 2)
 
 
 def test_bootstrap_covers_the_mean_of_a_normal_sample() -> None:

@@ -116,6 +116,10 @@ def test_load_refuses_what_it_does_not_know(weights: Path, tmp_path: Path) -> No
         drive_seg.load(weights, flip=True)
     with pytest.raises(DriveSegError, match=r"absent\.pt"):
         drive_seg.load(tmp_path / "absent.pt")
+    with pytest.raises(DriveSegError, match=r"^threshold: expected a probability from 0 to 1, got 2$"):
+        drive_seg.load(weights, **SMALL, threshold=2)
+    with pytest.raises(DriveSegError, match="checkpoint: expected one file, got"):
+        drive_seg.load([weights, weights])  # type: ignore[arg-type]
 
 
 def test_each_in_order_with_errors_in_their_place(segment: Segmenter, tmp_path: Path) -> None:

@@ -26,6 +26,13 @@ def test_parts_that_differ(one: Any, other: Any) -> None:
     assert described(one) != described(other)
 
 
+def test_optimizers_that_differ() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    made = [torch.optim.AdamW(weights, eps=eps, amsgrad=amsgrad) for eps, amsgrad in ((1e-8, 0), (1e-7, 0), (1e-8, 1))]
+    assert len({described(optimizer) for optimizer in [*made, torch.optim.Adam(weights)]}) == 4
+    assert described(made[0]) == described(torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], amsgrad=0))
+
+
 def test_the_same_made_twice() -> None:
     """No addresses and no random states."""
     for make in (DiceCELoss, partial(RandFlipd, "image", 0.5), partial(Compose, [RandFlipd("image", 0.5)])):

@@ -156,6 +156,11 @@ class TestEnsureLabel:
 
 
 class TestIgnoreOutsideFOV:
+    @pytest.mark.parametrize("ignore_index", [0, 2, -1, 256, 7.5])
+    def test_a_value_that_is_a_class_or_no_byte(self, ignore_index: Any) -> None:
+        with pytest.raises(ValueError, match=f"ignore_index: expected a whole number from 3, .*, got {ignore_index}"):
+            IgnoreOutsideFOVd("label", ignore_index=ignore_index, num_classes=3)
+
     @pytest.mark.parametrize("ignore_index", [255, 9])
     def test_labels_outside_become_the_ignored_value(self, ignore_index: int) -> None:
         label = tensor(np.array([[[0, 1], [1, 0]]], np.uint8))

@@ -1,0 +1,86 @@
+"""Which cases weights come from, in a file beside them, so that an evaluation on the same cases says so.
+
+``model.json`` beside ``model.pt`` lists the photographs that trained the network and those that chose the epoch, by
+name and size: a dataset may be moved, and another hospital's ``01.jpg`` is another photograph.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from drive_seg.files import write_text
+
+__all__ = ["LearntCases", "case_described", "learnt_cases", "photograph_described"]
+
+ROLES = ("training", "validation")
+
+
+def photograph_described(case: Mapping[str, Any]) -> str:
+    """The photograph of a case, ``21_training.tif, 381206 bytes``; the case's id where there is no file."""
+    image = case.get("image")
+    if isinstance(image, (str, os.PathLike)) and Path(image).is_file():
+        return f"{Path(image).name}, {Path(image).stat().st_size} bytes"
+    return str(case.get("case_id"))
+
+
+def case_described(case: Mapping[str, Any]) -> str:
+    """The same, and the size that it is shown at where there are several, ``…, zoom 0.5``."""
+    return photograph_described(case) + (f", zoom {case['zoom']:g}" if "zoom" in case else "")
+
+
+class LearntCases:
+    """Writes which cases a training's weights come from, when it starts.
+
+    Args:
+        weights: file of the weights, such as ``models/model.pt``; the list has its name with the suffix ``.json``.
+        training, validation: the cases that train the network, and those that choose the epoch.
+        writes: False in all but one of several processes.
+    """
+
+    def __init__(
+        self,
+        weights: str,
+        training: Sequence[Mapping[str, Any]],
+        validation: Sequence[Mapping[str, Any]],
+        writes: bool = True,
+    ) -> None:
+        self.path = Path(weights).with_suffix(".json")
+        self.cases = dict(zip(ROLES, (training, validation), strict=True))
+        self.writes = writes
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, after ``TrainingState``, which refuses a folder of another training."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the list."""
+        if not self.writes:
+            return
+        photographs = {role: sorted(set(map(photograph_described, cases))) for role, cases in self.cases.items()}
+        write_text(self.path, json.dumps(photographs, indent=2) + "\n")
+
+
+def learnt_cases(weights: Sequence[str | os.PathLike]) -> dict[str, set[str]] | None:
+    """The photographs that trained and chose weights, by ``training`` and ``validation``, as ``photograph_described``.
+
+    Args:
+        weights: files of weights, such as those of an ensemble, which has learnt what any of them has.
+
+    Returns:
+        None where one of the files has no list beside it.
+    """
+    learnt: dict[str, set[str]] = {role: set() for role in ROLES}
+    for path in weights:
+        try:
+            listed = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
+            for role in ROLES:
+                learnt[role].update(map(str, listed[role]))
+        except (OSError, ValueError, KeyError, TypeError):  # none, or a file of something else
+            return None
+    return learnt
