@@ -17,7 +17,7 @@ from drive_seg.checkpoints import load_weights, save_checkpoint
 from drive_seg.distributed import processes
 from drive_seg.errors import DriveSegError
 
-__all__ = ["MovingAverage", "average_weights"]
+__all__ = ["AverageEveryStep", "MovingAverage", "average_weights"]
 
 _logger = logging.getLogger(__name__)
 
@@ -51,16 +51,11 @@ class MovingAverage:
         """With the averages of the steps so far."""
         return self._averaged.module
 
-    def attach(self, engine: Engine) -> None:
-        """Attach to the trainer, before ``TrainingState``."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
-
-    def start(self, engine: Engine) -> None:
-        """Forget: what comes is another training, or another round of a federated one, with other weights."""
+    def reset(self) -> None:
+        """Forget the steps so far."""
         self._averaged.n_averaged.zero_()
 
-    def update(self, engine: Engine) -> None:
+    def update(self) -> None:
         """Take in the weights after a step; the first ones are the average."""
         self._averaged.update_parameters(self.trained)
 
@@ -79,6 +74,30 @@ class MovingAverage:
             return
         number = int(self._averaged.n_averaged)  # the same as steps, but on the CPU, so that no step waits for a GPU
         get_ema_multi_avg_fn(min(self.decay, (1 + number) / (10 + number)))(averages, current, steps)
+
+
+class AverageEveryStep:
+    """Keeps a ``MovingAverage`` up to date.
+
+    Args:
+        average: of the network that is trained.
+    """
+
+    def __init__(self, average: MovingAverage) -> None:
+        self.average = average
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, before ``TrainingState``, which puts the average of a resumed training back."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """What comes is another training, or another round of a federated one, with other weights."""
+        self.average.reset()
+
+    def __call__(self, engine: Engine) -> None:
+        """A step was made."""
+        self.average.update()
 
 
 def average_weights(

@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from test_bundle import SMALL, run_bundle
 from test_training import overrides, train
 
-from drive_seg.averaging import MovingAverage, average_weights
+from drive_seg.averaging import AverageEveryStep, MovingAverage, average_weights
 from drive_seg.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from drive_seg.errors import DriveSegError
 from drive_seg.networks import UNet
@@ -33,7 +33,7 @@ class Course:
         self.network = torch.nn.BatchNorm1d(1)
         self.average = MovingAverage(self.network, decay)
         self.engine = Engine(self.step)
-        self.average.attach(self.engine)
+        AverageEveryStep(self.average).attach(self.engine)
 
     def step(self, engine: Engine, value: float) -> None:
         for tensor in (self.network.weight.data, self.network.running_mean):
@@ -64,7 +64,7 @@ def test_what_stays_of_the_average_grows_to_the_decay() -> None:
     for steps, stays in ((9, 10 / 19), (400, 0.95)):
         course.run([0.0] * steps)
         course.network.weight.data.fill_(1.0)
-        course.average.update(course.engine)
+        course.average.update()
         assert course.average.network.weight.item() == pytest.approx(1 - stays)
 
 

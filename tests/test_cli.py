@@ -199,7 +199,7 @@ def test_values_that_a_component_refuses(phantoms: Path, tmp_path: Path, capsys:
     ("patch_size", "[384, null]", "patch_size: expected numbers, such as [384, 384] in the config, got [384, None]"),
     ("patch_size", "[64, 64, 64]", "patch_size: expected height and width, or one number for both, got [64, 64, 64]"),
     ("patch_size", "0", "patch_size: expected height and width, or one number for both, got 0"),
-    ("patch_size", "8", "UNet: expected every side to have at least"),
+    ("patch_size", "4", "UNet: expected every side to have at least"),
     ("seed", "-1", "seed: expected a whole number from 0, got -1"),
     ("ignore_index", "1", "ignore_index: expected a whole number from 2, the number of classes, to 255, got 1"),
     ("adaptation", "2", "adaptation: expected a number from 0 to 1, got 2"),

@@ -33,6 +33,7 @@ STOCK = {
     "train::inferer": {"_target_": "SimpleInferer", "_desc_": "MONAI's default"},
     "train::trainer::iteration_update": None,
     "moving_average::_disabled_": True,
+    "train::handlers::2::_disabled_": True,  # what keeps it up to date
     "validate::evaluator::network": "@network",
     "validate::handlers::0::network": "@network",
 }
