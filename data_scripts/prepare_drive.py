@@ -17,7 +17,7 @@ DATASET = Dataset(
     size=(565, 584),
     kinds={
         "images": FileKind(
-            r"(training/images/(?=\d\d_training)|test/images/(?=\d\d_test))(?P<case>\d\d)_\w+\.tif",
+            r"(training/images/(?=\d\d_training)|test/images/(?=\d\d_test))(?P<case>\d\d)_\w+\.(tif|tiff|png)",
             "{folder}/images/{case}_{folder}.tif",
         ),
         "1st_manual": FileKind(

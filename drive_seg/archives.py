@@ -116,9 +116,13 @@ def _unpack(archive: Path, folder: Path, budget: _Budget) -> None:
 
 
 def _check_member(archive: Path, name: str) -> None:
-    parts = PurePosixPath(name).parts
-    if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in "".join(parts[:1]):
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if parts[:1] == ("/",) or ".." in parts or "\0" in name or ":" in "".join(parts[:1]):
         raise DriveSegError(f"{archive}: refused, its member {name!r} would be written outside the folder")
+    if "\\" in name:
+        raise DriveSegError(
+            f"{archive}: expected slashes between folders, got backslashes in {name!r}; unpack it and give the folder"
+        )
 
 
 def _unpack_zip(archive: Path, folder: Path, budget: _Budget) -> None:

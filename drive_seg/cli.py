@@ -312,7 +312,7 @@ def package(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error that the user can mend is one sentence on stderr and exit code 1."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = _with_flags(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
         app(args=[argument for argument in arguments if argument != "--debug"] if arguments != ["--debug"] else [])
@@ -325,6 +325,18 @@ def main(arguments: list[str] | None = None) -> None:
         if debug or mendable is None:
             raise
         sys.exit(f"drive-seg: {mendable}")
+
+
+def _with_flags(arguments: list[str]) -> list[str]:
+    """``--resume`` for ``--resume true`` and ``--resume=true``, as MONAI's command spells it, and nothing for false."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--resume" and argument.lower() in ("true", "false"):
+            joined[-1] = f"--resume={argument}"
+        else:
+            joined.append(argument)
+    spelt = {"--resume=true": ["--resume"], "--resume=false": []}
+    return [part for argument in joined for part in spelt.get(argument.lower(), [argument])]
 
 
 def _speaks() -> bool:

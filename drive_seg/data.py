@@ -68,6 +68,7 @@ def load_datalist(
     if section not in SECTIONS:
         raise DriveSegError(f"section: expected one of {', '.join(SECTIONS)}, got {section!r}")
     annotations = {"label": FIRST_OBSERVER} if annotations is None else dict(annotations)
+    dataset_dir = str(dataset_dir) if isinstance(dataset_dir, int) else dataset_dir  # a folder may be called 2026
     if not isinstance(dataset_dir, (str, os.PathLike)):
         return of_several(dataset_dir, lambda folder: load_datalist(folder, section, annotations, validation_every))
     sections = _read_sections(Path(dataset_dir), validation_every)

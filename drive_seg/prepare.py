@@ -269,6 +269,7 @@ def _verified_sections(
                 raise DriveSegError(
                     f"{source}: expected {len(cases)} {folder} files for {kind} of {dataset.name}, "
                     f"found {len(there)}: there is no {_some_of(names)}"
+                    + ("" if there else f". What SOURCE may be: {dataset.download}")
                 )
             notices.append(f"{source} has no {kind} in {folder}: none is written")
     if dataset.kinds[FIRST_OBSERVER].some:

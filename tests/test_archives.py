@@ -97,6 +97,13 @@ def test_a_checksum_that_is_wrong_is_noticed(tmp_path: Path) -> None:
         prepare(SMALL["chase_db1"], path, tmp_path / "out")
 
 
+def test_a_zip_that_was_packed_with_backslashes(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "windows.zip", "w") as content:
+        content.writestr("CHASEDB1\\Image_01L.jpg", "photograph")
+    with pytest.raises(DriveSegError, match=r"windows\.zip: expected slashes .*; unpack it and give the folder"):
+        prepare(SMALL["chase_db1"], tmp_path / "windows.zip", tmp_path / "out")
+
+
 @pytest.mark.parametrize("member", ["../evil.txt", "/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:/evil.txt"])
 def test_zip_that_would_write_outside_is_refused(member: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as content:

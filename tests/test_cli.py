@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from test_bundle import small_overrides
 
-from drive_seg.cli import main
+from drive_seg.cli import _with_flags, main
 from drive_seg.networks import UNet
 
 
@@ -55,6 +55,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert not stop.value.code
     assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(("given", "meant"), [
+    (["train", "--resume"], ["train", "--resume"]),
+    (["train", "--resume", "true", "--seed", "1"], ["train", "--resume", "--seed", "1"]),
+    (["train", "--resume=True"], ["train", "--resume"]),
+    (["train", "--resume", "false"], ["train"]),
+    (["train", "--flips", "true"], ["train", "--flips", "true"]),
+])  # fmt: skip
+def test_resume_as_monais_command_spells_it(given: list[str], meant: list[str]) -> None:
+    assert _with_flags(given) == meant
 
 
 def test_train_evaluate_predict(phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

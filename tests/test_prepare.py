@@ -270,6 +270,25 @@ def test_drive_with_test_annotations(source: Path, tmp_path: Path) -> None:
         prepare(SMALL["drive"], source, tmp_path / "out")
 
 
+@pytest.mark.parametrize("source", ["drive"], indirect=True)
+def test_drive_as_png(source: Path, tmp_path: Path) -> None:
+    """As many copies of it have the photographs; two files of one case must be the same photograph."""
+    for path in [*source.rglob("*_training.tif"), *source.rglob("*_test.tif")]:
+        with Image.open(path) as photograph:
+            photograph.save(path.with_suffix(".png"))
+        path.unlink()
+    prepare(SMALL["drive"], source, tmp_path / "out")
+    assert len(load_datalist(tmp_path / "out", "training")) == 16
+    assert (tmp_path / "out" / "training" / "images" / "21_training.png").is_file()
+
+
+@pytest.mark.parametrize("source", ["drive"], indirect=True)
+def test_annotations_that_are_inverted(source: Path, tmp_path: Path) -> None:
+    save(Image.fromarray(255 - annotation()), source / "training" / "1st_manual" / "22_manual1.gif")
+    with pytest.raises(DriveSegError, match=r"22_manual1\.gif: expected vessels in white on black, got 100% of the"):
+        prepare(SMALL["drive"], source, tmp_path / "out")
+
+
 def test_output_and_source_must_be_apart(source: Path, tmp_path: Path) -> None:
     for output_dir in (source, source / "prepared"):
         with pytest.raises(DriveSegError, match="lies in SOURCE"):

@@ -13,6 +13,7 @@ from monai.transforms import Compose, LoadImaged
 from PIL import Image
 
 from drive_seg.errors import DriveSegError, user_error
+from drive_seg.prepare import read_binary
 from drive_seg.readers import PhotographReader, read_image
 
 DRAWN = np.array([[0, 0, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 1]], dtype=np.uint8)
@@ -78,6 +79,24 @@ def test_binary(tmp_path: Path, make: Callable[[Path], Path], foreground: int) -
 def test_a_gif_of_drive_is_a_palette_image(tmp_path: Path) -> None:
     with Image.open(raw_indices(tmp_path)) as picture:
         assert picture.mode == "P" and set(np.unique(np.asarray(picture))) == {0, 1}
+
+
+@pytest.mark.parametrize(("palette", "foreground"), [
+    ([(0, 0, 0), (255, 255, 255)], 1),
+    ([(0, 0, 0), (1, 1, 1)], 1),
+    ([(255, 255, 255), (0, 0, 0)], 0),  # as it looks, not as it is numbered
+    ([(0, 0, 0), (0, 0, 1)], 1),  # both are black in grey
+    ([(0, 0, 0), (0, 0, 0)], 1),
+])  # fmt: skip
+def test_a_palette_is_read_alike_by_scripts_and_trainings(
+    tmp_path: Path, palette: list[tuple[int, int, int]], foreground: int
+) -> None:
+    indices = np.zeros((20, 30), np.uint8)
+    indices[3:7, 5:20] = 1
+    path = save_palette(tmp_path / "21_manual1.gif", indices, dict(enumerate(palette)))
+    expected = indices == foreground
+    np.testing.assert_array_equal(read_image(path, "binary") > 0, expected)
+    np.testing.assert_array_equal(read_binary(path, path.read_bytes(), (30, 20)), expected)
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".png", ".bmp", ".ppm", ".TIFF"])
