@@ -256,7 +256,7 @@ class TrainingState:
             _logger.warning("%s: nothing to resume from yet, the training starts from the beginning", self.path)
         elif self.writes and self.path.exists():
             raise DriveSegError(
-                f"{self.path}: is there from an earlier training, resume it (--resume) or choose another output folder"
+                f"{self.path}: belongs to an earlier training, resume it (--resume) or choose another output folder"
             )
         if self.writes and self.best is not None and self.best.exists():
             kept = keep(self.best)

@@ -32,7 +32,7 @@ _OVERRIDABLE = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def _further(config: str, *examples: str) -> str:
     """What else a command takes, below its options."""
-    return f"Any key of bundle/configs/{config}.json, where the reasons stand, as well: {', '.join(examples)}."
+    return f"Also any key of bundle/configs/{config}.json, which explains each: {', '.join(examples)}."
 
 
 BundleRoot = Annotated[

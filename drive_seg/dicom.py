@@ -42,11 +42,11 @@ def read_dicom(path: str | os.PathLike) -> tuple[np.ndarray, float]:
         import pydicom
         from pydicom.pixels import apply_color_lut, pixel_array
     except ImportError as error:
-        raise DriveSegError(f"{path}: is DICOM, which pydicom reads (pip install 'drive-seg[dicom]')") from error
+        raise DriveSegError(f"{path}: reading DICOM needs pydicom (pip install 'drive-seg[dicom]')") from error
     syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
     if syntax == _DEFLATED:
         # Nothing in it says how long it becomes.
-        raise DriveSegError(f"{path}: is DICOM deflated as a whole, which is not read")
+        raise DriveSegError(f"{path}: the deflated transfer syntax of DICOM is not supported")
     dataset = pydicom.dcmread(path)
     if "PixelData" not in dataset:
         raise DriveSegError(f"{path}: is DICOM without pixels")

@@ -71,7 +71,7 @@ def save_dicom_seg(mask: np.ndarray, classes: int, source: str | os.PathLike, pa
     photograph = pydicom.dcmread(source, stop_before_pixels=True)
     needed = [name for name in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID") if name not in photograph]
     if needed:
-        raise DriveSegError(f"{source}: a segmentation refers to its {' and '.join(needed)}, which it has not")
+        raise DriveSegError(f"{source}: lacks {' and '.join(needed)}, which a DICOM Segmentation must refer to")
     try:
         segmentation = _segmentation(mask, photograph, segments)
     except Exception as error:  # whatever the elements of somebody's file lead highdicom to

@@ -186,7 +186,7 @@ class CaseScores:
         if self.unscored:
             raise DriveSegError(
                 f"{len(self.unscored)} of {len(self.unscored) + len(self.results)} cases could not be scored "
-                f"({', '.join(self.unscored)}), why is said above and in {self.output_dir / 'summary.json'}"
+                f"({', '.join(self.unscored)}), see the log above and {self.output_dir / 'summary.json'}"
             )
 
     def _score(self, case: Mapping[str, Any]) -> CaseResult:
@@ -260,7 +260,7 @@ class CaseScores:
                 "fov_source": {source: fovs.count(source) for source in sorted(set(fovs))},
                 "interval": f"{self.bootstrap.level:.0%} percentile bootstrap of the mean over cases, "
                 f"{self.bootstrap.samples} samples of {persons} persons with all of their cases, "
-                f"seed {self.bootstrap.seed}{'; too narrow, as of so few it is' if persons < FEW else ''}",
+                f"seed {self.bootstrap.seed}{'; with so few persons it is too narrow' if persons < FEW else ''}",
             },
             "rows": rows,
             "cases": [_case_summary(result, self.scoring.bins) for result in self.results],

@@ -41,7 +41,7 @@ _DESCRIPTION = "drive-seg phantom, made up: nobody's eye"
 
 @dataclass(frozen=True)
 class Phantom:
-    """A made-up photograph and the truth about it. A pixel is vessel if its centre lies inside one.
+    """A synthetic photograph and the truth about it. A pixel is vessel if its centre lies inside one.
 
     Attributes:
         image: (H, W, 3), uint8, RGB.
@@ -69,7 +69,7 @@ class Phantom:
 
 
 def make_phantom(seed: int, height: int = 584, width: int = 565) -> Phantom:
-    """A made-up fundus photograph: the same pixels for the same arguments, another eye for another seed.
+    """A synthetic fundus photograph: the same pixels for the same arguments, another eye for another seed.
 
     The same seed at another size is the same eye; with fewer pixels its finest branches are left out, because they
     would be narrower than one. Left or right eye, landmarks, pigment, light, sharpness and contrast vary.

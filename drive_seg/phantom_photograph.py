@@ -1,4 +1,4 @@
-"""From the branches of a made-up eye to pixels: annotations, and a photograph of it.
+"""From the branches of a synthetic eye to pixels: annotations, and a photograph of it.
 
 Light that comes back from the retina is written as a colour times ``exp(-density)``: vessels, pigment and the
 macula add density (as in Beer and Lambert's law), so that they keep their contrast where the light is dim.

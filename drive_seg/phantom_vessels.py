@@ -1,4 +1,4 @@
-"""Vessel trees of a made-up eye: where the branches run and how wide they are.
+"""Vessel trees of a synthetic eye: where the branches run and how wide they are.
 
 Everything here is measured in radii of the field of view, with its centre as the origin: a place is a complex
 number, column + 1j * row, with rows counted downwards. Pixels come in with ``Branch.placed``, so that one seed is one

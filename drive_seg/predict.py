@@ -150,7 +150,7 @@ def _without_mask(cases: Sequence[Case]) -> list[str]:
     missing = sum("fov" not in case for case in cases)
     if missing in (0, len(cases)):
         return []
-    return [f"{missing} of {len(cases)} photographs have no mask there, their field of view is found"]
+    return [f"{missing} of {len(cases)} photographs have no mask there; their field of view is estimated"]
 
 
 def _refuse_among_photographs(output_dir: Path, cases: Sequence[Case]) -> None:
@@ -159,7 +159,7 @@ def _refuse_among_photographs(output_dir: Path, cases: Sequence[Case]) -> None:
     for case in cases:
         if Path(case["image"]).parent.resolve() == folder:
             raise DriveSegError(
-                f"{output_dir}: {Path(case['image']).name} lies there, expected an output folder without photographs "
+                f"{output_dir}: {Path(case['image']).name} lies there, choose an output folder without photographs "
                 "that are to be segmented"
             )
 

@@ -340,7 +340,9 @@ def _write_case(
     if vessels is not None:
         outside = (vessels & ~drawn["mask"]).sum() / vessels.sum()
         if outside > 0.02:
-            notices.append(f"{written['fov']}: {outside:.1%} of the annotated vessel pixels lie outside, look at it")
+            notices.append(
+                f"{written['fov']}: {outside:.1%} of the annotated vessel pixels lie outside, please check it"
+            )
     return written
 
 

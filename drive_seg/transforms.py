@@ -132,7 +132,7 @@ def _tell_of_odd_share(label: torch.Tensor, key: Hashable, fov: torch.Tensor | N
     share = float((plain(label) != 0).logical_and(inside).sum() / inside.expand(label.shape).sum())
     if not 0 < share <= MOST_VESSELS:
         _logger.warning(
-            "%s: %s: %.0f %% of the field of view are vessels, look at it", _file_of(label), key, 100 * share
+            "%s: %s: %.0f %% of the field of view are vessels, please check it", _file_of(label), key, 100 * share
         )
 
 
@@ -252,8 +252,8 @@ def normalize_in_fov(image: torch.Tensor, fov: torch.Tensor) -> torch.Tensor:
     # Sums over all pixels, times 0 or 1: picking the pixels inside takes much longer.
     mean = normalized.mul_(inside).sum(dim=(1, 2), keepdim=True) / count
     normalized.sub_(mean).mul_(inside)
-    # The root not by PyTorch, which asks MKL for it: where two threads are the first of their process to do so, it is
-    # now and then off by a fortieth of a percent, and a run that is repeated not the same.
+    # Not torch.sqrt of a sum: it calls MKL, whose first use by two threads of a process at once is now and then off by
+    # a fortieth of a percent, so that a repeated run would differ.
     deviation = torch.linalg.vector_norm(normalized, dim=(1, 2), keepdim=True) / math.sqrt(count)
     differs = deviation > 1e-6 * mean.abs()  # by more than the mean is rounded
     return normalized.mul_(torch.where(differs, 1 / deviation, torch.zeros_like(deviation)))

@@ -70,7 +70,7 @@ def test_a_retina_without_any_vessel(source: Path, tmp_path: Path) -> None:
 
 def test_a_photograph_that_cannot_be_referred_to(tmp_path: Path) -> None:
     bare = save_dicom(tmp_path / "bare.dcm", np.zeros((ROWS, COLUMNS, 3), np.uint8))
-    with pytest.raises(DriveSegError, match=r"bare\.dcm: a segmentation refers to its StudyInstanceUID and Series"):
+    with pytest.raises(DriveSegError, match=r"bare\.dcm: lacks StudyInstanceUID and Series"):
         save_dicom_seg(np.zeros((ROWS, COLUMNS), np.uint8), 2, bare, tmp_path / "vessels.dcm")
     assert not (tmp_path / "vessels.dcm").exists()
 

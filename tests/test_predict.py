@@ -267,7 +267,7 @@ def test_results_do_not_go_among_the_photographs(
 ) -> None:
     before = sorted(folder.iterdir())
     for paths in ([folder], [folder / "0.png"]):
-        with pytest.raises(DriveSegError, match=r"photographs: .*\.png lies there, expected an output folder without"):
+        with pytest.raises(DriveSegError, match=r"photographs: .*\.png lies there, choose an output folder without"):
             segment_photographs(bundle, paths, folder / "." / "", settings)
     assert sorted(folder.iterdir()) == before
 

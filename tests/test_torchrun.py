@@ -156,7 +156,7 @@ def test_torchrun_starts_killed_processes_again_to_the_same_end(
         path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.*") if path.suffix in (".pt", ".csv")
     }
     another = overrides(five_phantoms, tmp_path / "whole", **{**values, "max_epochs": 8})
-    assert "is there from an earlier training" in torchrun(2, bundle, names, "training", another, fails=True)
+    assert "belongs to an earlier training" in torchrun(2, bundle, names, "training", another, fails=True)
     assert before == {name: (tmp_path / "whole" / name).read_bytes() for name in before} and len(before) == 3
 
 

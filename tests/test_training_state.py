@@ -96,7 +96,7 @@ def test_an_earlier_training_is_not_overwritten(tmp_path: Path) -> None:
     Training(path, epochs=1).run()
     before = path.read_bytes()
     second = Training(path)
-    with pytest.raises(DriveSegError, match=r"last\.pt: is there from an earlier training, resume it \(--resume\)"):
+    with pytest.raises(DriveSegError, match=r"last\.pt: belongs to an earlier training, resume it \(--resume\)"):
         second.run()
     assert path.read_bytes() == before and second.bias == small().output.conv.bias[0]
     Training(path, resume=True).run()

@@ -145,7 +145,7 @@ class TestEnsureLabel:
         label = tensor(np.array([[values]], np.uint8), "drawn.gif")
         fov = torch.tensor([[[1, 1, 1, 1, 0, 0]]])
         EnsureLabeld("label", 2)({"image": image_of(1, 6), "label": label, "fov": fov})
-        expected = f"drawn.gif: label: {told} of the field of view are vessels, look at it"
+        expected = f"drawn.gif: label: {told} of the field of view are vessels, please check it"
         assert [record.message for record in caplog.records] == ([expected] if told else [])
 
     def test_missing(self) -> None:
