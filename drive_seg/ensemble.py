@@ -27,7 +27,9 @@ class Ensemble(nn.Module):
     def __init__(self, network: nn.Module, members: int) -> None:
         super().__init__()
         if members < 1:
-            raise DriveSegError(f"members: expected at least one network, got {members}")
+            raise DriveSegError(
+                f"members: expected one network or more, got {members}; --checkpoint names their weights"
+            )
         self.members = nn.ModuleList(copy.deepcopy(network) for _ in range(members))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -404,7 +404,7 @@ class TestDicom:
             return found(name, *args, **kwargs)
 
         monkeypatch.setattr(builtins, "__import__", none)
-        with pytest.raises(DriveSegError, match=r"eye\.dcm: is DICOM.*\(pip install 'drive-seg\[dicom\]'\)$"):
+        with pytest.raises(DriveSegError, match=r"eye\.dcm: reading DICOM needs pydicom \(.*\[dicom\]'\)$"):
             read_image(path)
 
 
