@@ -276,6 +276,13 @@ OURS = {
 """What configs import of this project for their expressions, and the file that it is in."""
 
 
+def test_both_overlays_for_many_processes_join_and_leave_alike(bundle: Path) -> None:
+    """MONAI Label asks for the training's by its name, so the evaluation's cannot be laid over it."""
+    training, evaluation = (read(bundle, f"multi_gpu_{name}") for name in ("train", "evaluate"))
+    shared = ("rank", "world_size", "initialize", "finalize")
+    assert {key: training[key] for key in shared} == {key: evaluation[key] for key in shared}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs_name_only_known_code(bundle: Path, name: str) -> None:
     config = read(bundle, name)
