@@ -41,11 +41,6 @@ SHORTEST = 0.02
 CALIBRE_BIAS = 0.5
 """What twice the greatest distance to the background beside a centreline exceeds the calibre by, in pixels."""
 
-SMALLEST_MM, LARGEST_MM = 3, 60
-"""Across the field of view, on the retina: cameras see 20 to 200 degrees, of about 0.3 mm each."""
-
-IMPLAUSIBLE_SPACING = "implausible pixel spacing"
-
 BOX_SIZES = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)
 """Of the boxes that are counted, as shares of the FOV's diameter: from a wide vessel to the space between arcades."""
 
@@ -172,7 +167,7 @@ class MeasureVesselsd(Transform):
         fov_key: FOV mask, (1, H, W), non-zero inside.
         photograph_key: photograph, (3, H, W), uint8.
         output_key: where the row goes: ``width_px``, ``height_px``, ``fov_diameter_px``, ``fov_area_px``, the measures,
-            and ``quality``, the problems joined by "; " or nothing; a spacing that no retina can have is among them.
+            and ``quality``, the problems joined by "; " or nothing.
 
     Raises:
         DriveSegError: if the spacing is not positive.
@@ -203,17 +198,13 @@ class MeasureVesselsd(Transform):
         case = dict(data)
         mask, fov = (to_numpy(case[key])[0] > 0 for key in (self.pred_key, self.fov_key))
         photograph = to_numpy(case[self.photograph_key]).transpose(1, 2, 0)
-        problems = self.quality.assess(photograph, fov, mask)
-        diameter = fov_diameter(fov)
-        if self.pixel_spacing_mm is not None and not SMALLEST_MM <= diameter * self.pixel_spacing_mm <= LARGEST_MM:
-            problems.append(IMPLAUSIBLE_SPACING)
         case[self.output_key] = {
             "width_px": fov.shape[1],
             "height_px": fov.shape[0],
-            "fov_diameter_px": diameter,
+            "fov_diameter_px": fov_diameter(fov),
             "fov_area_px": int(np.count_nonzero(fov)),
             **measure_vessels(mask, fov, self.pixel_spacing_mm),
-            "quality": "; ".join(problems),
+            "quality": "; ".join(self.quality.assess(photograph, fov, mask, self.pixel_spacing_mm)),
         }
         return case
 

@@ -128,11 +128,7 @@ def segment_photographs(
 
 def _made_with(files: Sequence[str], values: Mapping[str, Any], segmenter: Segmenter) -> dict[str, Any]:
     """All that a result depends on beside the photograph: what was set by hand as it is in the config is the same."""
-    from monai.bundle import ConfigParser
-
-    parser = ConfigParser(ConfigParser.load_config_files(list(files)))
-    parser.update({key: str(value) if key == "device" else value for key, value in values.items()})
-    config = {key: value for key, value in parser.get().items() if key not in ELSEWHERE}
+    config = {key: value for key, value in read_configs(files, values).get().items() if key not in ELSEWHERE}
     return {
         "drive_seg": __version__,
         "weights_sha256": sha256(segmenter.checkpoint),

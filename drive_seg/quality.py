@@ -19,6 +19,7 @@ from drive_seg.fov import fov_box, fov_diameter
 __all__ = [
     "CUT_OFF",
     "FEW_VESSELS",
+    "IMPLAUSIBLE_SPACING",
     "NO_BORDER",
     "PROBLEMS",
     "TOO_BLURRED",
@@ -36,7 +37,8 @@ TOO_DARK = "too dark"
 TOO_BRIGHT = "too bright"
 TOO_BLURRED = "too blurred"
 FEW_VESSELS = "hardly any vessel"
-PROBLEMS = (NO_BORDER, CUT_OFF, TOO_SMALL, TOO_DARK, TOO_BRIGHT, TOO_BLURRED, FEW_VESSELS)
+IMPLAUSIBLE_SPACING = "implausible pixel spacing"
+PROBLEMS = (NO_BORDER, CUT_OFF, TOO_SMALL, TOO_DARK, TOO_BRIGHT, TOO_BLURRED, FEW_VESSELS, IMPLAUSIBLE_SPACING)
 """All that can be found, in the order in which they are named."""
 
 _DIAMETER = 500
@@ -78,6 +80,8 @@ class QualityCheck:
             half the width of a large vessel, 0.46 at most, with 0.3 % 0.50 to 0.63.
         vessel_share: share of the field of view that is vessel, 0 to 1, below which there is hardly any. The manual
             annotations have 6 % to 13 %.
+        smallest_mm, largest_mm: across the field of view on the retina, outside of which the pixel spacing cannot be
+            right: cameras see 20 to 200 degrees, of about 0.3 mm each.
     """
 
     fov_share: float
@@ -86,14 +90,19 @@ class QualityCheck:
     burnt_share: float
     sharpness: float
     vessel_share: float
+    smallest_mm: float
+    largest_mm: float
 
-    def assess(self, photograph: np.ndarray, fov: np.ndarray, mask: np.ndarray) -> list[str]:
+    def assess(
+        self, photograph: np.ndarray, fov: np.ndarray, mask: np.ndarray, pixel_spacing_mm: float | None = None
+    ) -> list[str]:
         """The problems of a photograph, out of ``PROBLEMS``; none of a good one.
 
         Args:
             photograph: (H, W, 3), uint8, RGB.
             fov: (H, W), bool, True on the retina; what lies outside has no influence.
             mask: (H, W), bool, True on vessels.
+            pixel_spacing_mm: size of a pixel on the retina; None: unknown.
 
         Raises:
             ValueError: if the shapes differ or the field of view is empty.
@@ -113,6 +122,8 @@ class QualityCheck:
             TOO_BRIGHT: np.mean(values >= _BURNT) > self.burnt_share,
             TOO_BLURRED: _sharpness(green, inside) < self.sharpness,
             FEW_VESSELS: np.count_nonzero(mask & fov) < self.vessel_share * np.count_nonzero(fov),
+            IMPLAUSIBLE_SPACING: pixel_spacing_mm is not None
+            and not self.smallest_mm <= fov_diameter(fov) * pixel_spacing_mm <= self.largest_mm,
         }
         return [problem for problem in PROBLEMS if found[problem]]
 

@@ -193,6 +193,13 @@ def test_bootstrap_draws_persons() -> None:
     assert all(map(math.isnan, bootstrap.interval(values, ["a"] * 8)))
 
 
+def test_of_few_persons_the_interval_is_too_narrow() -> None:
+    """As ``Bootstrap`` says: of 8 normal values one of 95 % holds the mean in 88 % of samples."""
+    bootstrap, generator = shipped_bootstrap(samples=500), np.random.default_rng(0)
+    intervals = [bootstrap.interval(generator.normal(size=8)) for _ in range(1000)]
+    assert np.mean([low <= 0 <= high for low, high in intervals]) == pytest.approx(0.88, abs=0.03)
+
+
 def test_both_eyes_of_a_person_are_one_in_the_interval() -> None:
     case = arrays()
     results = [scored(name, **case) for name in ("01L", "01R")]
