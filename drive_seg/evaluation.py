@@ -126,7 +126,8 @@ class CaseScores:
         """Attach to the evaluator."""
         engine.add_event_handler(Events.STARTED, self.reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
+        # Not when the run is completed: by then MONAI's handlers for MLflow and TensorBoard have logged the metrics.
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
 
     def reset(self, engine: Engine) -> None:
         """Forget an earlier run."""

@@ -1,13 +1,24 @@
-"""MONAI's ``--tracking mlflow`` on the shipped training."""
+"""MONAI's ``--tracking mlflow`` on the shipped training and evaluation."""
 
 from __future__ import annotations
 
 import csv
+import json
+import math
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from test_bundle import run_bundle, small_overrides
+from test_evaluation import SMALL, save_weights
+
+
+def tracked_run(output: Path) -> tuple[mlflow.MlflowClient, Any]:
+    """The one run that MLflow has recorded in an output folder."""
+    client = mlflow.MlflowClient(f"sqlite:///{output}/mlruns.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("monai_experiment").experiment_id])
+    return client, run
 
 
 def expected(output: Path) -> dict[str, dict[int, float]]:
@@ -25,9 +36,25 @@ def expected(output: Path) -> dict[str, dict[int, float]]:
 def test_mlflow_has_what_the_history_has(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
     folders = ["--dataset_dir", str(phantoms), "--ckpt_dir", str(tmp_path), "--output_dir", str(tmp_path)]
     run_bundle("training", bundle, ["train"], *folders, *small_overrides(), "--batch_size", "5", "--tracking", "mlflow")
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns.db")
-    (run,) = client.search_runs([client.get_experiment_by_name("monai_experiment").experiment_id])
+    client, run = tracked_run(tmp_path)
     assert run.info.status == "FINISHED"
     for name, values in expected(tmp_path).items():
         history = client.get_metric_history(run.info.run_id, name)
         assert {metric.step: metric.value for metric in history} == values
+
+
+@pytest.mark.slow
+def test_mlflow_has_the_means_of_an_evaluation(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    save_weights(tmp_path / "model.pt", seed=2)
+    folders = ["--dataset_dir", str(phantoms), "--ckpt_dir", str(tmp_path), "--output_dir", str(tmp_path)]
+    small = [part for key, value in SMALL.items() for part in (f"--{key}", str(value))]
+    run_bundle("evaluating", bundle, ["train", "evaluate"], *folders, *small, "--tracking", "mlflow")
+    (means,) = (
+        row["per_image"]
+        for row in json.loads((tmp_path / "summary.json").read_text())["rows"]
+        if (row["comparison"], row["region"]) == ("prediction", "fov")
+    )
+    _, run = tracked_run(tmp_path)
+    assert run.data.metrics["dice"] > 0
+    defined = {name: value for name, value in run.data.metrics.items() if not math.isnan(value)}
+    assert defined == {name: pytest.approx(of["mean"]) for name, of in means.items() if of["mean"] is not None}
