@@ -164,7 +164,7 @@ def test_an_overlays_keys_are_known_only_with_it(files: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["max_epochs", "optimizer#lr", "optimizer::momentum", "train#random_geometry#0#roi_size", "validate"]
+    "key", ["max_epochs", "optimizer#lr", "optimizer::momentum", "train#random_geometry#crop#roi_size", "validate"]
 )
 def test_keys_of_the_bundle(bundle: Path, key: str) -> None:
     check_overrides(config_files(bundle, "train"), {key: 1})
@@ -233,7 +233,7 @@ def test_patches_can_reach_the_rim_of_the_retina(bundle: Path, overlays: list[st
     parser = ConfigParser()
     parser.read_config(config_files(bundle, "train", *overlays))
     parser.update({"bundle_root": str(bundle), "patch_size": [side, side]})
-    region = parser.get_parsed_content("train#random_geometry#0").cropper.roi_size
+    region = parser.get_parsed_content("train#random_geometry#crop").cropper.roi_size
     margin = parser.get_parsed_content("train#deterministic_transforms#0").margin
     assert all(margin >= (length - side) / 2 > 0 for length in region), "a patch is the middle of its region"
 
@@ -242,7 +242,7 @@ def test_one_number_is_both_sides_of_a_patch(bundle: Path) -> None:
     parser = ConfigParser()
     parser.read_config(config_files(bundle, "train"))
     parser.update({"bundle_root": str(bundle), "patch_size": 64})
-    crop, affine = (parser.get_parsed_content(f"train#random_geometry#{number}") for number in (0, 1))
+    crop, affine = (parser.get_parsed_content(f"train#random_geometry#{name}") for name in ("crop", "affine"))
     image, label = torch.rand(3, 100, 120), torch.zeros(1, 100, 120)
     patch = affine(crop({"image": image, "label": label}))
     assert patch["image"].shape == (3, 64, 64)

@@ -149,7 +149,7 @@ def test_resuming_with_other_settings_is_refused(bundle: Path, five_phantoms: Pa
     }  # fmt: skip
     others = {
         "train#trainer#iteration_update#max_gradient_norm": ("training_step", "max_gradient_norm=1.0"),
-        "train#random_geometry#1#prob": ("augmentation", "prob=0.125"),
+        "train#random_geometry#affine#prob": ("augmentation", "prob=0.125"),
     }
     for key, value in changes.items():
         with pytest.raises(Exception) as raised:
