@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from drive_seg.checkpoints import load_weights, save_checkpoint
-from drive_seg.distributed import processes
+from drive_seg.distributed import get_world_size
 from drive_seg.errors import DriveSegError
 
 __all__ = ["AverageEveryStep", "MovingAverage", "average_weights"]
@@ -125,7 +125,7 @@ def average_weights(
     """
     if isinstance(paths, (str, os.PathLike)) or len(paths) < 2:
         raise DriveSegError(f"weights: expected two or more files of weights, got {paths!r}")
-    if processes() > 1:  # each would see its own share of the images
+    if get_world_size() > 1:  # each would see its own share of the images
         raise DriveSegError("averaging: expected one process, it is not made for torchrun")
     if Path(output).exists():
         raise DriveSegError(f"{output}: is there already, expected another folder (--ckpt_dir)")

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 from torch import nn
 
-from drive_seg.distributed import gather, job, restarts
+from drive_seg.distributed import gather, restart_count, torchrun_job
 from drive_seg.errors import DriveSegError
 from drive_seg.files import keep, remove_leftovers, replacing
 from drive_seg.settings import where_they_differ
@@ -275,7 +275,7 @@ class TrainingState:
             "iteration": state.iteration,
             "best_metric": float(self.evaluator.state.best_metric),
             "best_metric_epoch": int(self.evaluator.state.best_metric_epoch),
-            **({} if job() is None else {"job": job()}),
+            **({} if torchrun_job() is None else {"job": torchrun_job()}),
         }
         save_checkpoint(content, self.path)
 
@@ -334,8 +334,8 @@ def restarted(path: str | os.PathLike) -> bool:
     The state of an earlier training must not be gone on with because torchrun takes its refusal for a failure. All
     processes give the same answer: on several machines those of a healthy one are started again, too, and not told so.
     """
-    ours = Path(path).is_file() and load_checkpoint(path).get("progress", {}).get("job") == job()
-    answers = gather((restarts() > 0, ours))
+    ours = Path(path).is_file() and load_checkpoint(path).get("progress", {}).get("job") == torchrun_job()
+    answers = gather((restart_count() > 0, ours))
     return any(again for again, _ in answers) and answers[0][1]
 
 

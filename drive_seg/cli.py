@@ -341,9 +341,9 @@ def _with_flags(arguments: list[str]) -> list[str]:
 
 def _speaks() -> bool:
     """torchrun's first process speaks for all."""
-    from drive_seg.distributed import here
+    from drive_seg.distributed import get_rank
 
-    return here() == 0
+    return get_rank() == 0
 
 
 def _checkpoint(path: Path | None) -> dict[str, str]:

@@ -18,16 +18,16 @@ __all__ = [
     "FirstProcessBuffers",
     "best_device",
     "check_device",
-    "cores",
-    "finish",
     "from_first",
     "gather",
-    "here",
-    "job",
-    "processes",
-    "restarts",
+    "get_rank",
+    "get_world_size",
+    "join_process_group",
+    "leave_process_group",
+    "restart_count",
     "share_of_batch",
-    "start",
+    "torchrun_job",
+    "usable_cores",
 ]
 
 
@@ -64,7 +64,7 @@ def check_device(name: object) -> None:
         raise DriveSegError(f"device: there is no {name} here, expected cpu{there}")
 
 
-def start(timeout: timedelta | None = None, device: torch.device | str | None = None) -> None:
+def join_process_group(timeout: timedelta | None = None, device: torch.device | str | None = None) -> None:
     """Join the process group that torchrun's environment tells of.
 
     Over what torch has for the device, such as NCCL where each process has a GPU; over gloo on CPUs and where processes
@@ -83,7 +83,7 @@ def start(timeout: timedelta | None = None, device: torch.device | str | None = 
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
         # torchrun keeps its store over restarts, and processes that it has started again would look for each other
         # at the addresses of the dead ones. Several machines count their restarts apart, so it is of no use there.
-        store = distributed.PrefixStore(f"restart{restarts()}", store)
+        store = distributed.PrefixStore(f"restart{restart_count()}", store)
     # Nor are the addresses of a group that has been left any use for the next one.
     store = distributed.PrefixStore(f"group{next(_groups)}", store)
     # NCCL refuses processes that share a GPU.
@@ -92,7 +92,7 @@ def start(timeout: timedelta | None = None, device: torch.device | str | None = 
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
-def finish() -> None:
+def leave_process_group() -> None:
     """Leave the process group, all processes together: the first of them may still be writing."""
     if distributed.is_initialized():
         distributed.barrier()
@@ -143,17 +143,17 @@ def share_of_batch(batch_size: int, world_size: int) -> int:
     return batch_size // world_size
 
 
-def processes() -> int:
+def get_world_size() -> int:
     """How many processes torchrun has started on all machines; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def here() -> int:
+def get_rank() -> int:
     """Number of this process among them, from 0: its rank; 0 without torchrun."""
     return int(os.environ.get("RANK", 0))
 
 
-def cores() -> int:
+def usable_cores() -> int:
     """How many of the machine's cores this process may count on, which shares them with torchrun's others; from 1."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, usable // _processes_here())
@@ -163,12 +163,12 @@ def _processes_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def restarts() -> int:
+def restart_count() -> int:
     """How often torchrun has started the processes again after one had failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
-def job() -> str | None:
+def torchrun_job() -> str | None:
     """What tells this run of torchrun from others, the same in all its restarts; None without torchrun.
 
     On several machines that is the run's ``--rdzv-id`` alone, which each run must then have for itself.

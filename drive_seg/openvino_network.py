@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from drive_seg.arrays import like, plain
-from drive_seg.distributed import cores, processes
+from drive_seg.distributed import get_world_size, usable_cores
 from drive_seg.errors import DriveSegError
 from drive_seg.networks import EXPORTED_SINCE, DecoderStage, UNet
 
@@ -180,7 +180,7 @@ def openvino_network(
     properties = {
         **({} if hint is None else {"INFERENCE_PRECISION_HINT": hint}),
         **({"PERFORMANCE_HINT": "LATENCY"} if streams is None else {"NUM_STREAMS": streams}),
-        **({} if processes() == 1 else {"INFERENCE_NUM_THREADS": cores()}),
+        **({} if get_world_size() == 1 else {"INFERENCE_NUM_THREADS": usable_cores()}),
     }
     converted = OpenVINONetwork(network, model, properties, smallest, streams)
     converted.made_with = (precision, cache_dir, streams)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from drive_seg import __version__
 from drive_seg.configs import SPECIAL, config_files, path_value, read_configs
 from drive_seg.data import Case
-from drive_seg.distributed import finish, from_first, here, processes, start
+from drive_seg.distributed import from_first, get_rank, get_world_size, join_process_group, leave_process_group
 from drive_seg.errors import DriveSegError, first_cause
 from drive_seg.files import keep, make_folder, remove_leftovers, sha256, write_csv, write_text
 from drive_seg.gallery import write_gallery
@@ -82,9 +82,9 @@ def segment_photographs(
     _refuse_among_photographs(output_dir, cases)
     values = {"bundle_root": str(root), "output_dir": path_value(output_dir), **overrides}
     files = config_files(root, *names)
-    rank, world_size = here(), processes()
+    rank, world_size = get_rank(), get_world_size()
     if world_size > 1:
-        start(LONGEST_RUN, read_configs(files, values).get_parsed_content("device"))
+        join_process_group(LONGEST_RUN, read_configs(files, values).get_parsed_content("device"))
         cases = from_first(cases)  # a folder may have got another photograph since
     segmenter = Segmenter.from_config(files, values, many=True)  # also of one: its last bits depend on the threads
     for sentence in [*left_out(paths), *_without_mask(cases)] if rank == 0 else ():
@@ -122,7 +122,7 @@ def segment_photographs(
         _write_tables(output_dir, [*latest.values(), *_of_earlier_runs(folder, cases)])
         about = {**made_with, "checkpoint": segmenter.checkpoint, "command": shlex.join(sys.argv)}
         write_text(output_dir / SETTINGS, json.dumps(about, indent=2) + "\n")
-    finish()
+    leave_process_group()
     return _failures(latest[case["case_id"]] for case in cases if case["case_id"] in latest)
 
 

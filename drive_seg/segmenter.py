@@ -22,7 +22,7 @@ from drive_seg.arrays import to_numpy
 from drive_seg.checkpoints import load_weights
 from drive_seg.configs import read_configs
 from drive_seg.data import Case
-from drive_seg.distributed import check_device, cores, processes
+from drive_seg.distributed import check_device, get_world_size, usable_cores
 from drive_seg.errors import ArgumentError, DriveSegError, first_cause, user_error
 from drive_seg.networks import UNet
 from drive_seg.openvino_network import OpenVINONetwork, choose_engine, openvino_network
@@ -293,7 +293,7 @@ def _channel_first(picture: str | os.PathLike | np.ndarray, name: str, channels:
 
 def _threads() -> int:
     """Threads that this process may keep busy; torchrun tells torch that there is one."""
-    return torch.get_num_threads() if processes() == 1 else cores()
+    return torch.get_num_threads() if get_world_size() == 1 else usable_cores()
 
 
 def _failed(error: Exception) -> Future:

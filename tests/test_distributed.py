@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_training import overrides, train
 
-from drive_seg.distributed import best_device, cores, share_of_batch
+from drive_seg.distributed import best_device, share_of_batch, usable_cores
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.phantom import write_phantom_dataset
 from drive_seg.predict import LONGEST_RUN
@@ -46,7 +46,7 @@ def test_torchruns_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) ->
     for together, each in ((None, 8), (3, 2), (8, 1), (20, 1)):
         if together:
             monkeypatch.setenv("LOCAL_WORLD_SIZE", str(together))
-        assert cores() == each
+        assert usable_cores() == each
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ from pathlib import Path
 import torch
 from ignite.engine import Engine
 from torch import distributed, nn
-from drive_seg.distributed import FirstProcessBuffers, finish, start
+from drive_seg.distributed import FirstProcessBuffers, leave_process_group, join_process_group
 
-start()
+join_process_group()
 network = nn.BatchNorm2d(2)
 network.running_mean.fill_(distributed.get_rank() + 3.0)
 network.num_batches_tracked.fill_(distributed.get_rank() + 7)
@@ -77,7 +77,7 @@ evaluator = Engine(lambda engine, batch: (network.running_mean.tolist(), int(net
 FirstProcessBuffers(network).attach(evaluator)
 evaluator.run([0])
 Path(sys.argv[1], str(distributed.get_rank())).write_text(str(evaluator.state.output))
-finish()
+leave_process_group()
 """
 
 
@@ -98,9 +98,9 @@ WAITING = """
 import sys, time
 from datetime import timedelta
 from torch import distributed
-from drive_seg.distributed import start
+from drive_seg.distributed import join_process_group
 
-start(timedelta(seconds=float(sys.argv[1])))
+join_process_group(timedelta(seconds=float(sys.argv[1])))
 if distributed.get_rank() == 1:
     time.sleep(4)
 distributed.barrier()
@@ -125,12 +125,12 @@ def test_how_long_a_process_waits_for_the_others(tmp_path: Path, longest: timede
 
 GROUPS = """
 from torch import distributed
-from drive_seg.distributed import finish, gather, start
+from drive_seg.distributed import leave_process_group, gather, join_process_group
 
 for number in range(6):
-    start()
+    join_process_group()
     assert gather(distributed.get_rank()) == [0, 1]
-    finish()
+    leave_process_group()
     assert gather("alone") == ["alone"]
 """
 
