@@ -24,6 +24,7 @@ from scipy.sparse import csgraph
 from skimage.morphology import skeletonize
 
 from drive_seg.arrays import to_numpy
+from drive_seg.calibre import calibres
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import fov_box, fov_diameter
 from drive_seg.quality import QualityCheck
@@ -37,9 +38,6 @@ SMOOTHING = 0.005
 
 SHORTEST = 0.02
 """Arc length, as a share of the FOV's diameter, below which a branch has no tortuosity worth the name."""
-
-CALIBRE_BIAS = 0.5
-"""What twice the greatest distance to the background beside a centreline exceeds the calibre by, in pixels."""
 
 BOX_SIZES = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)
 """Of the boxes that are counted, as shares of the FOV's diameter: from a wide vessel to the space between arcades."""
@@ -107,7 +105,7 @@ def measure_vessels(mask: np.ndarray, fov: np.ndarray, pixel_spacing_mm: float |
         skeleton[rows, columns] = False
 
     lengths = {"skeleton_length": float(lines.lengths.sum())}
-    at_centre = _calibres(lines.pixels[:, lines.branch >= 0], background)
+    at_centre = calibres(lines.pixels[:, lines.branch >= 0], background)
     lengths["calibre_mean"] = float(at_centre.mean()) if len(at_centre) else math.nan
     for percent in (10, 50, 90):
         lengths[f"calibre_p{percent}"] = float(np.percentile(at_centre, percent)) if len(at_centre) else math.nan
@@ -348,25 +346,8 @@ def _spurs(lines: _Centrelines, background: np.ndarray) -> np.ndarray:
     free = lines.ends < 0
     leaving = free.sum(axis=1) == 1
     calibre = np.full(len(lines.ends), -math.inf)
-    calibre[leaving] = _calibres(np.rint(lines.places[lines.ends.max(axis=1)[leaving]]).astype(int).T, background)
+    calibre[leaving] = calibres(np.rint(lines.places[lines.ends.max(axis=1)[leaving]]).astype(int).T, background)
     return lines.lengths < calibre
-
-
-def _calibres(pixels: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Calibres at pixels of the centrelines, (n,), see ``measure_vessels``.
-
-    Args:
-        pixels: (2, n), row and column.
-        background: (2, H, W), row and column of the background's nearest pixel, from every pixel. Distances are taken
-            from it where they are asked for: over a whole photograph they cost as much as the search for it.
-    """
-    squared = np.zeros(pixels.shape[1], int)
-    for down in (-1, 0, 1):
-        for right in (-1, 0, 1):
-            row, column = pixels + np.array([[down], [right]])
-            nearest = background[:, row, column]
-            squared = np.maximum(squared, (nearest[0] - row) ** 2 + (nearest[1] - column) ** 2)
-    return 2 * np.sqrt(squared) - CALIBRE_BIAS
 
 
 def _tortuosity(lines: _Centrelines, shortest: float) -> float:

@@ -25,6 +25,8 @@ from skimage.measure import euler_number
 from skimage.morphology import skeletonize
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
+from drive_seg.calibre import calibres
+
 __all__ = [
     "Confusion",
     "ProbabilityCounts",
@@ -222,17 +224,17 @@ class Vessels:
     def calibres(self) -> np.ndarray:
         """The calibre of the vessel that each pixel of the mask belongs to, in pixels; (H, W), float32, else 0.
 
-        Twice the distance from the nearest point of the skeleton to the background, less one, which is the width of a
-        straight vessel of an odd number of pixels (one less for an even number).
+        That at the nearest point of the skeleton, see ``drive_seg.calibre``.
         """
         widths = np.zeros(self.mask.shape, np.float32)
         box = _box(self.mask)
         if box is None:
             return widths
         inside, skeleton = np.pad(self.mask[box], 1), np.pad(self.skeleton[box], 1)
-        at_skeleton = 2 * ndimage.distance_transform_edt(inside)[skeleton] - 1
-        _, nearest = KDTree(np.argwhere(skeleton)).query(np.argwhere(inside))
-        widths[self.mask] = at_skeleton[nearest]
+        background = ndimage.distance_transform_edt(inside, return_distances=False, return_indices=True)
+        points = np.argwhere(skeleton)
+        _, nearest = KDTree(points).query(np.argwhere(inside))
+        widths[self.mask] = calibres(points.T, background)[nearest]
         return widths
 
 

@@ -306,7 +306,7 @@ def _write_case(
     path = partners["images"]
     content = read_file(path)
     photograph = _open(path, content, dataset.size)
-    if photograph.mode != "RGB":
+    if photograph.mode not in ("RGB", "RGBA"):
         raise DriveSegError(f"{path}: expected a colour photograph (RGB), got mode {photograph.mode}")
     suffix = path.suffix.lower()
     if suffix in _COPIED_SUFFIXES:
@@ -332,7 +332,7 @@ def _write_case(
 
     if "mask" not in drawn:
         try:
-            drawn["mask"] = estimate_fov(np.asarray(photograph))
+            drawn["mask"] = estimate_fov(np.asarray(photograph.convert("RGB")))
         except ValueError as error:
             raise DriveSegError(f"{partners['images']}: {error}") from error
         store("mask", f"{case}_{folder}_mask.png", _png(Image.fromarray(drawn["mask"].astype(np.uint8) * 255)))

@@ -11,6 +11,7 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 from monai.metrics.calibration import calibration_binning
 from sklearn import metrics as sklearn_metrics
 
+from drive_seg.measures import measure_vessels
 from drive_seg.metrics import (
     Confusion,
     ProbabilityCounts,
@@ -231,8 +232,18 @@ def test_calibres_of_straight_vessels() -> None:
     vessels[40:49, 5:75] = True
     widths = Vessels(vessels).calibres
     assert (widths[~vessels] == 0).all()
-    assert [widths[row, 40] for row in (10, 20, 21, 22, 44)] == [1, 3, 3, 3, 9]
+    assert [widths[row, 40] for row in (10, 20, 21, 22, 44)] == [1.5, 3.5, 3.5, 3.5, 9.5]
     assert not Vessels(np.zeros((5, 5), bool)).calibres.any()
+
+
+def test_calibres_are_those_that_are_measured() -> None:
+    """Of a slanted vessel, over the pixels of its centreline."""
+    rows, columns = np.mgrid[:200, :200]
+    vessel = (np.abs(rows - 0.4 * columns - 50) / np.hypot(1, 0.4) < 3) & (columns > 20) & (columns < 180)
+    vessels = Vessels(vessel)
+    measured = measure_vessels(vessel, np.ones_like(vessel))
+    assert np.median(vessels.calibres[vessels.skeleton]) == pytest.approx(measured["calibre_p50_px"])
+    assert measured["calibre_p50_px"] == pytest.approx(6, abs=0.5)
 
 
 def test_counts_by_calibre() -> None:
