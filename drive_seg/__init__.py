@@ -34,6 +34,8 @@ def load(checkpoint: str | os.PathLike | None = None, **settings: Any) -> Segmen
     from drive_seg.errors import ArgumentError
     from drive_seg.segmenter import Segmenter
 
+    # What NumPy makes, a number or an array of some, is as good as Python's.
+    settings = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in settings.items()}
     root = bundle_root()
     values = {"bundle_root": str(root), "save": False, "measure": False, **settings}
     if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):

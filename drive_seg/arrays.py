@@ -16,12 +16,18 @@ def to_numpy(image: torch.Tensor | np.ndarray) -> np.ndarray:
 
 def plain(image: torch.Tensor | np.ndarray) -> torch.Tensor:
     """The same numbers as a tensor that knows nothing of files and transforms, and costs nothing for it."""
-    return image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
+    return image.as_tensor() if isinstance(image, MetaTensor) else as_tensor(image)
 
 
 def as_tensor(image: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """An array as a tensor; a tensor as it is, with what it knows."""
-    return image if isinstance(image, torch.Tensor) else torch.as_tensor(image)
+    """An array as a tensor; a tensor as it is, with what it knows.
+
+    An array that PyTorch does not take, read-only, mirrored or of another byte order, is copied.
+    """
+    if isinstance(image, torch.Tensor):
+        return image
+    fits = image.flags.writeable and image.dtype.isnative and all(step >= 0 for step in image.strides)
+    return torch.as_tensor(image if fits else np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
 
 
 def like(pixels: torch.Tensor, image: torch.Tensor) -> torch.Tensor:

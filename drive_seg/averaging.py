@@ -15,7 +15,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from drive_seg.checkpoints import load_weights, save_checkpoint
 from drive_seg.distributed import get_world_size
+from drive_seg.engines import steps_now
 from drive_seg.errors import DriveSegError
+from drive_seg.learnt_cases import learnt_cases, write_learnt_cases
 
 __all__ = ["AverageEveryStep", "MovingAverage", "average_weights"]
 
@@ -96,8 +98,9 @@ class AverageEveryStep:
         self.average.reset()
 
     def __call__(self, engine: Engine) -> None:
-        """A step was made."""
-        self.average.update()
+        """Take in the weights, if this iteration has changed them."""
+        if steps_now(engine):
+            self.average.update()
 
 
 def average_weights(
@@ -108,6 +111,8 @@ def average_weights(
     device: torch.device | str = "cpu",
 ) -> None:
     """Write the mean of the weights of one network's trainings, of which the later ones began with the earlier ones.
+
+    Beside it lie the cases that any of the trainings has learnt, if all of them tell, see ``drive_seg.learnt_cases``.
 
     It often does better than either on photographs that neither knew (Wortsman et al., Robust fine-tuning of zero-shot
     models, CVPR 2022). The statistics of batch norm are no mean of theirs and are taken anew.
@@ -135,4 +140,5 @@ def average_weights(
     update_bn(images, averaged, torch.device(device))
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(averaged.module.state_dict(), output)
+    write_learnt_cases(output, learnt_cases(paths))
     _logger.info("%s: the mean of the weights of %s", output, ", ".join(map(str, paths)))

@@ -9,25 +9,26 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from ignite.engine import Engine, Events
 from torch import nn
 
 from drive_seg.distributed import gather, restart_count, torchrun_job
 from drive_seg.errors import DriveSegError
-from drive_seg.files import keep, remove_leftovers, replacing
+from drive_seg.files import keep, remove_leftovers, replacing, take_lock
+from drive_seg.learnt_cases import learnt_cases, write_learnt_cases
 from drive_seg.settings import where_they_differ
 
 __all__ = [
     "BestModelSaver",
     "PretrainedWeights",
     "TrainingState",
-    "WeightsLoader",
+    "WeightsCheckpointLoader",
     "load_checkpoint",
     "load_weights",
     "restarted",
@@ -103,15 +104,15 @@ def _sizes(weights: Any) -> dict[str, int]:
     return {"base_channels": base_channels, "depth": depth, "num_classes": num_classes}
 
 
-class WeightsLoader:
-    """Loads weights when an engine starts.
+class WeightsCheckpointLoader:
+    """Loads weights when an engine starts. By its name MONAI's federated client leaves it out of an evaluation.
 
     Args:
-        network: what to load into.
-        path: state dict, see ``load_weights``.
+        network: what to load into; a ``drive_seg.ensemble.Ensemble`` if there are several files.
+        path: state dict, see ``load_weights``; or several, one for each member of the ensemble.
     """
 
-    def __init__(self, network: nn.Module, path: str) -> None:
+    def __init__(self, network: nn.Module, path: str | Sequence[str]) -> None:
         self.network = network
         self.path = path
 
@@ -120,8 +121,19 @@ class WeightsLoader:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Load."""
-        load_weights(self.network, self.path)
+        """Load.
+
+        Raises:
+            DriveSegError: if there are not as many files as members, or one is missing or does not fit.
+        """
+        if isinstance(self.path, str):
+            load_weights(self.network, self.path)
+            return
+        members = list(self.network.get_submodule("members").children())
+        if len(self.path) != len(members):
+            raise DriveSegError(f"expected weights for {len(members)} networks, got {len(self.path)}")
+        for member, path in zip(members, self.path, strict=True):
+            load_weights(member, path)
 
 
 class PretrainedWeights:
@@ -261,6 +273,7 @@ class TrainingState:
         if self.writes and self.best is not None and self.best.exists():
             kept = keep(self.best)
             if kept is not None:
+                write_learnt_cases(kept, learnt_cases([self.best]))
                 _logger.warning("%s: is there from before this training, kept as %s", self.best, kept.name)
 
     def save(self, engine: Engine) -> None:
@@ -290,13 +303,7 @@ class TrainingState:
 
     def _take_locks(self) -> None:
         for folder, lock in self._locks.items():
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                lock.acquire(blocking=False)
-            except Timeout as error:
-                raise DriveSegError(f"{folder}: another training is writing into this folder") from error
-            except OSError as error:
-                raise DriveSegError(f"{folder}: cannot be written to ({error.strerror or error})") from error
+            take_lock(lock)
             remove_leftovers(folder, ("last", "model", "history", "curves"))
 
     def _load(self, engine: Engine, content: Mapping[str, Any]) -> None:

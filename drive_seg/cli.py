@@ -107,11 +107,11 @@ def train(
 
     quiet()
     names = ["train"] if fold is None else ["train", "fold"]
-    run_workflow(bundle_root or shipped_bundle(), names, "training", overrides)
+    parser = run_workflow(bundle_root or shipped_bundle(), names, "training", overrides).parser
     if not _speaks():
         return
-    weights, history = Path(overrides["ckpt_dir"]) / "model.pt", Path(overrides["output_dir"]) / "history.csv"
-    typer.echo(f"best weights: {weights}\nhistory: {history}")
+    weights, history = (Path(parser.get_parsed_content(key)) for key in ("ckpt_dir", "output_dir"))
+    typer.echo(f"best weights: {weights / 'model.pt'}\nhistory: {history / 'history.csv'}")
 
 
 @app.command(
@@ -315,7 +315,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = _with_flags(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
-        app(args=[argument for argument in arguments if argument != "--debug"] if arguments != ["--debug"] else [])
+        app(args=[argument for argument in arguments if argument != "--debug"])
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
             typer.echo("drive-seg: stopped", err=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 from drive_seg.errors import DriveSegError
 from drive_seg.files import write_text
-from drive_seg.names import by_case, case_id, list_images
+from drive_seg.names import as_path, by_case, case_id, list_images
 from drive_seg.persons import every_nth_person, person
 
 SECTIONS = ("training", "validation", "test")
@@ -68,7 +68,7 @@ def load_datalist(
     if section not in SECTIONS:
         raise DriveSegError(f"section: expected one of {', '.join(SECTIONS)}, got {section!r}")
     annotations = {"label": FIRST_OBSERVER} if annotations is None else dict(annotations)
-    dataset_dir = str(dataset_dir) if isinstance(dataset_dir, int) else dataset_dir  # a folder may be called 2026
+    dataset_dir = as_path(dataset_dir)
     if not isinstance(dataset_dir, (str, os.PathLike)):
         return of_several(dataset_dir, lambda folder: load_datalist(folder, section, annotations, validation_every))
     sections = _read_sections(Path(dataset_dir), validation_every)
@@ -214,7 +214,7 @@ def _read_drive_section(folder: Path) -> list[Case]:
 
 def _read_dataset_json(path: Path) -> dict[str, list[Case]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows marks its files
     except (OSError, ValueError) as error:
         raise DriveSegError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict) or not any(section in content for section in SECTIONS):
@@ -235,9 +235,11 @@ def _read_json_section(path: Path, section: str, items: Any) -> list[Case]:
             item = {"image": item}
         if not isinstance(item, dict):
             raise DriveSegError(f"{where}: expected a path or an object of paths, got {item!r}")
+        item = {key: str(value) if key in _NO_FILES and type(value) is int else value for key, value in item.items()}
         for key, value in item.items():
             if not isinstance(value, str):
-                raise DriveSegError(f"{where}: {key}: expected a path, got {value!r}")
+                expected = "a text" if key in _NO_FILES else "a path"
+                raise DriveSegError(f"{where}: {key}: expected {expected}, got {value!r}")
         if "image" not in item:
             raise DriveSegError(f"{where}: expected the key image, got {', '.join(item) or 'nothing'}")
         case: Case = {"case_id": case_id(item["image"]), **{key: item[key] for key in _NO_FILES if key in item}}

@@ -11,13 +11,14 @@ import math
 from typing import Any
 
 import torch
+from ignite.engine import Engine
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys
 
 from drive_seg.errors import DriveSegError
 
-__all__ = ["TrainingStep", "autocast", "fast_dtype"]
+__all__ = ["TrainingStep", "autocast", "fast_dtype", "steps_now"]
 
 SMALLEST_SCALE = 2.0**-10
 """Of float16's gradients, below which no training comes: each that is not finite halves it, from 65,536 on."""
@@ -95,11 +96,8 @@ class TrainingStep:
         engine.state.output = output
         engine.network.train()
 
-        accumulate = engine.accumulation_steps
-        position = (engine.state.iteration - 1) % engine.state.epoch_length
-        group_start = position - position % accumulate
-        group_length = min(accumulate, engine.state.epoch_length - group_start)
-        if position == group_start:
+        place, group_length = _place_in_group(engine)
+        if place == 0:
             engine.optimizer.zero_grad(set_to_none=True)
 
         logits = engine.inferer(images, engine.network, *args, **kwargs)
@@ -114,7 +112,7 @@ class TrainingStep:
         scaler = self._scaler_for(engine)
         scaler.scale(loss / group_length).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        if position == group_start + group_length - 1:
+        if place == group_length - 1:
             self._check_gradients(engine, scaler)
             scaler.step(engine.optimizer)
             scaler.update()
@@ -142,6 +140,20 @@ class TrainingStep:
             if self._earlier and self.scaler.is_enabled():
                 self.scaler.load_state_dict(self._earlier)
         return self.scaler
+
+
+def steps_now(engine: Engine) -> bool:
+    """Whether the optimizer makes its step in this iteration, or its gradients are added to those of the next one."""
+    place, group_length = _place_in_group(engine)
+    return place == group_length - 1
+
+
+def _place_in_group(engine: Engine) -> tuple[int, int]:
+    """Which iteration this is, from 0, of how many whose gradients are summed up: fewer at the end of an epoch."""
+    accumulate = getattr(engine, "accumulation_steps", 1)
+    position = (engine.state.iteration - 1) % engine.state.epoch_length
+    place = position % accumulate
+    return place, min(accumulate, engine.state.epoch_length - (position - place))
 
 
 def _not_finite(what: str, value: float, engine: SupervisedTrainer) -> DriveSegError:

@@ -268,7 +268,10 @@ class CaseScores:
             "unscored": [{"case_id": case_id, "reason": reason} for case_id, reason in self.unscored.items()],
             "settings": self.settings,
             "scoring": {**vars(self.scoring), **vars(self.bootstrap)},
-            "checkpoints": [{"path": path, "sha256": sha256(path)} for path in self.checkpoints],
+            # There is none where a federated site scores what its server has sent.
+            "checkpoints": [
+                {"path": path, "sha256": sha256(path) if Path(path).is_file() else None} for path in self.checkpoints
+            ],
             "config_sha256": hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest(),
             "config_files": configs,
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},

@@ -16,6 +16,8 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from drive_seg.errors import DriveSegError
 
 
@@ -74,6 +76,24 @@ def make_folder(path: str | os.PathLike) -> Path:
     except OSError as error:
         raise DriveSegError(f"{path}: cannot be written to ({error.strerror or error})") from error
     return path
+
+
+def take_lock(lock: FileLock) -> None:
+    """Take the lock on a folder that one run alone may write into; the folder is made if it is not there yet.
+
+    Raises:
+        DriveSegError: if another run has it, or the folder cannot be written to.
+    """
+    folder = Path(lock.lock_file).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise DriveSegError(
+            f"{folder}: another run is writing into this folder, wait for it or choose another folder"
+        ) from error
+    except OSError as error:
+        raise DriveSegError(f"{folder}: cannot be written to ({error.strerror or error})") from error
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

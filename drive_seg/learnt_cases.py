@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 
 from drive_seg.files import write_text
 
-__all__ = ["LearntCases", "case_described", "learnt_cases", "photograph_described"]
+__all__ = ["LearntCases", "case_described", "learnt_cases", "photograph_described", "write_learnt_cases"]
 
 ROLES = ("training", "validation")
 
@@ -50,7 +50,7 @@ class LearntCases:
         validation: Sequence[Mapping[str, Any]],
         writes: bool = True,
     ) -> None:
-        self.path = Path(weights).with_suffix(".json")
+        self.weights = weights
         self.cases = dict(zip(ROLES, (training, validation), strict=True))
         self.writes = writes
 
@@ -60,10 +60,18 @@ class LearntCases:
 
     def __call__(self, engine: Engine) -> None:
         """Write the list."""
-        if not self.writes:
-            return
-        photographs = {role: sorted(set(map(photograph_described, cases))) for role, cases in self.cases.items()}
-        write_text(self.path, json.dumps(photographs, indent=2) + "\n")
+        if self.writes:
+            described = {role: set(map(photograph_described, cases)) for role, cases in self.cases.items()}
+            write_learnt_cases(self.weights, described)
+
+
+def write_learnt_cases(weights: str | os.PathLike, learnt: Mapping[str, Iterable[str]] | None) -> None:
+    """Write the list beside a file of weights; None: there is none, and none of other weights may stay."""
+    path = Path(weights).with_suffix(".json")
+    if learnt is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_text(path, json.dumps({role: sorted(learnt[role]) for role in ROLES}, indent=2) + "\n")
 
 
 def learnt_cases(weights: Sequence[str | os.PathLike]) -> dict[str, set[str]] | None:

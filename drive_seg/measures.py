@@ -86,6 +86,7 @@ def measure_vessels(mask: np.ndarray, fov: np.ndarray, pixel_spacing_mm: float |
         raise ValueError(f"expected a mask and a field of view of one shape (H, W), got {mask.shape} and {fov.shape}")
     if pixel_spacing_mm is not None and not 0 < pixel_spacing_mm < math.inf:
         raise ValueError(f"pixel_spacing_mm: expected a positive number of millimetres or None, got {pixel_spacing_mm}")
+    mask, fov = mask != 0, fov != 0
     box = fov_box(fov)
     diameter = fov_diameter(fov)
     vessels = mask[box] & fov[box]
@@ -137,7 +138,12 @@ def fractal_dimension(structure: np.ndarray, sizes: Sequence[float]) -> float:
 
     Returns:
         NaN of an empty structure.
+
+    Raises:
+        ValueError: if there are fewer than two sizes.
     """
+    if len(sizes) < 2:
+        raise ValueError(f"sizes: expected two or more, got {len(sizes)}")
     rows, columns = np.nonzero(structure)
     if not len(rows):
         return math.nan

@@ -89,8 +89,9 @@ def confusion(pred: np.ndarray, label: np.ndarray, counted: np.ndarray) -> Confu
     Args:
         pred: (H, W), non-zero where a vessel is predicted.
         label: (H, W), non-zero where one is annotated.
-        counted: (H, W), bool, True where a pixel counts.
+        counted: (H, W), non-zero where a pixel counts.
     """
+    counted = counted != 0
     predicted, annotated = (pred != 0) & counted, (label != 0) & counted
     both = int(np.count_nonzero(predicted & annotated))
     one, other = int(np.count_nonzero(predicted)) - both, int(np.count_nonzero(annotated)) - both

@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from drive_seg.errors import DriveSegError
 
-__all__ = ["IMAGE_SUFFIXES", "by_case", "case_id", "list_images", "picture_name"]
+__all__ = ["IMAGE_SUFFIXES", "as_path", "by_case", "case_id", "list_images", "picture_name"]
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -19,6 +20,11 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 _NAME_ENDING = re.compile(r"(_(training|test))?(_mask|_manual\d*|_av)?$", re.IGNORECASE)
+
+
+def as_path(value: Any) -> Any:
+    """A folder may be called 2026, which is a number on a command line; anything else stays as it is."""
+    return str(value) if type(value) is int else value
 
 
 def case_id(path: str | os.PathLike) -> str:

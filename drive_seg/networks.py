@@ -239,8 +239,12 @@ def _with_gradient_in_one_piece(x: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not x.requires_grad or x.device.type != "cpu":
         return x
     x = x.view_as(x)
-    x.register_hook(torch.clone)
+    x.register_hook(_in_one_piece)
     return x
+
+
+def _in_one_piece(gradient: torch.Tensor | None) -> torch.Tensor | None:
+    return None if gradient is None else gradient.clone()
 
 
 def _pad_to(x: torch.Tensor, skip: torch.Tensor, mode: str) -> torch.Tensor:

@@ -81,6 +81,9 @@ def package_bundle(
             **{file.relative_to(root).as_posix(): file for name in ("configs", "docs") for file in _files(root / name)},
         }
         others = sha256(weights) != _sha256_of_own(root)
+        learnt = root / "models" / "model.json"
+        if learnt.is_file() and not others:  # of other weights the photographs may be called after patients
+            members["models/model.json"] = learnt
         if others:
             members = {name: content for name, content in members.items() if not name.startswith("docs/")}
             members["docs/README.md"] = _MODEL_CARD.format(sha256=sha256(weights)).encode()

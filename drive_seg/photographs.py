@@ -10,7 +10,7 @@ from pathlib import Path
 
 from drive_seg.data import Case
 from drive_seg.errors import DriveSegError
-from drive_seg.names import IMAGE_SUFFIXES, by_case, case_id, list_images, picture_name
+from drive_seg.names import IMAGE_SUFFIXES, as_path, by_case, case_id, list_images, picture_name
 
 __all__ = ["left_out", "photograph_cases", "with_fov_masks"]
 
@@ -32,7 +32,8 @@ def photograph_cases(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> 
         DriveSegError: if a path does not exist or there is no photograph at all.
     """
     files: dict[Path, Path] = {}  # by the file itself, whatever links lead to it; it keeps the name that it was given
-    for path in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
+    paths = as_path(paths)
+    for path in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else map(as_path, paths)):
         if path.is_dir():
             found = list_images(path)
             if not found:
@@ -83,6 +84,8 @@ def with_fov_masks(cases: Sequence[Case], folder: str | os.PathLike) -> list[Cas
     Raises:
         DriveSegError: if no photograph has a mask there, or a name is not of one photograph or mask alone.
     """
+    if not Path(folder).is_dir():
+        raise DriveSegError(f"{folder}: there is no such folder, expected one of FOV masks")
     masks = by_case(list_images(folder))
     named = Counter(case_id(case["image"]) for case in cases)
     found = []

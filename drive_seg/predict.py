@@ -13,11 +13,13 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from torch import distributed
 from tqdm import tqdm
 
@@ -26,7 +28,7 @@ from drive_seg.configs import SPECIAL, config_files, path_value, read_configs
 from drive_seg.data import Case
 from drive_seg.distributed import from_first, get_rank, get_world_size, join_process_group, leave_process_group
 from drive_seg.errors import DriveSegError, first_cause
-from drive_seg.files import keep, make_folder, remove_leftovers, sha256, write_csv, write_text
+from drive_seg.files import keep, make_folder, remove_leftovers, sha256, take_lock, write_csv, write_text
 from drive_seg.gallery import write_gallery
 from drive_seg.output_folder import OutputFolder, entry_of, named_as_before
 from drive_seg.photographs import left_out, photograph_cases, with_fov_masks
@@ -71,15 +73,38 @@ def segment_photographs(
         Photograph and reason of those of this run that failed, in all processes.
 
     Raises:
-        DriveSegError: if there is no photograph, an override or the weights do not fit, or ``output_dir`` holds
-            photographs or results of others of the same names.
+        DriveSegError: if there is no photograph, an override or the weights do not fit, another run is writing into
+            ``output_dir``, or it holds photographs or results of others of the same names.
     """
     cases = photograph_cases(paths)
     if fov_dir is not None:
         cases = with_fov_masks(cases, fov_dir)
     make_folder(output_dir)
-    cases = named_as_before(output_dir, cases)
     _refuse_among_photographs(output_dir, cases)
+    with _alone_in(output_dir) if get_rank() == 0 else nullcontext():
+        return _segment(root, paths, cases, output_dir, overrides, names)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two runs in one folder would replace each other's pictures, and neither's tables would tell of all of them."""
+    lock = FileLock(folder / ".predict.lock")
+    take_lock(lock)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _segment(
+    root: Path,
+    paths: Sequence[str | os.PathLike],
+    cases: Sequence[Case],
+    output_dir: Path,
+    overrides: Mapping[str, Any],
+    names: Sequence[str],
+) -> list[tuple[str, str]]:
+    cases = named_as_before(output_dir, cases)
     values = {"bundle_root": str(root), "output_dir": path_value(output_dir), **overrides}
     files = config_files(root, *names)
     rank, world_size = get_rank(), get_world_size()

@@ -20,6 +20,7 @@ __all__ = [
     "CUT_OFF",
     "FEW_VESSELS",
     "IMPLAUSIBLE_SPACING",
+    "MANY_VESSELS",
     "NO_BORDER",
     "PROBLEMS",
     "TOO_BLURRED",
@@ -37,8 +38,12 @@ TOO_DARK = "too dark"
 TOO_BRIGHT = "too bright"
 TOO_BLURRED = "too blurred"
 FEW_VESSELS = "hardly any vessel"
+MANY_VESSELS = "implausibly many vessels"
 IMPLAUSIBLE_SPACING = "implausible pixel spacing"
-PROBLEMS = (NO_BORDER, CUT_OFF, TOO_SMALL, TOO_DARK, TOO_BRIGHT, TOO_BLURRED, FEW_VESSELS, IMPLAUSIBLE_SPACING)
+PROBLEMS = (
+    *(NO_BORDER, CUT_OFF, TOO_SMALL, TOO_DARK, TOO_BRIGHT, TOO_BLURRED),
+    *(FEW_VESSELS, MANY_VESSELS, IMPLAUSIBLE_SPACING),
+)
 """All that can be found, in the order in which they are named."""
 
 _DIAMETER = 500
@@ -78,8 +83,8 @@ class QualityCheck:
         sharpness: value of ``sharpness`` below which it is too blurred. The photographs have 0.67 to 0.93; copies
             of them that are blurred by a Gaussian with a standard deviation of 0.5 % of the FOV's diameter, which is
             half the width of a large vessel, 0.46 at most, with 0.3 % 0.50 to 0.63.
-        vessel_share: share of the field of view that is vessel, 0 to 1, below which there is hardly any. The manual
-            annotations have 6 % to 13 %.
+        smallest_vessel_share, largest_vessel_share: share of the field of view that is vessel, 0 to 1, below which
+            there is hardly any and above which there are too many to be. The manual annotations have 6 % to 13 %.
         smallest_mm, largest_mm: across the field of view on the retina, outside of which the pixel spacing cannot be
             right: cameras see 20 to 200 degrees, of about 0.3 mm each.
     """
@@ -89,7 +94,8 @@ class QualityCheck:
     darkest: float
     burnt_share: float
     sharpness: float
-    vessel_share: float
+    smallest_vessel_share: float
+    largest_vessel_share: float
     smallest_mm: float
     largest_mm: float
 
@@ -100,8 +106,8 @@ class QualityCheck:
 
         Args:
             photograph: (H, W, 3), uint8, RGB.
-            fov: (H, W), bool, True on the retina; what lies outside has no influence.
-            mask: (H, W), bool, True on vessels.
+            fov: (H, W), non-zero on the retina; what lies outside has no influence.
+            mask: (H, W), non-zero on vessels.
             pixel_spacing_mm: size of a pixel on the retina; None: unknown.
 
         Raises:
@@ -112,8 +118,10 @@ class QualityCheck:
                 "expected a photograph (H, W, 3), a field of view and a mask of one size, "
                 f"got {photograph.shape}, {fov.shape} and {mask.shape}"
             )
+        mask, fov = mask != 0, fov != 0
         green, inside = _small_green(photograph, fov)
         values = green[inside]
+        vessel_share = np.count_nonzero(mask & fov) / np.count_nonzero(fov)
         found = {
             NO_BORDER: bool(fov.all()),
             CUT_OFF: not fov.all() and self._is_cut_off(fov),
@@ -121,7 +129,8 @@ class QualityCheck:
             TOO_DARK: np.median(values) < self.darkest,
             TOO_BRIGHT: np.mean(values >= _BURNT) > self.burnt_share,
             TOO_BLURRED: _sharpness(green, inside) < self.sharpness,
-            FEW_VESSELS: np.count_nonzero(mask & fov) < self.vessel_share * np.count_nonzero(fov),
+            FEW_VESSELS: vessel_share < self.smallest_vessel_share,
+            MANY_VESSELS: vessel_share > self.largest_vessel_share,
             IMPLAUSIBLE_SPACING: pixel_spacing_mm is not None
             and not self.smallest_mm <= fov_diameter(fov) * pixel_spacing_mm <= self.largest_mm,
         }

@@ -18,7 +18,7 @@ from monai.inferers import Inferer
 from monai.transforms import Compose, LoadImaged
 from torch import nn
 
-from drive_seg.arrays import to_numpy
+from drive_seg.arrays import plain, to_numpy
 from drive_seg.checkpoints import load_weights
 from drive_seg.configs import read_configs
 from drive_seg.data import Case
@@ -288,7 +288,7 @@ def _channel_first(picture: str | os.PathLike | np.ndarray, name: str, channels:
         raise DriveSegError(f"{name}: expected an array {expected}, got {picture.dtype}")
     if channels == 1:
         picture = (picture > 0).astype(np.uint8)[..., None]
-    return MetaTensor(torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))))
+    return MetaTensor(plain(np.ascontiguousarray(picture.transpose(2, 0, 1))))
 
 
 def _threads() -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from drive_seg.data import DATASET_JSON, Case, load_datalist, of_several
 from drive_seg.errors import DriveSegError
+from drive_seg.names import as_path
 from drive_seg.persons import every_nth_person, person
 
 __all__ = ["cases_to_score", "fold_cases", "parse_fold"]
@@ -49,6 +50,7 @@ def cases_to_score(
     Raises:
         DriveSegError: as ``load_datalist``, or if there is no case to score.
     """
+    dataset_dir = as_path(dataset_dir)
     if not isinstance(dataset_dir, (str, os.PathLike)):
         raise DriveSegError("dataset_dir: expected one folder, datasets are scored one at a time")
     source = section
@@ -97,6 +99,7 @@ def fold_cases(
     number, folds = parse_fold(fold)
     if section not in ("training", "validation"):
         raise DriveSegError(f"section: a fold has training and validation cases, got {section!r}")
+    dataset_dir = as_path(dataset_dir)
     if not isinstance(dataset_dir, (str, os.PathLike)):
         return of_several(dataset_dir, lambda folder: fold_cases(folder, fold, section, annotations))
     # How the dataset itself parts the two does not matter here.
@@ -127,4 +130,4 @@ def parse_fold(fold: str) -> tuple[int, int]:
 
 def _estimated(dataset_dir: Path) -> Sequence[str]:
     path = dataset_dir / DATASET_JSON
-    return json.loads(path.read_text(encoding="utf-8")).get("estimatedFov", []) if path.is_file() else []
+    return json.loads(path.read_text(encoding="utf-8-sig")).get("estimatedFov", []) if path.is_file() else []

@@ -61,7 +61,8 @@ class EnsureFOVd(MapTransform):
             fov = as_tensor(case[self.fov_key])
             _check_size(fov, self.fov_key, image)
             # JPEG leaves faint specks around a mask, and a soft rim is half in, half out.
-            inside = fov[:1] > plain(fov[:1]).max() / 2
+            levels = plain(fov)[:1].float().nan_to_num()
+            inside = levels > levels.max() / 2
             if not inside.any():
                 raise DriveSegError(f"{_file_of(fov)}: {self.fov_key}: expected a field of view, got an empty mask")
         else:
@@ -79,7 +80,7 @@ class EnsureLabeld(MapTransform):
     One without a vessel, or with too many to be one, is logged: it may be inverted.
 
     Args:
-        keys: annotations, (1, H, W), uint8.
+        keys: annotations, (1, H, W), of whole numbers from 0 to 255, whatever their type.
         num_classes: 2: pixels have two values, 0 for the background and any other for vessel, which becomes 1.
             More: pixels are class values below ``num_classes``.
         image_key: the image whose size they must have.
@@ -111,7 +112,13 @@ class EnsureLabeld(MapTransform):
         for key in self.key_iterator(case):
             label = as_tensor(case[key])
             _check_size(label, key, case[self.image_key])
-            values = torch.bincount(plain(label).flatten().int(), minlength=256).nonzero().flatten().tolist()
+            numbers = plain(label)
+            whole = numbers.to(torch.uint8)
+            if numbers.dtype not in (torch.uint8, torch.bool) and (whole.double() != numbers.double()).any():
+                raise DriveSegError(f"{_file_of(label)}: {key}: expected whole numbers from 0 to 255, got others")
+            values = torch.bincount(whole.flatten(), minlength=256).nonzero().flatten().tolist()
+            label = like(whole, label)
+            case[key] = label
             if self.num_classes == 2:
                 if len(values) > 2 or values[0] != 0:
                     raise DriveSegError(
@@ -140,7 +147,7 @@ def resize(image: torch.Tensor, size: Sequence[int], nearest: bool = False) -> t
     """Resample a picture to another size.
 
     Args:
-        image: (C, H, W), uint8 or float.
+        image: (C, H, W), any number type; whole numbers stay whole.
         size: height and width wanted, pixels.
         nearest: take the nearest pixel, for class values; otherwise bilinear, averaging where it gets smaller.
 
@@ -149,9 +156,15 @@ def resize(image: torch.Tensor, size: Sequence[int], nearest: bool = False) -> t
     """
     if tuple(image.shape[1:]) == tuple(size):
         return image
+    # Of other types PyTorch has no interpolation, or rounds towards 0.
+    batch = (image if image.dtype in (torch.uint8, torch.float32, torch.float64) else image.double())[None]
     if nearest:
-        return torch.nn.functional.interpolate(image[None], size=tuple(size), mode="nearest-exact")[0]
-    return torch.nn.functional.interpolate(image[None], size=tuple(size), mode="bilinear", antialias=True)[0]
+        scaled = torch.nn.functional.interpolate(batch, size=tuple(size), mode="nearest-exact")[0]
+    else:
+        scaled = torch.nn.functional.interpolate(batch, size=tuple(size), mode="bilinear", antialias=True)[0]
+    if scaled.dtype == image.dtype:
+        return scaled
+    return (scaled if image.is_floating_point() else scaled.round()).to(image.dtype)
 
 
 class ScaleToFOVd(MapTransform, InvertibleTransform):
@@ -189,6 +202,8 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
                     "diameter: expected a positive number of pixels, the smallest and the largest of them, or null, "
                     f"got {diameter}"
                 )
+        if margin < 0:
+            raise DriveSegError(f"margin: expected 0 or more pixels, got {margin}")
         self.diameter = diameter
         self.zoom_key = zoom_key
         self.fov_key = fov_key
@@ -244,10 +259,10 @@ def normalize_in_fov(image: torch.Tensor, fov: torch.Tensor) -> torch.Tensor:
         fov: (1, H, W), non-zero inside.
 
     Returns:
-        (C, H, W), float32. A channel that is constant inside becomes 0.
+        (C, H, W), float32. A channel that is constant inside becomes 0, and an image without a field of view, too.
     """
     inside = zeros_and_ones(fov).float()
-    count = float(inside.sum())
+    count = max(float(inside.sum()), 1.0)
     normalized = image.to(torch.float32, copy=True)
     # Sums over all pixels, times 0 or 1: picking the pixels inside takes much longer.
     mean = normalized.mul_(inside).sum(dim=(1, 2), keepdim=True) / count
@@ -283,7 +298,7 @@ class IgnoreOutsideFOVd(MapTransform):
     """Set labels outside the field of view to a value that neither loss nor metric counts.
 
     Args:
-        keys: labels, (1, H, W).
+        keys: labels, (1, H, W), of a type that holds ``ignore_index``; booleans become uint8.
         fov_key: FOV mask, (1, H, W), non-zero inside.
         ignore_index: the value, 255 by the project's convention.
         num_classes: background and the vessel classes, whose values it cannot be.
@@ -311,7 +326,11 @@ class IgnoreOutsideFOVd(MapTransform):
         """The case with ``ignore_index`` outside the field of view."""
         case = dict(data)
         for key in self.key_iterator(case):
-            case[key] = as_tensor(case[key]).masked_fill(plain(case[self.fov_key]) == 0, self.ignore_index)
+            label = as_tensor(case[key])
+            label = label.to(torch.uint8) if label.dtype is torch.bool else label
+            if not label.is_floating_point() and torch.iinfo(label.dtype).max < self.ignore_index:
+                raise DriveSegError(f"{_file_of(label)}: {key}: cannot hold {self.ignore_index}, got {label.dtype}")
+            case[key] = label.masked_fill(plain(case[self.fov_key]) == 0, self.ignore_index)
         return case
 
 

@@ -114,6 +114,11 @@ def evaluate_weights(root: Path, overrides: Mapping[str, Any], threshold: str | 
     if isinstance(checkpoint, list) and not members:
         values["checkpoint"] = checkpoint[0]
     if threshold == "auto":
+        if values.get("fold") is not None:
+            raise DriveSegError(
+                "threshold: auto needs validation cases apart from those that are scored, of which a fold has none; "
+                "expected a number"
+            )
         of_choice = {key: value for key, value in values.items() if key != "section"}
         chosen = run_workflow(root, ["train", "evaluate", *members, "choose_threshold"], "choosing", of_choice)
         values.update(chosen.parser.get_parsed_content("choice").overrides())

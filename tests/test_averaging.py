@@ -14,6 +14,7 @@ from test_training import overrides, train
 from drive_seg.averaging import AverageEveryStep, MovingAverage, average_weights
 from drive_seg.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from drive_seg.errors import DriveSegError
+from drive_seg.learnt_cases import learnt_cases, write_learnt_cases
 from drive_seg.networks import UNet
 
 
@@ -77,6 +78,14 @@ def test_an_average_that_is_gone_on_with_is_the_same() -> None:
     assert second.run([6.0, 7.0]) == whole
 
 
+def test_iterations_whose_gradients_are_summed_up_are_one_step() -> None:
+    """Of 5 iterations in groups of 2 the second, the fourth and the last."""
+    course, each = Course(0.95), Course(0.95)
+    course.engine.accumulation_steps = 2
+    assert course.run([1.0, 1.0, 2.0, 2.0, 6.0]) != each.run([1.0, 1.0, 2.0, 2.0, 6.0])
+    assert course.run([1.0, 1.0, 2.0, 2.0, 6.0]) == each.run([1.0, 2.0, 6.0])
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1, 2.0])
 def test_a_decay_that_is_none(decay: float) -> None:
     with pytest.raises(DriveSegError, match=f"decay: expected 0 or more and less than 1, got {decay}"):
@@ -110,6 +119,18 @@ def test_every_parameter_is_the_mean(files: list[Path], tmp_path: Path) -> None:
     for name, _ in tiny(9).named_parameters():
         each = torch.stack([load_checkpoint(path)[name] for path in files])
         torch.testing.assert_close(mean[name], each.mean(dim=0))
+
+
+def test_the_mean_has_learnt_what_each_has(files: list[Path], tmp_path: Path) -> None:
+    images = [torch.randn(1, 3, 32, 32)]
+    for number, path in enumerate(files):
+        write_learnt_cases(path, {"training": [f"{number}.png, 3 bytes"], "validation": ["v.png, 3 bytes"]})
+    average_weights(tiny(9), files, images, tmp_path / "all" / "model.pt")
+    expected = {f"{number}.png, 3 bytes" for number in range(len(files))}
+    assert learnt_cases([tmp_path / "all" / "model.pt"]) == {"training": expected, "validation": {"v.png, 3 bytes"}}
+    files[1].with_suffix(".json").unlink()
+    average_weights(tiny(9), files, images, tmp_path / "unknown" / "model.pt")
+    assert learnt_cases([tmp_path / "unknown" / "model.pt"]) is None
 
 
 def test_statistics_of_batch_norm_are_those_of_the_images(files: list[Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ignite.engine import Engine
 
 from drive_seg.checkpoints import (
     BestModelSaver,
-    WeightsLoader,
+    WeightsCheckpointLoader,
     load_checkpoint,
     load_weights,
     save_checkpoint,
@@ -177,7 +177,7 @@ def test_weights_are_loaded_as_an_engine_starts(tmp_path: Path) -> None:
     network, other = small(), small(seed=1)
     save_checkpoint(network.state_dict(), tmp_path / "model.pt")
     engine = Engine(lambda engine, batch: same_weights(network, other))
-    WeightsLoader(other, str(tmp_path / "model.pt")).attach(engine)
+    WeightsCheckpointLoader(other, str(tmp_path / "model.pt")).attach(engine)
     assert not same_weights(network, other), "nothing is read before"
     engine.run([0], max_epochs=1)
     assert engine.state.output is True

@@ -73,6 +73,7 @@ def test_train_evaluate_predict(phantoms: Path, tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit) as stop:
         main(["train", "--dataset-dir", str(phantoms), "--output-dir", str(run), *small_overrides()])
     assert not stop.value.code
+    assert f"best weights: {run / 'model.pt'}\nhistory: {run / 'history.csv'}\n" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main(
             ["evaluate", "--dataset_dir", str(phantoms), "--output-dir", str(tmp_path / "scores")]

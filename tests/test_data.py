@@ -16,7 +16,9 @@ from builders import touch, write_drive_layout
 from drive_seg.data import at_zooms, load_datalist, read_drive_layout, write_dataset_json
 from drive_seg.errors import DriveSegError
 from drive_seg.names import case_id, list_images
-from drive_seg.splits import cases_to_score
+from drive_seg.phantom import write_phantom_dataset
+from drive_seg.photographs import photograph_cases
+from drive_seg.splits import cases_to_score, fold_cases
 
 SECTIONS = ("training", "validation", "test")
 OBSERVERS = {"label": "1st_manual", "second": "2nd_manual"}
@@ -385,6 +387,28 @@ def test_several_datasets_follow_each_other(tmp_path: Path) -> None:
     assert ids(cases)[:2] == ["one/21", "one/22"] and ids(cases)[len(alone)] == "two/21"
     assert [case["image"] for case in cases[len(alone) :]] == [case["image"] for case in alone]
     assert len({case["case_id"] for case in cases}) == len(cases) == 2 * len(alone)
+
+
+def test_a_list_of_cases_as_windows_and_pandas_write_it(tmp_path: Path) -> None:
+    write_phantom_dataset(tmp_path, training=2, test=1, seed=0, height=90, width=90)
+    folder = tmp_path / "training"
+    drawn = {case_id(path): str(path) for path in list_images(folder / "1st_manual")}
+    cases = [
+        {"image": str(path), "label": drawn[case_id(path)], "person": 7} for path in list_images(folder / "images")
+    ]
+    content = json.dumps({"training": cases, "validation": cases[:0], "test": []})
+    (tmp_path / "dataset.json").write_text(content, encoding="utf-8-sig")
+    assert [case["person"] for case in load_datalist(tmp_path, "training", validation_every=None)] == ["7", "7"]
+
+
+def test_a_folder_that_is_called_like_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_phantom_dataset(tmp_path / "2026", training=3, test=1, seed=0, height=90, width=90)
+    monkeypatch.chdir(tmp_path)
+    assert len(load_datalist(2026, "test")) == len(cases_to_score(2026)) == 1
+    assert len(fold_cases(2026, "1/3", "training")) == 2
+    images = tmp_path / "2026" / "test" / "images"
+    images.rename(tmp_path / "2027")
+    assert photograph_cases(2027) == photograph_cases([2027]) == photograph_cases("2027")
 
 
 def test_several_datasets_have_names_of_their_own(tmp_path: Path) -> None:

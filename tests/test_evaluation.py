@@ -18,10 +18,11 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 from test_bundle import components, run_bundle
 
+from drive_seg.checkpoints import WeightsCheckpointLoader
 from drive_seg.cli import main
 from drive_seg.configs import config_files
 from drive_seg.engines import fast_dtype
-from drive_seg.ensemble import Ensemble, EnsembleLoader
+from drive_seg.ensemble import Ensemble
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.metrics import ProbabilityCounts
 from drive_seg.networks import UNet
@@ -148,6 +149,12 @@ def test_threshold_is_chosen_on_validation_cases(bundle: Path, phantoms: Path, w
     values["section"] = "validation"
     warned = evaluate_weights(bundle, values, threshold="auto").summary["protocol"]["warnings"]
     assert len(warned) == 2 and warned[1].endswith("the threshold was chosen on 1 of the scored cases")
+
+
+def test_a_fold_has_no_cases_apart_to_choose_on(phantoms: Path, bundle: Path, weights: str) -> None:
+    values = {"dataset_dir": str(phantoms), "checkpoint": weights, "fold": "1/3", **SMALL}
+    with pytest.raises(DriveSegError, match="threshold: auto needs validation cases apart"):
+        evaluate_weights(bundle, values, threshold="auto")
 
 
 def test_test_cases_may_not_choose(bundle: Path, phantoms: Path, weights: str) -> None:
@@ -305,7 +312,7 @@ def test_ensemble_averages_probabilities() -> None:
 def test_ensemble_wants_weights_for_every_member(tmp_path: Path) -> None:
     ensemble = Ensemble(UNet(base_channels=4, depth=3), 2)
     with pytest.raises(DriveSegError, match="weights for 2 networks, got 1"):
-        EnsembleLoader(ensemble, ["one.pt"])(None)  # type: ignore[arg-type]
+        WeightsCheckpointLoader(ensemble, ["one.pt"])(None)  # type: ignore[arg-type]
 
 
 def test_ensemble_with_flips_is_scored(bundle: Path, phantoms: Path, tmp_path: Path) -> None:

@@ -118,6 +118,21 @@ def test_a_round_starts_from_the_servers_weights(bundle: Path, tmp_path: Path) -
     algo.finalize()
 
 
+def test_an_evaluation_is_of_the_servers_weights(bundle: Path, tmp_path: Path) -> None:
+    """With MONAI's default for the config, too, whatever lies in the bundle."""
+    write_phantom_dataset(tmp_path / "data", training=5, test=1, seed=3, height=130, width=121)
+    values = {**RECIPE, "dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path)}
+    algo = MonaiAlgo(bundle_root=str(bundle), train_kwargs=values, eval_kwargs=values)
+    algo.initialize()
+    scores = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        network = UNet(base_channels=8, depth=3)
+        scores.append(algo.evaluate(ExchangeObject(weights=network.state_dict())).metrics["roc_auc"])
+    assert scores[0] != scores[1]
+    algo.finalize()
+
+
 def documented(bundle: Path) -> tuple[dict, dict]:
     """NVFLARE's configs of the server and of a site, as the bundle's documentation has them."""
     server, client = re.findall(r"```json\n(.*?)```", (bundle / "docs" / "README.md").read_text(), flags=re.DOTALL)

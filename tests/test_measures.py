@@ -314,7 +314,7 @@ def test_length_over_area() -> None:
 def test_problems_are_joined_and_their_limits_set() -> None:
     phantom = make_phantom(1, 300, 280)
     case = case_of(phantom.vessels, phantom.image, phantom.fov)
-    strict = replace(CHECK, smallest_diameter=1, darkest=256, vessel_share=1)
+    strict = replace(CHECK, smallest_diameter=1, darkest=256, smallest_vessel_share=1)
     assert MeasureVesselsd(quality=strict)(case)["measures"]["quality"] == "too dark; hardly any vessel"
 
 
@@ -322,3 +322,12 @@ def test_problems_are_joined_and_their_limits_set() -> None:
 def test_spacings_that_a_config_must_not_have(spacing: object) -> None:
     with pytest.raises(DriveSegError, match="pixel_spacing_mm: expected millimetres above 0 or null"):
         MeasureVesselsd(CHECK, pixel_spacing_mm=spacing)  # type: ignore[arg-type]
+
+
+def test_class_values_are_vessels() -> None:
+    classes = np.zeros((60, 60), np.uint8)
+    classes[20, 5:55], classes[40, 5:55] = 1, 2
+    for fov in (np.ones((60, 60), bool), np.ones((60, 60), np.float32)):
+        assert measure_vessels(classes, fov) == measure_vessels(classes > 0, fov != 0)
+    with pytest.raises(ValueError, match="sizes: expected two or more, got 1"):
+        fractal_dimension(classes > 0, [5])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from drive_seg.errors import DriveSegError
@@ -52,6 +53,20 @@ def results(folder: Path) -> dict[str, bytes]:
 
 def times(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix in (".png", ".jpg")}
+
+
+def test_two_runs_in_one_folder(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
+    """The second would replace pictures of the first, and neither's tables would tell of all of them."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with FileLock(out / ".predict.lock"), pytest.raises(DriveSegError, match="out: another run is writing into"):
+        segment_photographs(bundle, [folder], out, settings)
+    assert results(out) == {}
+    segment_photographs(bundle, [folder / "0.png"], out, settings)
+    with pytest.raises(DriveSegError, match="nothing: the config has no such key"):
+        segment_photographs(bundle, [folder], out, {**settings, "nothing": 1})
+    segment_photographs(bundle, [folder / "1.png"], out, settings)
+    assert {name[0] for name in results(out)} == {"0", "1"}, "a run that has failed stands in no other's way"
 
 
 def test_all_but_the_bad_one(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:

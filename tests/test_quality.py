@@ -17,6 +17,7 @@ from drive_seg.phantom import Phantom, make_phantom
 from drive_seg.quality import (
     CUT_OFF,
     FEW_VESSELS,
+    MANY_VESSELS,
     NO_BORDER,
     PROBLEMS,
     TOO_BLURRED,
@@ -101,7 +102,9 @@ def test_limits_by_hand() -> None:
     assert TOO_BRIGHT in CHECK.assess(photograph, fov, mask)
     assert TOO_BRIGHT not in replace(CHECK, burnt_share=0.11).assess(photograph, fov, mask)
     assert FEW_VESSELS not in CHECK.assess(photograph, fov, mask)
-    assert FEW_VESSELS in replace(CHECK, vessel_share=0.021).assess(photograph, fov, mask)
+    assert FEW_VESSELS in replace(CHECK, smallest_vessel_share=0.021).assess(photograph, fov, mask)
+    assert MANY_VESSELS in replace(CHECK, largest_vessel_share=0.019).assess(photograph, fov, mask)
+    assert MANY_VESSELS in CHECK.assess(photograph, fov, fov), "the whole retina"
 
 
 def test_only_the_eye_counts_not_the_camera() -> None:
@@ -136,11 +139,12 @@ def check_photograph(path: Path) -> None:
     with Image.open(path) as file:
         image = np.asarray(file.convert("RGB"))
     fov = estimate_fov(image)
-    every = np.ones_like(fov)
-    assert CHECK.assess(image, fov, every) == [], path.name
-    assert TOO_DARK in CHECK.assess(brightened(image, 0.2), fov, every), path.name
-    assert TOO_BRIGHT in CHECK.assess(brightened(image, offset=220), fov, every), path.name
-    assert CHECK.assess(blurred(image, 0.005 * fov_diameter(fov)), fov, every) == [TOO_BLURRED], path.name
+    tenth = np.zeros_like(fov)
+    tenth[:, ::10] = True  # of the pixels are vessels
+    assert CHECK.assess(image, fov, tenth) == [], path.name
+    assert TOO_DARK in CHECK.assess(brightened(image, 0.2), fov, tenth), path.name
+    assert TOO_BRIGHT in CHECK.assess(brightened(image, offset=220), fov, tenth), path.name
+    assert CHECK.assess(blurred(image, 0.005 * fov_diameter(fov)), fov, tenth) == [TOO_BLURRED], path.name
 
 
 def test_scikit_images_photograph() -> None:

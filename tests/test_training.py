@@ -129,7 +129,7 @@ def test_two_trainings_do_not_share_a_folder(bundle: Path, five_phantoms: Path, 
 
     with FileLock(tmp_path / ".last.pt.lock"), pytest.raises(Exception) as raised:
         train(bundle, overrides(five_phantoms, tmp_path))
-    assert "another training is writing into this folder" in str(user_error(raised.value))
+    assert "another run is writing into this folder" in str(user_error(raised.value))
 
 
 def test_resuming_with_another_network_is_refused(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from drive_seg.checkpoints import (
     save_checkpoint,
 )
 from drive_seg.errors import DriveSegError
+from drive_seg.learnt_cases import learnt_cases, write_learnt_cases
 
 
 class Training:
@@ -141,7 +142,7 @@ def test_the_folder_is_locked_while_a_training_runs(tmp_path: Path) -> None:
 
     training.engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), try_another)
     training.run()
-    assert tried == [f"{tmp_path}: another training is writing into this folder"]
+    assert tried == [f"{tmp_path}: another run is writing into this folder, wait for it or choose another folder"]
     FileLock(tmp_path / ".last.pt.lock").acquire(blocking=False)
 
 
@@ -268,7 +269,7 @@ def test_the_folder_of_the_other_files_is_locked_too(tmp_path: Path) -> None:
 
     first.engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), try_another)
     first.run()
-    assert tried == [f"{logs}: another training is writing into this folder"]
+    assert tried == [f"{logs}: another run is writing into this folder, wait for it or choose another folder"]
     FileLock(logs / ".last.pt.lock").acquire(blocking=False)
 
 
@@ -290,6 +291,7 @@ def test_leftovers_of_a_killed_training_go_and_nothing_else_does(tmp_path: Path)
 def test_weights_from_before_are_kept_under_another_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     best = tmp_path / "model.pt"
     save_checkpoint(small(seed=5).state_dict(), best)
+    write_learnt_cases(best, {"training": ["1.png, 3 bytes"], "validation": []})
     earlier = best.read_bytes()
     with pytest.raises(ZeroDivisionError):
         Training(tmp_path / "last.pt", fail_at=6, best=str(best)).run()
@@ -297,7 +299,10 @@ def test_weights_from_before_are_kept_under_another_name(tmp_path: Path, caplog:
     assert kept.read_bytes() == earlier and f"kept as {kept.name}" in caplog.text
     best.write_bytes(b"what the training found")
     Training(tmp_path / "last.pt", resume=True, best=str(best)).run()
-    assert names(tmp_path) == sorted([".last.pt.lock", "last.pt", "model.pt", kept.name]), "its own is not kept"
+    its_cases = kept.with_suffix(".json").name
+    expected = [".last.pt.lock", "last.pt", "model.json", "model.pt", kept.name, its_cases]
+    assert names(tmp_path) == sorted(expected), "its own is not kept"
+    assert learnt_cases([kept]) == {"training": {"1.png, 3 bytes"}, "validation": set()}
 
 
 def test_torchrun_goes_on_with_a_training_of_its_own_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -402,6 +403,51 @@ class TestScaleToFOV:
     def test_one_interpolation_for_each_key(self) -> None:
         with pytest.raises(ValueError, match="must have length 3, got 2"):
             ScaleToFOVd(["image", "label", "fov"], 100, nearest=[False, True])
+
+
+@pytest.mark.parametrize("kind", [np.bool_, np.int8, np.uint16, np.int64, np.float16, np.float64, ">f4", ">u2"])
+def test_numbers_of_every_type(kind: Any) -> None:
+    """Also of the other byte order, mirrored and read-only, as NumPy has them and PyTorch does not."""
+    rows, columns = np.ogrid[:40, :50]
+    circle = (rows - 20) ** 2 + (columns - 25) ** 2 < 18**2
+    image, mask, label = np.full((3, 40, 50), 100, np.uint8), circle[None].astype(kind), np.zeros((1, 40, 50), kind)
+    label[0, 18:23, 15:35] = 1
+    mask, label = mask[..., ::-1], label[..., ::-1]
+    label.flags.writeable = False
+    every = Compose([EnsureFOVd(), EnsureLabeld("label", 3), ScaleToFOVd(["label", "fov"], 20, nearest=True)])
+    scaled = every({"image": image, "fov": mask, "label": label})
+    expected = every({"image": image, "fov": mask.astype(np.uint8), "label": label.astype(np.uint8)})
+    assert (scaled["label"].dtype, scaled["fov"].dtype) == (torch.uint8, torch.uint8)
+    assert scaled["label"].any() and (scaled["label"] == expected["label"]).all()
+    assert (scaled["fov"] == expected["fov"]).all()
+    pixels = torch.as_tensor(np.array(mask, dtype=np.dtype(kind).newbyteorder("=")))
+    for nearest in (False, True):
+        assert resize(pixels, (20, 25), nearest).dtype == pixels.dtype
+
+
+def test_values_that_no_annotation_has() -> None:
+    case = {"image": torch.zeros(3, 4, 4, dtype=torch.uint8)}
+    for value in (0.5, -1, 256.0, math.nan):
+        with pytest.raises(DriveSegError, match="label: expected whole numbers from 0 to 255"):
+            EnsureLabeld("label", 2)({**case, "label": torch.full((1, 4, 4), value)})
+
+
+def test_labels_that_hold_the_ignored_value() -> None:
+    fov = torch.zeros(1, 2, 2)
+    fov[..., 0] = 1
+    ignored = IgnoreOutsideFOVd("label")({"label": torch.ones(1, 2, 2, dtype=torch.bool), "fov": fov})["label"]
+    assert ignored.tolist() == [[[1, 255], [1, 255]]]
+    with pytest.raises(DriveSegError, match=r"label: cannot hold 255, got torch\.int8"):
+        IgnoreOutsideFOVd("label")({"label": torch.ones(1, 2, 2, dtype=torch.int8), "fov": fov})
+
+
+def test_an_image_without_a_field_of_view_becomes_0() -> None:
+    assert not normalize_in_fov(torch.rand(3, 8, 8), torch.zeros(1, 8, 8)).any()
+
+
+def test_a_margin_that_is_none() -> None:
+    with pytest.raises(DriveSegError, match="margin: expected 0 or more pixels, got -3"):
+        ScaleToFOVd("image", 20, margin=-3)
 
 
 def test_the_file_is_named_through_a_compose(tmp_path: Path) -> None:

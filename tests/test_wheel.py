@@ -33,7 +33,8 @@ def test_it_holds_all_that_the_commands_need(bundle: Path, tmp_path: Path) -> No
         content.extractall(site)
     code = {name for name in below(ROOT / "drive_seg") if "__pycache__" not in name}
     # Trainings write into a checkout's bundle, too, and none of that is installed.
-    shipped = {"LICENSE", "models/model.pt", *(f"configs/{name}" for name in below(bundle / "configs"))}
+    shipped = {"LICENSE", "models/model.pt", "models/model.json"}
+    shipped |= {f"configs/{name}" for name in below(bundle / "configs")}
     shipped |= {f"docs/{name}" for name in below(bundle / "docs")}
     assert below(site / "drive_seg") == code | {f"bundle/{name}" for name in shipped}
     (facts,) = site.glob("drive_seg-*.dist-info")
