@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import math
@@ -37,10 +36,10 @@ from drive_seg.scores import (
     score_case,
     summarise,
 )
+from drive_seg.versions import software
 
 __all__ = ["CaseScores", "TolerantDataset", "TolerantEvaluator"]
 
-PACKAGES = ("drive-seg", "torch", "monai", "pytorch-ignite", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")
 TABLES = {PREDICTION: "metrics.csv"}
 FEW = 20
 """Persons, below whom percentile intervals are noticeably too narrow, see ``drive_seg.scores.Bootstrap``."""
@@ -274,7 +273,7 @@ class CaseScores:
             ],
             "config_sha256": hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest(),
             "config_files": configs,
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            "versions": software(),
             "machine": f"{platform.system()} {platform.machine()}",
             "command": shlex.join(sys.argv),
         }
@@ -304,15 +303,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, (str, int, bool, type(None))) else str(value)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        from drive_seg import __version__
-
-        return __version__ if package == "drive-seg" else "not installed"
 
 
 def _sentence(error: Exception) -> str:

@@ -58,7 +58,7 @@ def estimate_fov(image: np.ndarray) -> np.ndarray:
     lit = _quantile(ordered, 0.99)
     if lit < _DARK * full_scale:
         raise ValueError(
-            f"no field of view found: the photograph is dark ({lit:.3g} of {full_scale:g} where brightest)"
+            f"no field of view found: the photograph is dark ({lit / full_scale:.0%} of white where brightest)"
         )
     black, noise = _black_level(small)
     typical = _quantile(ordered[np.searchsorted(ordered, (black + lit) / 2) :], 0.5)

@@ -40,6 +40,7 @@ class LearntCases:
     Args:
         weights: file of the weights, such as ``models/model.pt``; the list has its name with the suffix ``.json``.
         training, validation: the cases that train the network, and those that choose the epoch.
+        pretrained: weights that the training starts from, whose cases are its own, too, if they are known; None: none.
         writes: False in all but one of several processes.
     """
 
@@ -48,10 +49,12 @@ class LearntCases:
         weights: str,
         training: Sequence[Mapping[str, Any]],
         validation: Sequence[Mapping[str, Any]],
+        pretrained: str | None = None,
         writes: bool = True,
     ) -> None:
         self.weights = weights
         self.cases = dict(zip(ROLES, (training, validation), strict=True))
+        self.pretrained = pretrained
         self.writes = writes
 
     def attach(self, engine: Engine) -> None:
@@ -61,7 +64,11 @@ class LearntCases:
     def __call__(self, engine: Engine) -> None:
         """Write the list."""
         if self.writes:
-            described = {role: set(map(photograph_described, cases)) for role, cases in self.cases.items()}
+            earlier = learnt_cases([self.pretrained]) if self.pretrained else None
+            described = {
+                role: {*map(photograph_described, cases), *(earlier or {}).get(role, ())}
+                for role, cases in self.cases.items()
+            }
             write_learnt_cases(self.weights, described)
 
 

@@ -111,6 +111,12 @@ class OpenVINONetwork(nn.Module):
             requests[name] = self.compiled(padded).create_infer_request()
         return like(_infer(requests[name], x), x)
 
+    @property
+    def precision(self) -> str:
+        """The number type that it computes in: ``float32``, ``bfloat16`` or ``float16``."""
+        used = self.compiled(padded=False).get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        return next((name for name, hint in PRECISIONS.items() if hint == used), used)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, also in another process, is made from the same network: compiled graphs cannot be handed on."""
         return openvino_network, (self.network, *self.made_with)

@@ -38,9 +38,10 @@ CLASS_COLOURS = ((240, 228, 66), (0, 114, 178), (204, 121, 167), (86, 180, 233),
 OPACITY = 0.6
 """Of the colour over the photograph: the vessel's own shade stays visible through it."""
 
+# Apart in grey print, too: 255, 162 and 87 of 255.
 TRUE_POSITIVE = (255, 255, 255)
 FALSE_POSITIVE = (230, 159, 0)
-FALSE_NEGATIVE = (86, 180, 233)
+FALSE_NEGATIVE = (0, 114, 178)
 
 
 def save_png(array: np.ndarray, path: str | os.PathLike) -> None:

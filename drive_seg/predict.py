@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import os
+import platform
 import shlex
 import sys
 import traceback
@@ -33,6 +34,7 @@ from drive_seg.gallery import write_gallery
 from drive_seg.output_folder import OutputFolder, entry_of, named_as_before
 from drive_seg.photographs import left_out, photograph_cases, with_fov_masks
 from drive_seg.segmenter import Segmenter
+from drive_seg.versions import software
 
 __all__ = ["segment_photographs"]
 
@@ -138,14 +140,22 @@ def _segment(
             tqdm.write("".join(traceback.format_exception(outcome)), file=sys.stderr)
             cause = first_cause(outcome)
             reason = f"{case['image']}: {type(cause).__name__}: {cause}"
-        journal.add({**folder.identity(case), "failed": reason})
+        # Tables have a column for the photograph.
+        journal.add({**folder.identity(case), "failed": reason.removeprefix(f"{case['image']}: ")})
         tqdm.write(f"drive-seg: {reason}", file=sys.stderr)
     if world_size > 1:
         distributed.barrier()
     latest = folder.latest(cases)
     if rank == 0:
         _write_tables(output_dir, [*latest.values(), *_of_earlier_runs(folder, cases)])
-        about = {**made_with, "checkpoint": segmenter.checkpoint, "command": shlex.join(sys.argv)}
+        about = {
+            **made_with,
+            "checkpoint": segmenter.checkpoint,
+            "command": shlex.join(sys.argv),
+            "device": str(segmenter.device),
+            "machine": f"{platform.system()} {platform.machine()}",
+            "versions": software(),
+        }
         write_text(output_dir / SETTINGS, json.dumps(about, indent=2) + "\n")
     leave_process_group()
     return _failures(latest[case["case_id"]] for case in cases if case["case_id"] in latest)
@@ -158,6 +168,7 @@ def _made_with(files: Sequence[str], values: Mapping[str, Any], segmenter: Segme
         "drive_seg": __version__,
         "weights_sha256": sha256(segmenter.checkpoint),
         "engine": segmenter.engine,
+        "precision": segmenter.precision,
         "settings": {key: value for key, value in config.items() if _is_plain(value) and key != "imports"},
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
     }

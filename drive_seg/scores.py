@@ -308,7 +308,7 @@ def _by_class(pred: np.ndarray, label: np.ndarray, counted: np.ndarray, num_clas
 
 def case_row(result: CaseResult, comparison: str, bins: int) -> dict[str, Any]:
     """One row of ``metrics.csv``: figures inside the field of view, then those of the whole image as ``whole_…``."""
-    row: dict[str, Any] = {"case_id": result.case_id}
+    row: dict[str, Any] = {"case_id": result.case_id, "photograph": result.about.get("photograph", "")}
     for region, scores in result.scores[comparison].items():
         prefix = "" if region == FOV else f"{region}_"
         row.update({f"{prefix}{name}": value for name, value in scores.figures(bins).items()})
@@ -327,7 +327,8 @@ def summarise(results: Sequence[CaseResult], scoring: Scoring, bootstrap: Bootst
         Dictionaries with ``comparison``, ``region``, ``cases`` (how many), ``per_image`` (by figure: ``mean``, ``sd``
         with n - 1, ``ci`` and ``defined``, the number of cases in which it is defined, which alone are counted),
         ``pooled`` (by figure, from counts summed over all cases) and ``calibres`` (the same of Dice and sensitivity by
-        calibre, inside the field of view only). What is undefined is NaN.
+        calibre, inside the field of view only) and ``reliability`` (by bin of the pooled pixels, mean probability and
+        share of them that is annotated; nothing of an annotation). What is undefined is NaN.
     """
     rows = []
     for comparison in COMPARISONS:
@@ -350,9 +351,19 @@ def summarise(results: Sequence[CaseResult], scoring: Scoring, bootstrap: Bootst
                     },
                     "pooled": pooled.pooled(scoring.bins),
                     "calibres": _by_calibre(scores, persons, pooled, scoring.calibre_edges, bootstrap),
+                    "reliability": _reliability(pooled.probabilities, scoring.bins),
                 }
             )
     return rows
+
+
+def _reliability(probabilities: ProbabilityCounts | None, bins: int) -> list[dict[str, float]]:
+    if probabilities is None:
+        return []
+    edges, pixels, probability, share = (values.tolist() for values in probabilities.reliability(bins))
+    names = ("from", "to", "pixels", "mean_probability", "annotated_share")
+    rows = zip(edges[:-1], edges[1:], pixels, probability, share, strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _by_calibre(

@@ -23,6 +23,7 @@ from drive_seg.checkpoints import load_weights
 from drive_seg.configs import read_configs
 from drive_seg.data import Case
 from drive_seg.distributed import check_device, get_world_size, usable_cores
+from drive_seg.engines import fast_dtype
 from drive_seg.errors import ArgumentError, DriveSegError, first_cause, user_error
 from drive_seg.networks import UNet
 from drive_seg.openvino_network import OpenVINONetwork, choose_engine, openvino_network
@@ -82,6 +83,13 @@ class Segmenter:
         self.device = device
         self.checkpoint = checkpoint
         self.engine = engine
+
+    @property
+    def precision(self) -> str:
+        """The number type that the network computes in: ``float32``, ``bfloat16`` or ``float16``."""
+        if isinstance(self.network, OpenVINONetwork):
+            return self.network.precision
+        return str(fast_dtype(self.device, getattr(self.inferer, "precision", "float32"))).removeprefix("torch.")
 
     @classmethod
     def from_config(cls, files: Sequence[str], overrides: Mapping[str, Any], many: bool = False) -> Segmenter:

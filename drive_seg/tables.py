@@ -30,7 +30,7 @@ def print_scores(summary: Mapping[str, Any]) -> None:
     for heading in shown:
         table.add_column(heading, justify="right")
     for name in next(iter(shown.values()), {"per_image": ()})["per_image"]:
-        table.add_row(name, *(_spread(row["per_image"].get(name), row["cases"]) for row in shown.values()))
+        table.add_row(_with_unit(name), *(_spread(row["per_image"].get(name), row["cases"]) for row in shown.values()))
     Console().print(table)
     for warning in protocol["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
@@ -45,8 +45,14 @@ def print_comparison(compared: Mapping[str, Any]) -> None:
         interval = " to ".join(f"{end:+.4f}" for end in row["ci"])
         means = [f"{row[key]:.4f}" for key in ("first", "second")]
         few = of_fewer(row["cases"], len(compared["cases"]))
-        table.add_row(f"{name}{few}", *means, f"{row['difference']:+.4f}", interval, _p_value(row["p"]))
+        table.add_row(f"{_with_unit(name)}{few}", *means, f"{row['difference']:+.4f}", interval, _p_value(row["p"]))
     table.caption = "p: Wilcoxon signed-rank test over persons, of each figure by itself"
+    smallest = 2 * 0.5 ** compared["persons"]
+    if smallest > 1 - compared["level"]:
+        table.caption += (
+            f". Of {compared['persons']} persons it cannot be below {smallest:g}, whatever the difference, and the "
+            "interval is too narrow"
+        )
     # In a file or a pipe there is no width to fit into, and figures must not be cut off.
     Console(width=None if sys.stdout.isatty() else 100).print(table)
     for which, cases in zip(("first", "second"), compared["only"], strict=True):
@@ -54,6 +60,10 @@ def print_comparison(compared: Mapping[str, Any]) -> None:
             typer.echo(f"only in the {which}, left out: {', '.join(cases)}")
     for key, (one, other) in compared["unlike"].items():
         typer.echo(f"{key}: {one} | {other}")
+
+
+def _with_unit(name: str) -> str:
+    return f"{name} / px" if name in ("hd95", "asd") else name
 
 
 def _counted(compared: Mapping[str, Any]) -> str:

@@ -35,6 +35,10 @@ def test_what_weights_have_learnt(tmp_path: Path) -> None:
     assert learnt_cases([tmp_path / "a.pt"]) == {"training": {"1.png, 3 bytes"}, "validation": set()}
     both = {"training": {"1.png, 3 bytes"}, "validation": {"1.png, 3 bytes"}}
     assert learnt_cases([tmp_path / "a.pt", tmp_path / "b.pt"]) == both
+    LearntCases(str(tmp_path / "e.pt"), [], cases, pretrained=str(tmp_path / "a.pt"))(engine)
+    assert learnt_cases([tmp_path / "e.pt"]) == both, "what it starts from has learnt some, too"
+    LearntCases(str(tmp_path / "e.pt"), [], cases, pretrained=str(tmp_path / "unknown.pt"))(engine)
+    assert learnt_cases([tmp_path / "e.pt"]) == {"training": set(), "validation": {"1.png, 3 bytes"}}
     for content in ("", "[]", '{"training": 3}'):
         (tmp_path / "c.json").write_text(content)
         assert learnt_cases([tmp_path / "a.pt", tmp_path / "c.pt"]) is None

@@ -224,6 +224,20 @@ def test_a_row_names_the_whole_image() -> None:
     assert {"dice", "whole_dice", "roc_auc", "whole_roc_auc", "hd95", "whole_asd"} <= set(row)
 
 
+def test_reliability_is_told_by_bin() -> None:
+    """Of 8 pixels at 0.25 two are vessels, of 4 at 0.9 three."""
+    probability = np.array([[0.25] * 8 + [0.9] * 4])
+    label = np.array([[1, 1] + [0] * 6 + [1, 1, 1, 0]])
+    scoring = shipped_scoring(bins=2, surfaces=False)
+    result = scored("1", label, label, np.ones_like(label), probability, label, scoring=scoring)
+    rows = {row["comparison"]: row for row in summarise([result], scoring, shipped_bootstrap()) if row["region"] == FOV}
+    low, high = rows["prediction"]["reliability"]
+    assert (low["from"], low["to"], low["pixels"], low["annotated_share"]) == (0, 0.5, 8, 0.25)
+    assert (high["from"], high["to"], high["pixels"], high["annotated_share"]) == (0.5, 1, 4, 0.75)
+    assert (low["mean_probability"], high["mean_probability"]) == pytest.approx((0.25, 0.9), abs=1e-5)
+    assert rows["second_observer"]["reliability"] == []
+
+
 def test_masks_are_kept_as_they_were() -> None:
     case = arrays()
     result = scored("1", **case)
