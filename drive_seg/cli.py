@@ -91,7 +91,7 @@ def train(
     ] = None,
     bundle_root: BundleRoot = None,
 ) -> None:
-    """Train the U-Net; the best weights on the validation cases become OUTPUT_DIR/model.pt.
+    """Train the U-Net and save the weights with the best validation Dice as OUTPUT_DIR/model.pt.
 
     Example: drive-seg train --dataset-dir data/CHASE_DB1 --output-dir runs/chase --max_epochs 100
     """
@@ -174,7 +174,7 @@ def compare(
     region: Annotated[str, typer.Option(help="fov: inside the field of view; whole: the whole image.")] = "fov",
     output: Annotated[Path | None, typer.Option(help="CSV file for every case's differences.")] = None,
 ) -> None:
-    """Compare two evaluations of the same cases, case by case, SECOND less FIRST.
+    """Compare two evaluations of the same cases, case by case, SECOND minus FIRST.
 
     Prints the mean difference with its interval and the p value of a Wilcoxon signed-rank test.
 
@@ -196,8 +196,9 @@ def compare(
     context_settings=_OVERRIDABLE,
     epilog=_further(
         "inference", "--flips true (four mirror images)", "--threshold 0.4",
-        "--adaptation 0 (a camera that was learnt)",
-        "--fov_diameter 640", "--pixel_spacing_mm 0.004", "--measure false", "--pictures \"['vessels']\"",
+        "--adaptation 0 (a camera of the training data)",
+        "--fov_diameter 640", "--pixel_spacing_mm 0.0098 (size of a pixel on the retina)",
+        "--measure false", "--pictures \"['vessels']\"",
         "--save_nifti true", "--save_dicom_seg true", "--engine torch", "--device cpu",
     ),
 )  # fmt: skip
@@ -216,7 +217,7 @@ def predict(
     checkpoint: Checkpoint = None,
     bundle_root: BundleRoot = None,
 ) -> None:
-    """Segment photographs; writes a mask, a probability map and an overlay for each, at its own size.
+    """Segment photographs: a mask, a probability map and an overlay for each, at its own size, and gallery.html.
 
     OUTPUT_DIR/vessels.csv has the measures of each: density, length, calibre, branching, tortuosity, and its quality.
     A photograph that cannot be segmented is reported and listed in OUTPUT_DIR/failed.csv, and the others are finished.
@@ -240,7 +241,7 @@ def predict(
 
 @app.command()
 def demo(output_dir: OutputDir = Path("drive-seg-demo"), bundle_root: BundleRoot = None) -> None:
-    """See everything at work in under three minutes, without any data of your own.
+    """See everything at work in a few minutes, without any data of your own.
 
     Draws phantom photographs, trains on them briefly, scores the result, and segments a real photograph.
     """
@@ -297,7 +298,7 @@ def package(
 ) -> None:
     """Pack the bundle with its weights into a zip file that python -m monai.bundle download takes.
 
-    With weights of your own it has no figures and no model card, which are of the bundle's.
+    If you pack your own weights, the figures and the model card, which describe the shipped weights, are left out.
 
     Example: drive-seg package --checkpoint runs/chase/model.pt --output-dir release
     """

@@ -1,4 +1,4 @@
-"""The commands of the documents beside the README: what they name is there."""
+"""What the documents beside the README name is there: commands, modules and measurements."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+from builders import shipped_quality_check
 from conftest import ROOT
 
+import drive_seg
 from drive_seg.configs import check_overrides, config_files, parse_overrides
+from drive_seg.measures import MeasureVesselsd
+from drive_seg.phantom import make_phantom
 
 CONFIGS = {"evaluate": ("train", "evaluate"), "predict": ("inference",), "export": ("inference",)}
 OPTIONS = ("dataset-dir", "output-dir", "checkpoint")
@@ -44,3 +48,16 @@ def test_a_command_names_what_there_is(bundle: Path, command: str) -> None:
     script = (ROOT / words[1]).read_text(encoding="utf-8")
     keys = [option for option in options if f'"--{option}"' not in script]
     check_overrides(config_files(bundle, "train", "inference"), dict.fromkeys(keys))
+
+
+def test_the_map_of_the_package_names_every_module() -> None:
+    named = re.findall(r"``(\w+)``", drive_seg.__doc__ or "")
+    assert sorted(named) == sorted(path.stem for path in (ROOT / "drive_seg").glob("[a-z]*.py"))
+
+
+def test_every_measurement_is_explained() -> None:
+    columns = re.findall(r"`(\w+)`", (ROOT / "bundle" / "docs" / "measures.md").read_text(encoding="utf-8"))
+    phantom = make_phantom(1, 150, 141)
+    case = {"pred": phantom.vessels[None], "fov": phantom.fov[None], "photograph": phantom.image.transpose(2, 0, 1)}
+    measured = MeasureVesselsd(shipped_quality_check())(case)["measures"]
+    assert measured.keys() <= set(columns)
