@@ -11,12 +11,12 @@ Where to find what:
   ``photographs`` (without annotation), ``datasets`` (cache and order), ``learnt_cases`` (what weights come from).
 - The way to the network: ``fov`` and ``rim`` (find the field of view), ``transforms``, ``augmentation``, ``arrays``.
 - The network: ``networks``, ``adaptation``, ``ensemble``, ``inference``, ``openvino_network``, ``export``, ``package``.
-- Training: ``losses``, ``engines`` (the step, mixed precision), ``averaging``, ``handlers``, ``checkpoints``,
-  ``settings`` (whether it is still the same training), ``distributed``.
-- Evaluation: ``metrics`` (arrays in, figures out), ``scores``, ``evaluation``, ``thresholds``, ``compare``, ``report``,
-  ``charts``, ``tables``.
+- Training: ``losses``, ``engines`` (the step, mixed precision), ``averaging``, ``handlers``, ``curves``,
+  ``checkpoints``, ``settings`` (whether it is still the same training), ``distributed``.
+- Evaluation: ``metrics`` (arrays in, figures out), ``scores``, ``evaluation``, ``tolerant``, ``thresholds``,
+  ``compare``, ``report``, ``charts``, ``tables``.
 - Segmenting photographs: ``segmenter``, ``predict`` (folders), ``masks``, ``pictures``, ``dicom_seg``, ``gallery``,
-  ``output_folder``, ``journal``, ``memory``.
+  ``pages``, ``output_folder``, ``journal``, ``memory``.
 - Measurements: ``measures``, ``calibre``, ``measure_table``, ``quality``.
 - Datasets: ``prepare`` and ``archives`` (public ones), ``phantom``, ``phantom_vessels``, ``phantom_photograph``.
 - From outside: ``cli``, ``workflows``, ``configs``, ``demo``; and everywhere ``errors``, ``files``, ``versions``.

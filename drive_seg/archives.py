@@ -1,4 +1,4 @@
-"""Archives as sites hand them out, unpacked safely: nothing outside the folder, no link, within bounds."""
+"""Archives: those of datasets, unpacked safely (nothing outside the folder, no link, within bounds), and our own."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from drive_seg.errors import DriveSegError
 
-__all__ = ["files_in", "read_file", "unpacked"]
+__all__ = ["files_in", "read_file", "unpacked", "write_archive"]
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_UNPACKED_BYTES = 8 * 2**30
@@ -51,6 +51,24 @@ def unpacked(source: Path, beside: Sequence[str]) -> Iterator[list[Path]]:
             roots += folders
             archives = [archive for folder in folders for archive in _archives_in(folder)]
         yield roots
+
+
+def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
+    """Write a zip file whose bytes depend on nothing but the names and the contents.
+
+    Members are sorted and have the same date and permissions. They are stored as they are: weights hardly shrink, and
+    what deflate makes of them depends on the version of zlib.
+
+    Args:
+        path: the zip file, overwritten.
+        members: contents, or the files that hold them, by their names in the archive.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in sorted(members.items()):
+            member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            member.create_system = 3  # Unix on every system, so that the permissions are read as such
+            member.external_attr = 0o100644 << 16
+            archive.writestr(member, content if isinstance(content, bytes) else content.read_bytes())
 
 
 def files_in(folder: Path) -> list[Path]:

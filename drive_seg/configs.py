@@ -25,6 +25,7 @@ __all__ = [
     "SPECIAL",
     "bundle_root",
     "check_overrides",
+    "config_as_used",
     "config_files",
     "config_keys",
     "literal",
@@ -156,6 +157,15 @@ def read_configs(files: Sequence[str], overrides: Mapping[str, Any]) -> ConfigPa
     return parser
 
 
+def config_as_used(config: str | os.PathLike, overrides: Mapping[str, Any]) -> str:
+    """A config's text with the overrides in it, but for the weights' path, which nobody else has."""
+    from monai.bundle import ConfigParser  # the command line answers --help without it
+
+    parser = ConfigParser(json.loads(Path(config).read_text(encoding="utf-8")))
+    parser.update(literal({key: value for key, value in overrides.items() if key != "checkpoint"}))
+    return json.dumps(parser.get(), indent=4) + "\n"
+
+
 def check_overrides(files: Sequence[str], overrides: Mapping[str, Any]) -> None:
     """See that every override is of a key that the configs have, and a number, numbers or a boolean where theirs is.
 
@@ -201,19 +211,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    items: Iterator[tuple[str, Any]] | enumerate[Any]
-    if isinstance(config, dict):
-        items = iter(config.items())
-    elif isinstance(config, list):
-        items = enumerate(config)
-    else:
-        return
-    for key, value in items:
+    from monai.bundle import ReferenceResolver  # the command line answers --help without it
+
+    for key, name, value in ReferenceResolver.iter_subconfigs(prefix, config):
         if key == "_desc_":
             continue
-        name = f"{prefix}{key}"
         yield name, value
-        yield from _keys(value, f"{name}::")
+        if isinstance(value, (dict, list)):
+            yield from _keys(value, name)
 
 
 def _parse_value(text: str) -> Any:

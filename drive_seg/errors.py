@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class DriveSegError(Exception):
     """Something the user can mend: a file, a config key or an argument that is not what was expected.
@@ -27,6 +30,18 @@ def user_error(error: BaseException) -> DriveSegError | None:
             return seen
         seen = seen.__cause__
     return None
+
+
+@contextlib.contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise the ``DriveSegError`` at the root of what MONAI wraps around it, rather than the wrapping."""
+    try:
+        yield
+    except Exception as error:
+        mendable = user_error(error)
+        if mendable is None or mendable is error:
+            raise
+        raise mendable from error
 
 
 def first_cause(error: BaseException) -> BaseException:

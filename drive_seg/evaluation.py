@@ -1,4 +1,4 @@
-"""An evaluation that one bad case does not end, and what it leaves: tables and a summary that can be repeated from."""
+"""What an evaluation leaves: tables, and a summary that it can be repeated from."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
-from monai.data import Dataset
-from monai.engines import SupervisedEvaluator
 
 from drive_seg.arrays import to_numpy
 from drive_seg.distributed import gather
-from drive_seg.errors import DriveSegError, user_error
+from drive_seg.errors import DriveSegError
 from drive_seg.files import sha256, write_csv, write_text
 from drive_seg.learnt_cases import learnt_cases, photograph_described
 from drive_seg.persons import person
@@ -38,45 +36,13 @@ from drive_seg.scores import (
 )
 from drive_seg.versions import software
 
-__all__ = ["CaseScores", "TolerantDataset", "TolerantEvaluator"]
+__all__ = ["CaseScores"]
 
 TABLES = {PREDICTION: "metrics.csv"}
 FEW = 20
 """Persons, below whom percentile intervals are noticeably too narrow, see ``drive_seg.scores.Bootstrap``."""
 
 _logger = logging.getLogger(__name__)
-
-
-class TolerantDataset(Dataset):
-    """MONAI's ``Dataset``, in which a case that cannot be read is its ``case_id`` and an ``error``, one sentence.
-
-    Args:
-        data: cases; one without ``label`` cannot be scored and is an error, too.
-        transform: files to arrays.
-    """
-
-    def _transform(self, index: int) -> Any:
-        case = self.data[index]
-        if "label" not in case:
-            return {"case_id": case["case_id"], "error": f"{case['image']} has no annotation to score against"}
-        try:
-            return super()._transform(index)
-        except Exception as error:
-            return {"case_id": case["case_id"], "error": _sentence(error)}
-
-
-class TolerantEvaluator(SupervisedEvaluator):
-    """MONAI's ``SupervisedEvaluator``, whose output for a case that failed is ``{"error": sentence}``."""
-
-    def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
-        if "error" not in batchdata:
-            try:
-                return super()._iteration(engine, batchdata)
-            except Exception as error:
-                batchdata = {"case_id": batchdata["case_id"], "error": [_sentence(error)]}
-        engine.state.batch = batchdata
-        engine.state.output = {"error": batchdata["error"][0]}
-        return engine.state.output
 
 
 class CaseScores:
@@ -303,10 +269,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, (str, int, bool, type(None))) else str(value)
-
-
-def _sentence(error: Exception) -> str:
-    mendable = user_error(error)
-    if mendable is None:
-        raise error
-    return str(mendable)

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 
+from drive_seg.archives import write_archive
 from drive_seg.checkpoints import load_weights, save_checkpoint
-from drive_seg.configs import config_files, literal, read_configs
+from drive_seg.configs import config_as_used, config_files, read_configs
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 from drive_seg.networks import EXPORTED_SINCE, UNet
@@ -34,9 +34,7 @@ __all__ = [
     "TOLERANCE",
     "Exported",
     "available_formats",
-    "config_as_used",
     "export_network",
-    "write_archive",
 ]
 
 FILE_NAMES = {"torchscript": "model.ts", "pt2": "model.pt2", "onnx": "model.onnx"}
@@ -121,24 +119,6 @@ def export_network(
         yield Exported(path, difference)
 
 
-def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
-    """Write a zip file whose bytes depend on nothing but the names and the contents.
-
-    Members are sorted and have the same date and permissions. They are stored as they are: weights hardly shrink, and
-    what deflate makes of them depends on the version of zlib.
-
-    Args:
-        path: the zip file, overwritten.
-        members: contents, or the files that hold them, by their names in the archive.
-    """
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in sorted(members.items()):
-            member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-            member.create_system = 3  # Unix on every system, so that the permissions are read as such
-            member.external_attr = 0o100644 << 16
-            archive.writestr(member, content if isinstance(content, bytes) else content.read_bytes())
-
-
 def _check_format(name: str) -> None:
     if name not in FILE_NAMES:
         raise DriveSegError(f"format: expected one of {', '.join(FILE_NAMES)}, got {name!r}")
@@ -153,13 +133,6 @@ def _missing_for(name: str) -> list[str]:
     if name == "onnx":
         missing += [package for package in _NEEDED_FOR_ONNX if find_spec(package) is None]
     return missing
-
-
-def config_as_used(config: str | os.PathLike, overrides: Mapping[str, Any]) -> str:
-    """A config's text with the overrides in it, but for the weights' path, which nobody else has."""
-    parser = ConfigParser(json.loads(Path(config).read_text(encoding="utf-8")))
-    parser.update(literal({key: value for key, value in overrides.items() if key != "checkpoint"}))
-    return json.dumps(parser.get(), indent=4) + "\n"
 
 
 def _to_torchscript(network: UNet, path: Path, config: str, metadata: str) -> Compute:

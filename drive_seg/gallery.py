@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from drive_seg.files import write_text
+from drive_seg.pages import render
 
 __all__ = ["write_gallery"]
-
-TEMPLATE = Path(__file__).parent / "templates" / "gallery.html"
 
 _logger = logging.getLogger(__name__)
 
@@ -31,13 +28,9 @@ def write_gallery(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     if not segmented:
         path.unlink(missing_ok=True)
         return
-    try:
-        import jinja2
-    except ModuleNotFoundError:
-        _logger.info("no gallery.html: it needs pip install 'drive-seg[report]'")
-        return
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["urlencode"] = lambda name: quote(os.fsencode(name))  # jinja's own takes no name but Unicode
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     failed = [entry for entry in entries if "failed" in entry]
-    write_text(path, template.render(segmented=segmented, failed=failed))
+    try:
+        write_text(path, render("gallery.html", segmented=segmented, failed=failed))
+    except ModuleNotFoundError:
+        path.unlink(missing_ok=True)  # one of an earlier run shows what is no longer there
+        _logger.info("no gallery.html: it needs pip install 'drive-seg[report]'")

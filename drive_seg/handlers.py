@@ -18,10 +18,10 @@ from monai.engines import Evaluator
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from drive_seg.curves import save_curves
 from drive_seg.datasets import SeededCacheDataset
 from drive_seg.errors import DriveSegError
 from drive_seg.files import write_csv
-from drive_seg.pictures import save_curves
 
 __all__ = ["EpochSeed", "History", "LastValidation", "TrainingProgress", "loss_of"]
 

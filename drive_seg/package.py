@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from drive_seg.archives import write_archive
 from drive_seg.checkpoints import load_checkpoint
-from drive_seg.configs import config_files, config_keys, path_value
+from drive_seg.configs import config_as_used, config_files, config_keys, path_value
 from drive_seg.errors import DriveSegError
-from drive_seg.export import FILE_NAMES, config_as_used, export_network, write_archive
+from drive_seg.export import FILE_NAMES, export_network
 from drive_seg.files import replacing, sha256
 
 __all__ = ["NAME", "package_bundle"]

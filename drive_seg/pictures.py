@@ -24,7 +24,7 @@ from drive_seg.files import replacing
 from drive_seg.names import picture_name
 from drive_seg.nifti import save_nifti
 
-__all__ = ["SaveVesselsd", "agreement", "overlay", "save_curves", "save_jpeg", "save_png", "save_thumbnail"]
+__all__ = ["SaveVesselsd", "agreement", "overlay", "save_jpeg", "save_png", "save_thumbnail"]
 
 PICTURES = ("vessels", "probability", "overlay", "thumbnail")
 """What ``SaveVesselsd`` can write of a photograph."""
@@ -113,35 +113,6 @@ def agreement(pred: np.ndarray, label: np.ndarray, counted: np.ndarray) -> np.nd
     picture[predicted & ~annotated] = FALSE_POSITIVE
     picture[~predicted & annotated] = FALSE_NEGATIVE
     return picture
-
-
-def save_curves(rows: Sequence[Mapping[str, Any]], metric_name: str, path: str | os.PathLike) -> None:
-    """Draw loss, validation metric and learning rate over the epochs of a training.
-
-    Args:
-        rows: of ``History``: ``epoch``, ``loss``, ``learning_rate`` and ``metric_name``, empty where not validated.
-        metric_name: column of the validation metric.
-        path: PNG file.
-
-    Raises:
-        ModuleNotFoundError: without matplotlib, which the extra ``report`` installs.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    epochs = [row["epoch"] for row in rows]
-    validated = [row for row in rows if row[metric_name] != ""]
-    curves = (
-        ("training loss", epochs, [row["loss"] for row in rows], "C0-"),
-        (f"{metric_name}, in the FOV", [r["epoch"] for r in validated], [r[metric_name] for r in validated], "C2.-"),
-        ("learning rate", epochs, [row["learning_rate"] for row in rows], "C1-"),
-    )
-    for place, (title, x, y, style) in zip(figure.subplots(1, len(curves)), curves, strict=True):
-        place.plot(x, y, style)
-        place.set(title=title, xlabel="epoch")
-        place.grid(alpha=0.3)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
 
 
 class SaveVesselsd(Transform):

@@ -10,7 +10,6 @@ import io
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from PIL import Image
 from drive_seg.charts import calibre_chart, calibre_name, precision_recall_chart, reliability_chart, roc_chart
 from drive_seg.evaluation import CaseScores
 from drive_seg.files import write_text
+from drive_seg.pages import render
 from drive_seg.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE
 from drive_seg.readers import read_image
 from drive_seg.scores import COMPARISONS, FOV, PREDICTION, REGIONS, SECOND_OBSERVER, CaseResult
@@ -99,12 +99,9 @@ def write_report(results: Sequence[CaseResult], summary: Mapping[str, Any], path
     Raises:
         ModuleNotFoundError: without jinja2 or matplotlib, which the extra ``report`` installs.
     """
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = (resources.files("drive_seg") / "templates" / "report.html").read_text(encoding="utf-8")
     columns = {f"{row['comparison']} {row['region']}": row for row in summary["rows"]}
-    page = environment.from_string(template).render(
+    page = render(
+        "report.html",
         summary=summary,
         protocol=summary["protocol"],
         columns=columns,

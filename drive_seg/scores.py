@@ -16,6 +16,7 @@ from operator import add
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import fov_diameter
@@ -113,11 +114,17 @@ class Bootstrap:
         names, of_person = np.unique(np.arange(len(values)) if persons is None else persons, return_inverse=True)
         if len(names) < 2:
             return math.nan, math.nan
-        sums, counts = np.bincount(of_person, values), np.bincount(of_person)
-        drawn = np.random.default_rng(self.seed).integers(len(names), size=(self.samples, len(names)))
-        tail = (1 - self.level) / 2
-        low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [tail, 1 - tail])
-        return float(low), float(high)
+        interval = stats.bootstrap(
+            (np.bincount(of_person, values), np.bincount(of_person)),
+            lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
+            paired=True,
+            vectorized=True,
+            method="percentile",
+            n_resamples=self.samples,
+            confidence_level=self.level,
+            random_state=np.random.default_rng(self.seed),
+        ).confidence_interval
+        return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from drive_seg.configs import read_configs
 from drive_seg.data import Case
 from drive_seg.distributed import check_device, get_world_size, usable_cores
 from drive_seg.engines import fast_dtype
-from drive_seg.errors import ArgumentError, DriveSegError, first_cause, user_error
+from drive_seg.errors import ArgumentError, DriveSegError, first_cause, unwrapped, user_error
 from drive_seg.networks import UNet
 from drive_seg.openvino_network import OpenVINONetwork, choose_engine, openvino_network
 
@@ -92,6 +92,7 @@ class Segmenter:
         return str(fast_dtype(self.device, getattr(self.inferer, "precision", "float32"))).removeprefix("torch.")
 
     @classmethod
+    @unwrapped()
     def from_config(cls, files: Sequence[str], overrides: Mapping[str, Any], many: bool = False) -> Segmenter:
         """Build from config files and load the weights that they name.
 
@@ -103,16 +104,6 @@ class Segmenter:
         Raises:
             DriveSegError: if an override is of no key of theirs, or the weights are missing or do not fit.
         """
-        try:
-            return cls._from_config(files, overrides, many)
-        except Exception as error:
-            mendable = user_error(error)  # MONAI wraps what a part says of its values into errors of its own
-            if mendable is None:
-                raise
-            raise mendable from error
-
-    @classmethod
-    def _from_config(cls, files: Sequence[str], overrides: Mapping[str, Any], many: bool) -> Segmenter:
         parser = read_configs(files, overrides)
         check_device(parser.get_parsed_content("device"))
         checkpoint = str(parser.get_parsed_content("checkpoint"))
@@ -163,13 +154,8 @@ class Segmenter:
         Raises:
             DriveSegError: if the photograph cannot be read or nothing in it is a field of view.
         """
-        try:
+        with unwrapped():
             return self._finish(self._predict(self._prepare(case)))
-        except Exception as error:
-            mendable = user_error(error)  # MONAI wraps what a transform says into errors of its own
-            if mendable is None:
-                raise
-            raise mendable from error
 
     def each(
         self,

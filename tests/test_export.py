@@ -21,9 +21,10 @@ from test_cli import refused
 from torch.torch_version import TorchVersion
 
 from drive_seg import export as export_module
+from drive_seg.archives import write_archive
 from drive_seg.cli import main
 from drive_seg.errors import DriveSegError
-from drive_seg.export import FILE_NAMES, TOLERANCE, available_formats, export_network, write_archive
+from drive_seg.export import FILE_NAMES, TOLERANCE, available_formats, export_network
 from drive_seg.networks import UNet
 
 SMALL = {"base_channels": 4, "depth": 3, "adaptation": 0.5}

@@ -21,7 +21,6 @@ from drive_seg.pictures import (
     SaveVesselsd,
     agreement,
     overlay,
-    save_curves,
     save_png,
 )
 
@@ -96,19 +95,6 @@ def test_agreement_outside_is_grey_whatever_is_there() -> None:
     counted = np.zeros((2, 2), bool)
     for pred, label in ((0, 255), (1, 0), (1, 1)):
         assert (agreement(np.full((2, 2), pred), np.full((2, 2), label), counted) == 48).all()
-
-
-def test_curves(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    rows = [
-        {"epoch": epoch, "loss": 1 / epoch, "learning_rate": 0.1, "val_dice": "" if epoch % 2 else 0.5}
-        for epoch in range(1, 5)
-    ]
-    save_curves(rows, "val_dice", tmp_path / "curves.png")
-    mode, picture = read(tmp_path / "curves.png")
-    assert mode.startswith("RGB") and picture.shape[0] > 200 and len(np.unique(picture)) > 10
-    save_curves(rows[:1], "val_dice", tmp_path / "curves.png")
-    assert not np.array_equal(read(tmp_path / "curves.png")[1], picture), "never validated, and drawn anew"
 
 
 def result(height: int = 5, width: int = 7, classes: int = 2) -> dict[str, Any]:

@@ -1,0 +1,51 @@
+"""An evaluation that one bad case does not end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.data import Dataset
+from monai.engines import SupervisedEvaluator
+
+from drive_seg.errors import user_error
+
+__all__ = ["TolerantDataset", "TolerantEvaluator"]
+
+
+class TolerantDataset(Dataset):
+    """MONAI's ``Dataset``, in which a case that cannot be read is its ``case_id`` and an ``error``, one sentence.
+
+    Args:
+        data: cases; one without ``label`` cannot be scored and is an error, too.
+        transform: files to arrays.
+    """
+
+    def _transform(self, index: int) -> Any:
+        case = self.data[index]
+        if "label" not in case:
+            return {"case_id": case["case_id"], "error": f"{case['image']} has no annotation to score against"}
+        try:
+            return super()._transform(index)
+        except Exception as error:
+            return {"case_id": case["case_id"], "error": _sentence(error)}
+
+
+class TolerantEvaluator(SupervisedEvaluator):
+    """MONAI's ``SupervisedEvaluator``, whose output for a case that failed is ``{"error": sentence}``."""
+
+    def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
+        if "error" not in batchdata:
+            try:
+                return super()._iteration(engine, batchdata)
+            except Exception as error:
+                batchdata = {"case_id": batchdata["case_id"], "error": [_sentence(error)]}
+        engine.state.batch = batchdata
+        engine.state.output = {"error": batchdata["error"][0]}
+        return engine.state.output
+
+
+def _sentence(error: Exception) -> str:
+    mendable = user_error(error)
+    if mendable is None:
+        raise error
+    return str(mendable)
