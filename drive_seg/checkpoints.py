@@ -209,7 +209,6 @@ class TrainingState:
         best: file of the best weights beside; one that is there at the beginning is kept under another name; one of
             this training, too, if it was killed after it had written one and before its first state.
         output_dir: folder of the training's other files, which is locked, too.
-        interval: save every so many epochs, and after the last.
         writes: False in all but one of several processes, which load but neither lock nor save.
     """
 
@@ -222,7 +221,6 @@ class TrainingState:
         settings: Mapping[str, Any] | None = None,
         best: str | None = None,
         output_dir: str | None = None,
-        interval: int = 1,
         writes: bool = True,
     ) -> None:
         self.path = Path(path)
@@ -231,7 +229,6 @@ class TrainingState:
         self.resume = resume
         self.settings = dict(settings or {})
         self.best = None if best is None else Path(best)
-        self.interval = interval
         self.writes = writes
         folders = [self.path.parent, *([] if output_dir is None else [Path(output_dir)])]
         self._locks = {folder.resolve(): FileLock(folder / f".{self.path.name}.lock") for folder in folders}
@@ -279,7 +276,7 @@ class TrainingState:
     def save(self, engine: Engine) -> None:
         """Write the state after an epoch."""
         state = engine.state
-        if not self.writes or (state.epoch % self.interval and state.epoch != state.max_epochs):
+        if not self.writes:
             return
         content = {name: part.state_dict() for name, part in self.parts.items()}
         content["settings"] = self.settings

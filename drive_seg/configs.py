@@ -197,7 +197,7 @@ def _check_number(key: str, value: Any, default: Any) -> None:
     several = isinstance(default, list) and bool(default) and all(_is_number(item) for item in default)
     if not (several or _is_number(default)) or value is None:
         return
-    if type(default) is int and isinstance(value, float) and not value.is_integer():
+    if type(default) is int and isinstance(value, float):
         raise DriveSegError(f"{key}: expected a whole number, such as {default} in the config, got {value!r}")
     # Where the config has a list, one number may do for all.
     items = value if several and isinstance(value, (list, tuple)) else [value]

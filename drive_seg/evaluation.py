@@ -38,7 +38,6 @@ from drive_seg.versions import software
 
 __all__ = ["CaseScores"]
 
-TABLES = {PREDICTION: "metrics.csv"}
 FEW = 20
 """Persons, below whom percentile intervals are noticeably too narrow, see ``drive_seg.scores.Bootstrap``."""
 
@@ -58,7 +57,7 @@ class CaseScores:
         checkpoint: weights file, or one for each network of an ensemble.
         scoring: what to compute of a case.
         bootstrap: of the intervals.
-        protocol: what to state of how the figures came about: ``threshold``, ``threshold_source``, ``annotation``, ….
+        protocol: what to state of how the figures came about: ``threshold``, ``threshold_source``, ``reference``, ….
         settings: whatever else of the config the figures depend on.
         config_files: whose bytes to hash.
         writes: False in all but one of several processes.
@@ -248,7 +247,7 @@ class CaseScores:
 
 def table_name(comparison: str) -> str:
     """The file of a comparison's rows."""
-    return TABLES.get(comparison, f"{comparison}.csv")
+    return "metrics.csv" if comparison == PREDICTION else f"{comparison}.csv"
 
 
 def _case_summary(result: CaseResult, bins: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class PrecisionInferer(Inferer):
         super().__init__()
         self.inferer = SimpleInferer() if inferer is None else inferer
         self.precision = precision
-        fast_dtype(torch.device("cpu"), precision)
+        fast_dtype(torch.device("cpu"), precision)  # refuses one that is unknown here, not in the first step
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any

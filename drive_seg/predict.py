@@ -33,6 +33,7 @@ from drive_seg.files import keep, make_folder, remove_leftovers, sha256, take_lo
 from drive_seg.gallery import write_gallery
 from drive_seg.output_folder import OutputFolder, entry_of, named_as_before
 from drive_seg.photographs import left_out, photograph_cases, with_fov_masks
+from drive_seg.pictures import PICTURES
 from drive_seg.segmenter import Segmenter
 from drive_seg.versions import software
 
@@ -42,7 +43,7 @@ SETTINGS = "settings.json"
 ELSEWHERE = ("_desc_", "bundle_root", "dataset_dir", "output_dir", "checkpoint", "handlers", "evaluator", "run")
 """Keys of the config that say where things are, or what MONAI's own engine does with them."""
 
-KINDS = ("vessels", "vessels.nii", "probability", "overlay", "thumbnail")
+KINDS = (*PICTURES, "vessels.nii")
 LONGEST_RUN = timedelta(days=365)
 """That a process which is done waits for the others: their shares take as long as they take."""
 

@@ -1,7 +1,6 @@
 """What MONAI's transforms do not have: the field of view, what is scaled to it, and labels that are checked.
 
-Each idea is a function on arrays first and a thin dictionary transform after it. Arrays are channel first,
-(C, H, W).
+What is of one array is a function first and a thin dictionary transform after it. Arrays are channel first, (C, H, W).
 """
 
 from __future__ import annotations

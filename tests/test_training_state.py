@@ -103,22 +103,6 @@ def test_an_earlier_training_is_not_overwritten(tmp_path: Path) -> None:
     Training(path, resume=True).run()
 
 
-@pytest.mark.parametrize(("interval", "epochs", "saved"), [
-    (1, 3, [1, 2, 3]), (2, 4, [2, 4]), (2, 5, [2, 4, 5]), (10, 3, [3]),
-])  # fmt: skip
-def test_interval(tmp_path: Path, interval: int, epochs: int, saved: list[int]) -> None:
-    training = Training(tmp_path / "last.pt", epochs=epochs, interval=interval)
-    seen: list[int] = []
-
-    def look(engine: Engine) -> None:
-        if (tmp_path / "last.pt").exists():
-            seen.append(load_checkpoint(tmp_path / "last.pt")["progress"]["epoch"])
-
-    training.engine.add_event_handler(Events.EPOCH_COMPLETED, look)
-    training.run()
-    assert sorted(set(seen)) == saved
-
-
 def test_another_process_loads_but_does_not_write(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     Training(path, epochs=2).run()
