@@ -22,6 +22,7 @@ app = typer.Typer(
     "spelt as for python -m monai.bundle: --max_epochs 100 --optimizer#momentum 0.95",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",  # which alone joins the lines of a paragraph
     pretty_exceptions_enable=False,
 )
 _INTERRUPTED = 130
@@ -32,7 +33,7 @@ _OVERRIDABLE = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def _further(config: str, *examples: str) -> str:
     """What else a command takes, below its options."""
-    return f"Also any key of bundle/configs/{config}.json, which explains each: {', '.join(examples)}."
+    return f"Any key of bundle/configs/{config}.json is an option, too, and explained there: {', '.join(examples)}."
 
 
 BundleRoot = Annotated[
@@ -51,7 +52,7 @@ DatasetDirs = Annotated[
     ),
 ]
 ScoredDir = Annotated[
-    list[Path],
+    list[Path],  # so that a second one is refused rather than taken in place of the first
     typer.Option(
         "--dataset-dir",
         "--dataset_dir",
