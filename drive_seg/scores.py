@@ -75,6 +75,9 @@ class Scoring:
     def __post_init__(self) -> None:
         if self.bins < 1:
             raise DriveSegError(f"bins: expected at least 1, got {self.bins}")
+        for name in ("surfaces", "whole_image", "against_second"):
+            if not isinstance(getattr(self, name), bool):  # python -m monai.bundle makes a text of false
+                raise DriveSegError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         if list(self.calibre_edges) != sorted(set(self.calibre_edges)) or min(self.calibre_edges, default=1) <= 0:
             raise DriveSegError(f"calibre_edges: expected rising shares above 0, got {list(self.calibre_edges)}")
 

@@ -245,7 +245,9 @@ def test_masks_are_kept_as_they_were() -> None:
     assert (result.mask("pred") == (case["pred"] & case["fov"])).all()
 
 
-@pytest.mark.parametrize("wrong", [{"bins": 0}, {"calibre_edges": [0.2, 0.1]}, {"calibre_edges": [0]}])
+@pytest.mark.parametrize(
+    "wrong", [{"bins": 0}, {"calibre_edges": [0.2, 0.1]}, {"calibre_edges": [0]}, {"surfaces": "false"}]
+)
 def test_settings_that_make_no_sense(wrong: dict) -> None:
     with pytest.raises(DriveSegError, match=next(iter(wrong))):
         shipped_scoring(**wrong)

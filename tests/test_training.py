@@ -6,6 +6,7 @@ import csv
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from test_bundle import SMALL
 
+from drive_seg.configs import parse_overrides
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.files import sha256
 from drive_seg.workflows import run_workflow
@@ -105,6 +107,14 @@ def test_a_folder_that_is_named_like_a_number_or_an_expression(
         run_workflow(bundle, ["train"], "training", values)
         assert (tmp_path / expected / "model.pt").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2026", "out"]
+
+
+def test_a_loss_of_monais_own_as_the_model_card_has_it(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    card = (bundle / "docs" / "README.md").read_text()
+    (loss,) = (value for line in card.splitlines() for value in re.findall(r'--loss "(.*)"', line))
+    train(bundle, overrides(five_phantoms, tmp_path, max_epochs=1, **parse_overrides(["--loss", loss])))
+    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
+    assert 0 < float(rows[0]["loss"]) < 1, "Dice alone"
 
 
 def test_a_different_seed_gives_different_weights(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
