@@ -44,3 +44,19 @@ def five_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("five")
     write_phantom_dataset(folder, training=5, test=1, seed=3, height=130, width=121)
     return folder
+
+
+@pytest.fixture(scope="session")
+def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Empty files with the names of DRIVE's."""
+    from builders import write_drive_layout
+
+    return write_drive_layout(tmp_path_factory.mktemp("drive"))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Of 6 training and 2 test cases alone, to be changed."""
+    from builders import write_drive_layout
+
+    return write_drive_layout(tmp_path, training=range(21, 27), test=range(1, 3))

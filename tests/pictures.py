@@ -14,6 +14,19 @@ RGB24 = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 PNG_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
 """PNG's colour type by the number of channels."""
 
+COLOURS = np.arange(3 * 5 * 3, dtype=np.uint8).reshape(3, 5, 3) * 5
+"""3 rows, 5 columns, no two values alike."""
+
+TWELVE = COLOURS.astype(np.uint16) * 16 + 9
+"""A camera's 12 bits; the brightest is 220 · 16 + 9 = 3529. Scaled: v · 255 // 4095."""
+
+FROM_TWELVE = (TWELVE.astype(int) * 255 // 4095).astype(np.uint8)
+
+GREY = FROM_TWELVE[..., :1].repeat(3, axis=2)
+"""What a photograph of the first of these channels is read as."""
+
+GREY_AND_ALPHA = np.stack([TWELVE[..., 0], np.full((3, 5), 65535, np.uint16)], axis=2)
+
 
 def save_png16(path: Path, values: np.ndarray, declared: tuple[int, int] | None = None) -> Path:
     """(H, W, C), uint16, and if they are to be wrong, the declared height and width."""

@@ -1,8 +1,7 @@
-"""Photographs of 16 bits, of CMYK, as NIfTI and as DICOM; names that lie; sizes too large to be true."""
+"""Photographs of 16 bits, of CMYK and as NIfTI; names that lie; sizes too large to be true."""
 
 from __future__ import annotations
 
-import builtins
 import gzip
 import struct
 from collections.abc import Callable
@@ -15,7 +14,17 @@ import pytest
 import tifffile
 import torch
 from builders import fundus
-from pictures import as_rgb24, save_dicom, save_nifti_array, save_png16, save_ppm16
+from pictures import (
+    COLOURS,
+    FROM_TWELVE,
+    GREY,
+    GREY_AND_ALPHA,
+    TWELVE,
+    as_rgb24,
+    save_nifti_array,
+    save_png16,
+    save_ppm16,
+)
 from PIL import Image
 
 from drive_seg.bit_depth import to_8_bit
@@ -25,19 +34,6 @@ from drive_seg.nifti import PICTURE_AFFINE, save_nifti
 from drive_seg.pictures import save_png
 from drive_seg.predict import segment_photographs
 from drive_seg.readers import PhotographReader, read_image
-
-COLOURS = np.arange(3 * 5 * 3, dtype=np.uint8).reshape(3, 5, 3) * 5
-"""3 rows, 5 columns, no two values alike."""
-
-TWELVE = COLOURS.astype(np.uint16) * 16 + 9
-"""A camera's 12 bits; the brightest is 220 · 16 + 9 = 3529. Scaled: v · 255 // 4095."""
-
-FROM_TWELVE = (TWELVE.astype(int) * 255 // 4095).astype(np.uint8)
-
-GREY = FROM_TWELVE[..., :1].repeat(3, axis=2)
-"""What a photograph of the first of these channels is read as."""
-
-GREY_AND_ALPHA = np.stack([TWELVE[..., 0], np.full((3, 5), 65535, np.uint16)], axis=2)
 
 AFFINE = np.array([[0, -2.0, 0, 3], [0.5, 0, 0, -7], [0, 0, 1, 0], [0, 0, 0, 1]])
 """Turned, scaled and moved."""
@@ -291,121 +287,6 @@ def test_a_mask_lies_in_space_as_its_photograph(bundle: Path, tmp_path: Path) ->
     values["save_nifti"] = False
     assert not segment_photographs(bundle, [tmp_path / "eye.png"], tmp_path / "plain", values)
     assert len(list((tmp_path / "plain").glob("eye_*"))) == 4
-
-
-class TestDicom:
-    @pytest.fixture(autouse=True)
-    def _pydicom(self) -> None:
-        pytest.importorskip("pydicom")
-
-    def test_rgb(self, tmp_path: Path) -> None:
-        np.testing.assert_array_equal(read_image(save_dicom(tmp_path / "eye.dcm", COLOURS)), COLOURS)
-        one = save_dicom(tmp_path / "eye.dcm", COLOURS, NumberOfFrames=1)
-        np.testing.assert_array_equal(read_image(one), COLOURS)
-
-    def test_ybr(self, tmp_path: Path) -> None:
-        ybr = np.asarray(Image.fromarray(COLOURS).convert("YCbCr"))
-        array = read_image(save_dicom(tmp_path / "eye.dcm", ybr, "YBR_FULL"))
-        assert np.abs(array.astype(int) - COLOURS).max() <= 2
-
-    def test_grey_by_the_bits_stored(self, tmp_path: Path) -> None:
-        path = save_dicom(tmp_path / "eye.dcm", TWELVE[..., 0] // 8, "MONOCHROME2", bits=12)
-        expected = TWELVE[..., :1].astype(int) // 8 * 255 // 4095
-        np.testing.assert_array_equal(read_image(path), expected.repeat(3, axis=2))
-        inverted = save_dicom(tmp_path / "eye.dcm", 255 - COLOURS[..., 0], "MONOCHROME1")
-        np.testing.assert_array_equal(read_image(inverted), COLOURS[..., :1].repeat(3, axis=2))
-        twelve = (4095 - TWELVE[..., 0] // 8).astype(np.uint16)
-        inverted = save_dicom(tmp_path / "eye.dcm", twelve, "MONOCHROME1", bits=12)
-        np.testing.assert_array_equal(read_image(inverted), expected.repeat(3, axis=2))
-
-    @pytest.mark.parametrize("interpretation", ["MONOCHROME1", "MONOCHROME2"])
-    def test_signed_pixels_are_refused(self, tmp_path: Path, interpretation: str) -> None:
-        signed = np.linspace(-2048, 2047, 35).astype(np.int16).reshape(5, 7)
-        path = save_dicom(tmp_path / "eye.dcm", signed.view(np.uint16), interpretation, bits=16, PixelRepresentation=1)
-        with pytest.raises(DriveSegError, match="expected pixels of 0 and more, got -2048 to 2047"):
-            read_image(path)
-
-    @pytest.mark.parametrize("bits", [8, 16])
-    def test_palette(self, tmp_path: Path, bits: int) -> None:
-        tables: dict[str, Any] = {}
-        colours = np.arange(256, dtype=np.uint16)
-        for name, table in (("Red", colours), ("Green", colours[::-1]), ("Blue", colours // 2)):
-            tables[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
-            content = table.astype("<u1") if bits == 8 else (table * 257).astype("<u2")
-            tables[f"{name}PaletteColorLookupTableData"] = content.tobytes()
-        indices = COLOURS[..., 0]
-        array = read_image(save_dicom(tmp_path / "eye.dcm", indices, "PALETTE COLOR", **tables))
-        np.testing.assert_array_equal(array, np.stack([indices, 255 - indices, indices // 2], axis=-1))
-
-    def test_jpeg(self, tmp_path: Path) -> None:
-        import io
-
-        import pydicom
-        from pydicom.encaps import encapsulate
-        from pydicom.uid import JPEGBaseline8Bit
-
-        smooth = np.full((16, 24, 3), (200, 120, 60), np.uint8)
-        content = io.BytesIO()
-        Image.fromarray(smooth).save(content, "JPEG", quality=95)
-        dataset = pydicom.dcmread(save_dicom(tmp_path / "eye.dcm", smooth, "YBR_FULL_422"))
-        dataset.PixelData = encapsulate([content.getvalue()])
-        dataset["PixelData"].is_undefined_length = True
-        dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
-        dataset.save_as(tmp_path / "eye.dcm")
-        assert np.abs(read_image(tmp_path / "eye.dcm").astype(int) - smooth).max() < 6
-
-    @pytest.mark.parametrize(("elements", "message"), [
-        ({"NumberOfFrames": 2}, "expected one frame, got 2"),
-        ({"PhotometricInterpretation": "HSV"}, "expected pixels of RGB, .*, got HSV"),
-        ({"Rows": 60000, "Columns": 60000}, ".* got 60000 × 60000"),
-        ({"Rows": 0}, ".* got 5 × 0"),
-    ])  # fmt: skip
-    def test_refused(self, tmp_path: Path, elements: dict[str, Any], message: str) -> None:
-        path = save_dicom(tmp_path / "eye.dcm", COLOURS)
-        import pydicom
-
-        dataset = pydicom.dcmread(path)
-        for name, value in elements.items():
-            setattr(dataset, name, value)
-        dataset.save_as(path)
-        with pytest.raises(DriveSegError, match=rf"eye\.dcm: {message}"):
-            read_image(path)
-
-    def test_without_pixels(self, tmp_path: Path) -> None:
-        import pydicom
-
-        path = save_dicom(tmp_path / "eye.dcm", COLOURS)
-        dataset = pydicom.dcmread(path)
-        del dataset.PixelData
-        dataset.save_as(path)
-        with pytest.raises(DriveSegError, match=r"eye\.dcm: is DICOM without pixels$"):
-            read_image(path)
-
-    def test_a_compression_without_a_decoder(self, tmp_path: Path) -> None:
-        import pydicom
-        from pydicom.encaps import encapsulate
-        from pydicom.uid import MPEG4HP41
-
-        dataset = pydicom.dcmread(save_dicom(tmp_path / "eye.dcm", COLOURS))
-        dataset.PixelData = encapsulate([b"0123"])
-        dataset["PixelData"].is_undefined_length = True
-        dataset.file_meta.TransferSyntaxUID = MPEG4HP41
-        dataset.save_as(tmp_path / "eye.dcm")
-        with pytest.raises(DriveSegError, match=r"compressed as MPEG-4 .*, which pydicom alone does not decode$"):
-            read_image(tmp_path / "eye.dcm")
-
-    def test_without_pydicom(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        path = save_dicom(tmp_path / "eye.dcm", COLOURS)
-        found = builtins.__import__
-
-        def none(name: str, *args: Any, **kwargs: Any) -> Any:
-            if name.split(".")[0] == "pydicom":
-                raise ImportError(name)
-            return found(name, *args, **kwargs)
-
-        monkeypatch.setattr(builtins, "__import__", none)
-        with pytest.raises(DriveSegError, match=r"eye\.dcm: reading DICOM needs pydicom \(.*\[dicom\]'\)$"):
-            read_image(path)
 
 
 def huge_png(path: Path) -> None:
