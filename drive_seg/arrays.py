@@ -26,6 +26,7 @@ def as_tensor(image: torch.Tensor | np.ndarray) -> torch.Tensor:
     """
     if isinstance(image, torch.Tensor):
         return image
+    image = np.asarray(image)
     fits = image.flags.writeable and image.dtype.isnative and all(step >= 0 for step in image.strides)
     return torch.as_tensor(image if fits else np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
 

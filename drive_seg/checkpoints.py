@@ -107,6 +107,8 @@ def _sizes(weights: Any) -> dict[str, int]:
 class WeightsCheckpointLoader:
     """Loads weights when an engine starts. By its name MONAI's federated client leaves it out of an evaluation.
 
+    The engine's state then has ``loaded_weights``, the files.
+
     Args:
         network: what to load into; a ``drive_seg.ensemble.Ensemble`` if there are several files.
         path: state dict, see ``load_weights``; or several, one for each member of the ensemble.
@@ -126,6 +128,8 @@ class WeightsCheckpointLoader:
         Raises:
             DriveSegError: if there are not as many files as members, or one is missing or does not fit.
         """
+        paths = [self.path] if isinstance(self.path, str) else list(self.path)
+        engine.state.loaded_weights = paths
         if isinstance(self.path, str):
             load_weights(self.network, self.path)
             return

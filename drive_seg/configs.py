@@ -198,7 +198,9 @@ def _check_number(key: str, value: Any, default: Any) -> None:
     if not (several or _is_number(default)) or value is None:
         return
     if type(default) is int and isinstance(value, float):
-        raise DriveSegError(f"{key}: expected a whole number, such as {default} in the config, got {value!r}")
+        raise DriveSegError(
+            f"{key}: expected a whole number without point or exponent, such as {default} in the config, got {value!r}"
+        )
     # Where the config has a list, one number may do for all.
     items = value if several and isinstance(value, (list, tuple)) else [value]
     if not all(_is_number(item) or (isinstance(item, str) and item.startswith(SPECIAL)) for item in items):

@@ -54,7 +54,6 @@ class CaseScores:
 
     Args:
         output_dir: folder to write into; tables of an earlier evaluation there are removed.
-        checkpoint: weights file, or one for each network of an ensemble.
         scoring: what to compute of a case.
         bootstrap: of the intervals.
         protocol: what to state of how the figures came about: ``threshold``, ``threshold_source``, ``reference``, ….
@@ -66,7 +65,6 @@ class CaseScores:
     def __init__(
         self,
         output_dir: str,
-        checkpoint: str | Sequence[str],
         scoring: Scoring,
         bootstrap: Bootstrap,
         protocol: Mapping[str, Any],
@@ -75,7 +73,7 @@ class CaseScores:
         writes: bool = True,
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.checkpoints = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
+        self.checkpoints: list[str] = []
         self.scoring = scoring
         self.bootstrap = bootstrap
         self.protocol = dict(protocol)
@@ -114,6 +112,8 @@ class CaseScores:
 
     def finish(self, engine: Engine) -> None:
         """Gather what other processes have scored, write, and log the means."""
+        # None where a federated site scores what its server has sent.
+        self.checkpoints = list(getattr(engine.state, "loaded_weights", ()))
         self._gather()
         self.results.sort(key=lambda result: result.case_id)
         rows = summarise(self.results, self.scoring, self.bootstrap)
@@ -183,7 +183,7 @@ class CaseScores:
         chosen_on = {result.case_id for result in self.results} & set(self.protocol.get("threshold_cases") or ())
         warnings = []
         scored = [photograph_described({"image": result.about.get("photograph")}) for result in self.results]
-        learnt = learnt_cases(self.checkpoints)
+        learnt = learnt_cases(self.checkpoints) if self.checkpoints else None
         if learnt is not None:
             for role, what in (("training", "the network was trained"), ("validation", "the weights were chosen")):
                 known = sum(case in learnt[role] for case in scored)
@@ -232,10 +232,7 @@ class CaseScores:
             "unscored": [{"case_id": case_id, "reason": reason} for case_id, reason in self.unscored.items()],
             "settings": self.settings,
             "scoring": {**vars(self.scoring), **vars(self.bootstrap)},
-            # There is none where a federated site scores what its server has sent.
-            "checkpoints": [
-                {"path": path, "sha256": sha256(path) if Path(path).is_file() else None} for path in self.checkpoints
-            ],
+            "checkpoints": [{"path": path, "sha256": sha256(path)} for path in self.checkpoints],
             "config_sha256": hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest(),
             "config_files": configs,
             "versions": software(),

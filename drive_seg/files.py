@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
+import logging
 import math
 import os
 import re
@@ -78,6 +80,12 @@ def make_folder(path: str | os.PathLike) -> Path:
     return path
 
 
+_logger = logging.getLogger(__name__)
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""What network file systems without locks answer."""
+
+
 def take_lock(lock: FileLock) -> None:
     """Take the lock on a folder that one run alone may write into; the folder is made if it is not there yet.
 
@@ -90,9 +98,13 @@ def take_lock(lock: FileLock) -> None:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise DriveSegError(
-            f"{folder}: another run is writing into this folder, wait for it or choose another folder"
+            f"{folder}: another run is writing into this folder, wait for it or choose another folder (if there is "
+            f"none, delete {Path(lock.lock_file).name} in it)"
         ) from error
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, NotImplementedError) or error.errno in _NO_LOCKS:
+            _logger.warning("%s: has no file locks, see to it that no other run writes into it", folder)
+            return
         raise DriveSegError(f"{folder}: cannot be written to ({error.strerror or error})") from error
 
 

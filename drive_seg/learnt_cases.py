@@ -64,10 +64,11 @@ class LearntCases:
     def __call__(self, engine: Engine) -> None:
         """Write the list."""
         if self.writes:
-            earlier = learnt_cases([self.pretrained]) if self.pretrained else None
+            # A training that goes on knows what it began with, whether it is told once more or not.
+            begun_with = self.weights if engine.state.epoch > 0 else self.pretrained
+            earlier = (learnt_cases([begun_with]) if begun_with else None) or {}
             described = {
-                role: {*map(photograph_described, cases), *(earlier or {}).get(role, ())}
-                for role, cases in self.cases.items()
+                role: {*map(photograph_described, cases), *earlier.get(role, ())} for role, cases in self.cases.items()
             }
             write_learnt_cases(self.weights, described)
 

@@ -89,18 +89,19 @@ def package_bundle(
             members = {name: content for name, content in members.items() if not name.startswith("docs/")}
             members["docs/README.md"] = _MODEL_CARD.format(sha256=sha256(weights)).encode()
         if others or overrides:
-            members.update(_configs_of_others(root, overrides, others))
+            members.update(_configs_of_others(root, overrides, weights if others else None))
         with replacing(path) as temporary:
             write_archive(temporary, {f"{NAME}/{name}": content for name, content in members.items()})
     return path
 
 
 def _sha256_of_own(root: Path) -> str | None:
-    own = root / "models" / "model.pt"
-    return sha256(own) if own.is_file() else None
+    """Of the weights that the card and the figures are of; trainings may have put others in their place."""
+    (metadata,) = config_files(root, "metadata")
+    return json.loads(Path(metadata).read_text(encoding="utf-8")).get("weights_sha256")
 
 
-def _configs_of_others(root: Path, overrides: Mapping[str, Any], others: bool) -> dict[str, bytes]:
+def _configs_of_others(root: Path, overrides: Mapping[str, Any], others: Path | None) -> dict[str, bytes]:
     """What they say of weights that are not the bundle's, or that are used in another way."""
     members = {}
     for file in map(Path, config_files(root, "train", "inference")):
@@ -109,7 +110,8 @@ def _configs_of_others(root: Path, overrides: Mapping[str, Any], others: bool) -
         members[f"configs/{file.name}"] = config_as_used(file, used).encode()
     metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
     metadata.pop("eval_metrics", None)
-    if others:
+    if others is not None:
+        metadata["weights_sha256"] = sha256(others)
         metadata["changelog"] = {metadata["version"]: "weights of another training, see docs/README.md"}
     classes = overrides.get("num_classes")
     if classes is not None:

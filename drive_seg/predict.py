@@ -27,7 +27,7 @@ from tqdm import tqdm
 from drive_seg import __version__
 from drive_seg.configs import SPECIAL, config_files, path_value, read_configs
 from drive_seg.data import Case
-from drive_seg.distributed import from_first, get_rank, get_world_size, join_process_group, leave_process_group
+from drive_seg.distributed import from_first, gather, get_rank, get_world_size, join_process_group, leave_process_group
 from drive_seg.errors import DriveSegError, first_cause
 from drive_seg.files import keep, make_folder, remove_leftovers, sha256, take_lock, write_csv, write_text
 from drive_seg.gallery import write_gallery
@@ -117,7 +117,8 @@ def _segment(
     segmenter = Segmenter.from_config(files, values, many=True)  # also of one: its last bits depend on the threads
     for sentence in [*left_out(paths), *_without_mask(cases)] if rank == 0 else ():
         print(sentence, file=sys.stderr)  # noqa: T201
-    made_with = _made_with(files, values, segmenter)
+    made_with = from_first(_made_with(files, values, segmenter))  # machines may differ in what they have installed
+    precisions = sorted(set(gather(segmenter.precision)))
     folder = OutputFolder(output_dir, hashlib.sha256(json.dumps(made_with).encode()).hexdigest()[:16])
     if rank == 0:
         remove_leftovers(output_dir, {f"{case['case_id']}_{kind}" for case in cases for kind in KINDS})
@@ -154,6 +155,7 @@ def _segment(
             "checkpoint": segmenter.checkpoint,
             "command": shlex.join(sys.argv),
             "device": str(segmenter.device),
+            "precision": ", ".join(precisions),
             "machine": f"{platform.system()} {platform.machine()}",
             "versions": software(),
         }
@@ -169,7 +171,6 @@ def _made_with(files: Sequence[str], values: Mapping[str, Any], segmenter: Segme
         "drive_seg": __version__,
         "weights_sha256": sha256(segmenter.checkpoint),
         "engine": segmenter.engine,
-        "precision": segmenter.precision,
         "settings": {key: value for key, value in config.items() if _is_plain(value) and key != "imports"},
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
     }

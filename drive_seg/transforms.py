@@ -60,7 +60,9 @@ class EnsureFOVd(MapTransform):
             fov = as_tensor(case[self.fov_key])
             _check_size(fov, self.fov_key, image)
             # JPEG leaves faint specks around a mask, and a soft rim is half in, half out.
-            levels = plain(fov)[:1].float().nan_to_num()
+            levels = plain(fov)[:1]
+            if levels.dtype is not torch.uint8:
+                levels = levels.float().nan_to_num()
             inside = levels > levels.max() / 2
             if not inside.any():
                 raise DriveSegError(f"{_file_of(fov)}: {self.fov_key}: expected a field of view, got an empty mask")

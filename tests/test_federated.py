@@ -122,6 +122,7 @@ def test_an_evaluation_is_of_the_servers_weights(bundle: Path, tmp_path: Path) -
     """With MONAI's default for the config, too, whatever lies in the bundle."""
     write_phantom_dataset(tmp_path / "data", training=5, test=1, seed=3, height=130, width=121)
     values = {**RECIPE, "dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path)}
+    torch.save(UNet(base_channels=8, depth=3).state_dict(), tmp_path / "model.pt")  # of a local round
     algo = MonaiAlgo(bundle_root=str(bundle), train_kwargs=values, eval_kwargs=values)
     algo.initialize()
     scores = []
@@ -130,6 +131,8 @@ def test_an_evaluation_is_of_the_servers_weights(bundle: Path, tmp_path: Path) -
         network = UNet(base_channels=8, depth=3)
         scores.append(algo.evaluate(ExchangeObject(weights=network.state_dict())).metrics["roc_auc"])
     assert scores[0] != scores[1]
+    record = json.loads((tmp_path / "summary.json").read_text())
+    assert record["checkpoints"] == [], "no file is taken for what was scored"
     algo.finalize()
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from filelock import FileLock
 
 from drive_seg.errors import DriveSegError, user_error
-from drive_seg.files import replacing, sha256, write_csv, write_text
+from drive_seg.files import replacing, sha256, take_lock, write_csv, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -132,3 +133,16 @@ def test_the_cause_of_an_error_is_found() -> None:
     except RuntimeError as outer:
         assert user_error(outer) is inner
     assert user_error(ValueError("a bug")) is None
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "no locks"), NotImplementedError()], ids=repr)
+def test_a_folder_without_locks_is_written_to_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    lock = FileLock(tmp_path / "folder" / ".lock")
+    monkeypatch.setattr(type(lock), "acquire", fail)
+    take_lock(lock)
+    assert f"{tmp_path / 'folder'}: has no file locks" in caplog.text

@@ -35,10 +35,14 @@ def test_what_weights_have_learnt(tmp_path: Path) -> None:
     assert learnt_cases([tmp_path / "a.pt"]) == {"training": {"1.png, 3 bytes"}, "validation": set()}
     both = {"training": {"1.png, 3 bytes"}, "validation": {"1.png, 3 bytes"}}
     assert learnt_cases([tmp_path / "a.pt", tmp_path / "b.pt"]) == both
-    LearntCases(str(tmp_path / "e.pt"), [], cases, pretrained=str(tmp_path / "a.pt"))(engine)
+    begins = Engine(lambda engine, batch: None)
+    LearntCases(str(tmp_path / "e.pt"), [], cases, pretrained=str(tmp_path / "a.pt"))(begins)
     assert learnt_cases([tmp_path / "e.pt"]) == both, "what it starts from has learnt some, too"
-    LearntCases(str(tmp_path / "e.pt"), [], cases, pretrained=str(tmp_path / "unknown.pt"))(engine)
+    LearntCases(str(tmp_path / "e.pt"), [], cases, pretrained=str(tmp_path / "unknown.pt"))(begins)
     assert learnt_cases([tmp_path / "e.pt"]) == {"training": set(), "validation": {"1.png, 3 bytes"}}
+    assert engine.state.epoch == 1
+    LearntCases(str(tmp_path / "b.pt"), cases, [])(engine)
+    assert learnt_cases([tmp_path / "b.pt"]) == both, "a training that goes on has forgotten nothing"
     for content in ("", "[]", '{"training": 3}'):
         (tmp_path / "c.json").write_text(content)
         assert learnt_cases([tmp_path / "a.pt", tmp_path / "c.pt"]) is None

@@ -273,7 +273,7 @@ def test_the_cards_examples(copied: Path, phantoms: Path, tmp_path: Path, monkey
 
 
 def test_the_cards_command(bundle: Path) -> None:
-    (command,) = (shlex.split(example.replace("\\\n", " ")) for language, example in EXAMPLES if language == "bash")
+    command, _ = (shlex.split(example.replace("\\\n", " ")) for language, example in EXAMPLES if language == "bash")
     assert command[:5] == ["python", "-m", "monai.bundle", "run", "training"]
     values = parse_overrides(command[5:])
     assert values.pop("config_file") == "bundle/configs/train.json"

@@ -30,7 +30,7 @@ from test_loads import SCHEMA
 from drive_seg.cli import main
 from drive_seg.files import sha256
 from drive_seg.networks import UNet
-from drive_seg.package import NAME
+from drive_seg.package import NAME, package_bundle
 from drive_seg.phantom import make_phantom
 from drive_seg.pictures import save_png
 
@@ -113,9 +113,16 @@ def test_the_same_weights_give_the_same_bytes(own: Path, bundle: Path, tmp_path:
 def test_the_bundles_own_weights_come_with_their_card_and_figures(own: Path, bundle: Path) -> None:
     with zipfile.ZipFile(own) as archive:
         packed = {name.removeprefix(f"{NAME}/"): archive.read(name) for name in archive.namelist()}
+    assert json.loads(packed["configs/metadata.json"])["weights_sha256"] == sha256(bundle / "models" / "model.pt")
     for folder in ("docs", "configs"):
         assert {f"{folder}/{file.name}" for file in (bundle / folder).iterdir()} <= packed.keys()
-    for name in ("docs/README.md", "docs/data_license.txt", "configs/metadata.json", "models/model.pt"):
+    for name in (
+        "docs/README.md",
+        "docs/data_license.txt",
+        "configs/metadata.json",
+        "models/model.pt",
+        "models/model.json",
+    ):
         assert packed[name] == (bundle / name).read_bytes()
 
 
@@ -128,6 +135,17 @@ def test_other_weights_come_without_the_figures_of_the_bundles_own(packed: Path)
     assert sha256(packed.parent.parent / "model.pt") in card and "CHASE_DB1" not in card
     assert "eval_metrics" not in metadata and "CHASE_DB1" not in json.dumps(metadata["changelog"])
     validate(instance=metadata, schema=json.loads(SCHEMA.read_text()))
+
+
+def test_weights_that_a_training_has_put_into_the_bundle_are_others(bundle: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    weights = make_weights(root / "models" / "model.pt")
+    (root / "models" / "model.json").write_text('{"training": ["Jane Doe.png, 3 bytes"], "validation": []}')
+    with zipfile.ZipFile(package_bundle(root, tmp_path / "release")) as archive:
+        names = [name for name in archive.namelist() if "/docs/" in name or "/models/" in name]
+        metadata = json.loads(archive.read(f"{NAME}/configs/metadata.json"))
+    assert names == [f"{NAME}/docs/README.md", f"{NAME}/models/model.pt", f"{NAME}/models/model.ts"]
+    assert metadata["weights_sha256"] == sha256(weights)
 
 
 def test_own_weights_used_otherwise_keep_their_card(bundle: Path, tmp_path: Path) -> None:

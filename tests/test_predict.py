@@ -63,9 +63,10 @@ def test_two_runs_in_one_folder(bundle: Path, folder: Path, settings: dict[str, 
         segment_photographs(bundle, [folder], out, settings)
     assert results(out) == {}
     segment_photographs(bundle, [folder / "0.png"], out, settings)
-    with pytest.raises(DriveSegError, match="nothing: the config has no such key"):
+    with pytest.raises(DriveSegError, match="nothing: the config has no such key") as raised:
         segment_photographs(bundle, [folder], out, {**settings, "nothing": 1})
     segment_photographs(bundle, [folder / "1.png"], out, settings)
+    assert raised.value.__traceback__ is not None, "what the failed run held is still held"
     assert {name[0] for name in results(out)} == {"0", "1"}, "a run that has failed stands in no other's way"
 
 

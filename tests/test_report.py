@@ -48,9 +48,7 @@ def evaluated(folder: Path, cases: int = 4, second: bool = True) -> CaseScores:
     weights = folder / "model.pt"
     weights.write_bytes(b"weights")
     protocol = {"dataset_dir": "data/<drawn>", "reference": "1st_manual", "threshold": 0.5, "threshold_source": "fixed"}
-    scores = CaseScores(
-        str(folder), str(weights), shipped_scoring(), shipped_bootstrap(samples=200), protocol, {"flips": False}
-    )
+    scores = CaseScores(str(folder), shipped_scoring(), shipped_bootstrap(samples=200), protocol, {"flips": False})
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     fov = (rows - 45) ** 2 + (columns - 55) ** 2 < 42**2
     label = (np.abs(rows - columns + 10) < 2) | (np.abs(rows - 45) < 1) | (np.abs(columns - 40) < 3)

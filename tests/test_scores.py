@@ -256,8 +256,8 @@ def test_settings_that_make_no_sense(wrong: dict) -> None:
 def test_a_bad_case_leaves_the_others_scored(tmp_path) -> None:
     weights = tmp_path / "model.pt"
     weights.write_bytes(b"weights")
-    scores = CaseScores(str(tmp_path), str(weights), shipped_scoring(), shipped_bootstrap(), {}, {})
-    engine = SimpleNamespace(state=SimpleNamespace(metrics={}))
+    scores = CaseScores(str(tmp_path), shipped_scoring(), shipped_bootstrap(), {}, {})
+    engine = SimpleNamespace(state=SimpleNamespace(metrics={}, loaded_weights=[str(weights)]))
     scores.reset(engine)
     for seed in range(3):
         case = {name: torch.from_numpy(array[None].astype(np.float32)) for name, array in arrays(seed).items()}

@@ -126,7 +126,7 @@ def test_the_folder_is_locked_while_a_training_runs(tmp_path: Path) -> None:
 
     training.engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), try_another)
     training.run()
-    assert tried == [f"{tmp_path}: another run is writing into this folder, wait for it or choose another folder"]
+    assert len(tried) == 1 and tried[0].startswith(f"{tmp_path}: another run is writing into this folder")
     FileLock(tmp_path / ".last.pt.lock").acquire(blocking=False)
 
 
@@ -253,7 +253,7 @@ def test_the_folder_of_the_other_files_is_locked_too(tmp_path: Path) -> None:
 
     first.engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), try_another)
     first.run()
-    assert tried == [f"{logs}: another run is writing into this folder, wait for it or choose another folder"]
+    assert len(tried) == 1 and tried[0].startswith(f"{logs}: another run is writing into this folder")
     FileLock(logs / ".last.pt.lock").acquire(blocking=False)
 
 
