@@ -128,16 +128,15 @@ class WeightsCheckpointLoader:
         Raises:
             DriveSegError: if there are not as many files as members, or one is missing or does not fit.
         """
-        paths = [self.path] if isinstance(self.path, str) else list(self.path)
-        engine.state.loaded_weights = paths
         if isinstance(self.path, str):
-            load_weights(self.network, self.path)
-            return
-        members = list(self.network.get_submodule("members").children())
-        if len(self.path) != len(members):
-            raise DriveSegError(f"expected weights for {len(members)} networks, got {len(self.path)}")
-        for member, path in zip(members, self.path, strict=True):
-            load_weights(member, path)
+            networks, paths = [self.network], [self.path]
+        else:
+            networks, paths = list(self.network.get_submodule("members").children()), list(self.path)
+        if len(paths) != len(networks):
+            raise DriveSegError(f"expected weights for {len(networks)} networks, got {len(paths)}")
+        for network, path in zip(networks, paths, strict=True):
+            load_weights(network, path)
+        engine.state.loaded_weights = paths
 
 
 class PretrainedWeights:
