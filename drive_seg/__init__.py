@@ -14,7 +14,7 @@ Where to find what:
 - Training: ``losses``, ``engines`` (the step, mixed precision), ``averaging``, ``handlers``, ``curves``,
   ``checkpoints``, ``settings`` (whether it is still the same training), ``distributed``.
 - Evaluation: ``metrics`` (arrays in, figures out), ``scores``, ``evaluation``, ``tolerant``, ``thresholds``,
-  ``compare``, ``report``, ``charts``, ``tables``.
+  ``bootstrap``, ``compare``, ``report``, ``charts``, ``tables``.
 - Segmenting photographs: ``segmenter``, ``predict`` (folders), ``masks``, ``pictures``, ``dicom_seg``, ``gallery``,
   ``pages``, ``output_folder``, ``journal``, ``memory``.
 - Measurements: ``measures``, ``calibre``, ``measure_table``, ``quality``.

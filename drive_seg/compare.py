@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import wilcoxon
 
+from drive_seg.bootstrap import Bootstrap
 from drive_seg.errors import DriveSegError
 from drive_seg.persons import person
-from drive_seg.scores import FOV, PREDICTION, REGIONS, Bootstrap
+from drive_seg.scores import FOV, PREDICTION, REGIONS
 
 __all__ = ["compare", "read_summary"]
 

@@ -16,6 +16,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from drive_seg.arrays import to_numpy
+from drive_seg.bootstrap import Bootstrap
 from drive_seg.distributed import gather
 from drive_seg.errors import DriveSegError
 from drive_seg.files import sha256, write_csv, write_text
@@ -26,7 +27,6 @@ from drive_seg.scores import (
     FOV,
     PREDICTION,
     REGIONS,
-    Bootstrap,
     CaseResult,
     Scoring,
     case_row,
@@ -39,7 +39,7 @@ from drive_seg.versions import software
 __all__ = ["CaseScores"]
 
 FEW = 20
-"""Persons, below whom percentile intervals are noticeably too narrow, see ``drive_seg.scores.Bootstrap``."""
+"""Persons, below whom percentile intervals are noticeably too narrow, see ``drive_seg.bootstrap.Bootstrap``."""
 
 _logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from operator import add
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from drive_seg.bootstrap import Bootstrap
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import fov_diameter
 from drive_seg.metrics import Confusion, ProbabilityCounts, Vessels, calibre_counts, confusion, shape_scores
@@ -31,7 +31,6 @@ __all__ = [
     "REGIONS",
     "SECOND_OBSERVER",
     "WHOLE",
-    "Bootstrap",
     "CaseResult",
     "RegionScores",
     "Scoring",
@@ -80,54 +79,6 @@ class Scoring:
                 raise DriveSegError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         if list(self.calibre_edges) != sorted(set(self.calibre_edges)) or min(self.calibre_edges, default=1) <= 0:
             raise DriveSegError(f"calibre_edges: expected rising shares above 0, got {list(self.calibre_edges)}")
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """Percentile bootstrap of a mean over cases (Efron & Tibshirani, 1993, ch. 13).
-
-    Persons are drawn with replacement, each with all of their cases, because both eyes of a person are alike. Of few
-    persons the intervals are too narrow: of 8 independent normal values one of 95 % holds the mean in 88 % of samples.
-
-    Args:
-        samples: how often all persons are drawn anew.
-        seed: any whole number from 0.
-        level: share of the means that the interval holds.
-    """
-
-    samples: int
-    seed: int
-    level: float
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise DriveSegError(f"samples: expected at least 1, got {self.samples}")
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise DriveSegError(f"seed: expected a whole number from 0, got {self.seed!r}")
-        if not 0 < self.level < 1:
-            raise DriveSegError(f"level: expected a share between 0 and 1, such as 0.95, got {self.level}")
-
-    def interval(self, values: np.ndarray, persons: Sequence[str] | np.ndarray | None = None) -> tuple[float, float]:
-        """Lower and upper end for the mean of values; NaN of fewer than two persons.
-
-        Args:
-            values: (n,), one a case, all defined.
-            persons: whose each is, n of them; None: each is of another.
-        """
-        names, of_person = np.unique(np.arange(len(values)) if persons is None else persons, return_inverse=True)
-        if len(names) < 2:
-            return math.nan, math.nan
-        interval = stats.bootstrap(
-            (np.bincount(of_person, values), np.bincount(of_person)),
-            lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
-            paired=True,
-            vectorized=True,
-            method="percentile",
-            n_resamples=self.samples,
-            confidence_level=self.level,
-            random_state=np.random.default_rng(self.seed),
-        ).confidence_interval
-        return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True)

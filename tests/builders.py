@@ -15,10 +15,11 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from PIL import Image
 
+from drive_seg.bootstrap import Bootstrap
 from drive_seg.configs import bundle_root, config_files
 from drive_seg.networks import UNet
 from drive_seg.quality import QualityCheck
-from drive_seg.scores import Bootstrap, Scoring
+from drive_seg.scores import Scoring
 
 RGB = tuple[int, int, int]
 

@@ -12,10 +12,10 @@ import pytest
 from builders import shipped_bootstrap
 from scipy.stats import wilcoxon
 
+from drive_seg.bootstrap import Bootstrap
 from drive_seg.cli import main
 from drive_seg.compare import compare, read_summary
 from drive_seg.errors import DriveSegError
-from drive_seg.scores import Bootstrap
 
 FIRST = {"01": 0.70, "02": 0.75, "03": 0.80, "04": 0.72, "05": 0.69, "06": 0.81}
 GAIN = [0.02, 0.01, 0.03, -0.005, 0.015, 0.025]
