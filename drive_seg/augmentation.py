@@ -46,7 +46,7 @@ class RandJPEGd(RandomizableTransform, MapTransform):
         prob: probability that a case is compressed.
     """
 
-    def __init__(self, keys: KeysCollection, quality: Sequence[int] = (20, 90), prob: float = 0.1) -> None:
+    def __init__(self, keys: KeysCollection, quality: Sequence[int], prob: float = 0.1) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
         if len(quality) != 2 or not 1 <= quality[0] <= quality[1] <= 95:

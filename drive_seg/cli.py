@@ -225,8 +225,8 @@ def predict(
 
     Example: drive-seg predict clinic/ eye.jpg --checkpoint runs/chase/model.pt --output-dir masks
     """
-    files, extra = split_overrides(paths)
-    overrides = {**_checkpoint(checkpoint), **parse_overrides(extra)}
+    files, further = split_overrides(paths)
+    overrides = {**_checkpoint(checkpoint), **further}
     from drive_seg.predict import segment_photographs
     from drive_seg.workflows import quiet
 

@@ -77,38 +77,35 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         DriveSegError: if an argument is no ``--key`` or has no value.
     """
+    others, overrides = split_overrides(arguments)
+    if others:
+        raise DriveSegError(f"{others[0]!r}: expected --KEY VALUE, where KEY is a key of the config")
+    return overrides
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Paths and overrides, as for ``parse_overrides``, where a command takes both.
+
+    >>> split_overrides(["a.jpg", "--threshold", "0.4", "b.jpg"])
+    (['a.jpg', 'b.jpg'], {'threshold': 0.4})
+
+    Raises:
+        DriveSegError: if a ``--key`` has no value.
+    """
+    paths: list[str] = []
     overrides: dict[str, Any] = {}
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
-        if not argument.startswith("--") or len(argument) == 2:
-            raise DriveSegError(f"{argument!r}: expected --KEY VALUE, where KEY is a key of the config")
+        if not argument.startswith("--") or argument == "--":
+            paths.append(argument)
+            continue
         key, equals, value = argument[2:].partition("=")
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise DriveSegError(f"--{key}: expected a value after it")
             value = rest.pop(0)
         overrides[key.replace("#", "::")] = _parse_value(value)
-    return overrides
-
-
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part paths from overrides where a command takes both.
-
-    >>> split_overrides(["a.jpg", "--threshold", "0.4", "b.jpg"])
-    (['a.jpg', 'b.jpg'], ['--threshold', '0.4'])
-    """
-    paths: list[str] = []
-    overrides: list[str] = []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if not argument.startswith("--"):
-            paths.append(argument)
-            continue
-        overrides.append(argument)
-        if "=" not in argument and rest and not rest[0].startswith("--"):
-            overrides.append(rest.pop(0))
     return paths, overrides
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import skimage.data
-from PIL import Image
+from PIL import Image, ImageOps
+from skimage.util import montage
 
 from drive_seg.configs import config_files, path_value
 from drive_seg.data import load_datalist
@@ -23,6 +24,9 @@ __all__ = ["run_demo"]
 
 RETINA = Path(skimage.data.data_dir) / "retina.jpg"
 """A photograph in the public domain (CC0) that comes with scikit-image."""
+
+GREY = (24, 24, 24)
+"""Around pictures that are beside each other."""
 
 
 def run_demo(root: Path, output_dir: Path, say: Callable[[str], None]) -> None:
@@ -76,12 +80,6 @@ def run_demo(root: Path, output_dir: Path, say: Callable[[str], None]) -> None:
 
 def _contact_sheet(rows: list[list[np.ndarray]], side: int = 640, gap: int = 8) -> np.ndarray:
     """Pictures of any size in a grid, each fitted into a square of ``side`` pixels."""
-    height, width = len(rows) * (side + gap) + gap, max(map(len, rows)) * (side + gap) + gap
-    sheet = Image.new("RGB", (width, height), (24, 24, 24))
-    for i, row in enumerate(rows):
-        for j, array in enumerate(row):
-            picture = Image.fromarray(array)
-            picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-            left, top = (side - picture.width) // 2, (side - picture.height) // 2
-            sheet.paste(picture, (gap + j * (side + gap) + left, gap + i * (side + gap) + top))
-    return np.asarray(sheet)
+    squares = [ImageOps.pad(Image.fromarray(picture), (side, side), color=GREY) for row in rows for picture in row]
+    shape = len(rows), len(rows[0])
+    return montage([*map(np.asarray, squares)], grid_shape=shape, padding_width=gap, fill=GREY, channel_axis=-1)

@@ -82,7 +82,7 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 _logger = logging.getLogger(__name__)
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP)
 """What network file systems without locks answer."""
 
 
@@ -101,8 +101,8 @@ def take_lock(lock: FileLock) -> None:
             f"{folder}: another run is writing into this folder, wait for it or choose another folder (if there is "
             f"none, delete {Path(lock.lock_file).name} in it)"
         ) from error
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, NotImplementedError) or error.errno in _NO_LOCKS:
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
             _logger.warning("%s: has no file locks, see to it that no other run writes into it", folder)
             return
         raise DriveSegError(f"{folder}: cannot be written to ({error.strerror or error})") from error

@@ -9,6 +9,7 @@ of the paper.
 from __future__ import annotations
 
 from itertools import pairwise
+from numbers import Integral
 
 import torch
 from monai.networks.layers.factories import Conv, Norm, Pool
@@ -161,7 +162,7 @@ class UNet(nn.Module):
             "depth": depth,
         }
         for name, value in counts.items():
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, Integral) or value < 1:
                 raise ArgumentError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
         self.in_channels = in_channels

@@ -85,14 +85,13 @@ def test_what_is_no_override_is_refused(arguments: list[str], message: str) -> N
 
 
 @pytest.mark.parametrize(("arguments", "paths", "overrides"), [
-    ([], [], []),
-    (["a", "b"], ["a", "b"], []),
-    (["--t=1", "a", "--k", "v", "b"], ["a", "b"], ["--t=1", "--k", "v"]),
-    (["--k", "-1", "a"], ["a"], ["--k", "-1"]),
-    (["a", "--k"], ["a"], ["--k"]),
-    (["--flips", "--k", "v", "a"], ["a"], ["--flips", "--k", "v"]),
+    ([], [], {}),
+    (["a", "b"], ["a", "b"], {}),
+    (["--t=1", "a", "--k", "v", "b"], ["a", "b"], {"t": 1, "k": "v"}),
+    (["--k", "-1", "a"], ["a"], {"k": -1}),
+    (["a", "--k=--b"], ["a"], {"k": "--b"}),
 ])  # fmt: skip
-def test_paths_and_overrides_are_parted(arguments: list[str], paths: list[str], overrides: list[str]) -> None:
+def test_paths_and_overrides_are_parted(arguments: list[str], paths: list[str], overrides: dict[str, Any]) -> None:
     assert split_overrides(arguments) == (paths, overrides)
 
 
