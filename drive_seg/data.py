@@ -24,14 +24,14 @@ from drive_seg.names import as_path, by_case, case_id, list_images
 from drive_seg.persons import every_nth_person, person
 
 SECTIONS = ("training", "validation", "test")
-FIRST_OBSERVER = "1st_manual"
-SECOND_OBSERVER = "2nd_manual"
+FIRST_MANUAL = "1st_manual"
+SECOND_MANUAL = "2nd_manual"
 DATASET_JSON = "dataset.json"
 
 _NO_FILES = ("case_id", "person")
 """What a case in ``dataset.json`` says of itself; its other values are paths."""
 
-_OTHER_NAMES = {"label": FIRST_OBSERVER, "mask": "fov"}
+_OTHER_NAMES = {"label": FIRST_MANUAL, "mask": "fov"}
 """What MONAI's datalists call what is called otherwise here."""
 
 Case = dict[str, str]
@@ -54,7 +54,7 @@ def load_datalist(
             observer's.
         validation_every: where the dataset names no validation cases, those of every n-th person in order of
             case id are held out for validation (5: cases 25, 30, 35 and 40 of DRIVE, which leaves 16), see
-            ``drive_seg.persons.person``; None: nobody is.
+            ``drive_seg.persons.person``; None: nobody is, and there must be such cases where they are asked for.
 
     Returns:
         Dictionaries with ``case_id``, ``image``, and where the files exist ``fov`` and the keys of
@@ -67,20 +67,20 @@ def load_datalist(
     """
     if section not in SECTIONS:
         raise DriveSegError(f"section: expected one of {', '.join(SECTIONS)}, got {section!r}")
-    annotations = {"label": FIRST_OBSERVER} if annotations is None else dict(annotations)
+    annotations = {"label": FIRST_MANUAL} if annotations is None else dict(annotations)
     dataset_dir = as_path(dataset_dir)
     if not isinstance(dataset_dir, (str, os.PathLike)):
         return of_several(dataset_dir, lambda folder: load_datalist(folder, section, annotations, validation_every))
-    sections = _read_sections(Path(dataset_dir), validation_every)
+    sections = read_sections(Path(dataset_dir), validation_every)
     # Not every dataset has a second observer; any other name was meant.
     for key, name in annotations.items():
-        if key == "label" or name != SECOND_OBSERVER:
+        if key == "label" or name != SECOND_MANUAL:
             _check_annotation(Path(dataset_dir), sections, name)
     cases = sections[section]
-    if section == "validation" and validation_every is not None and sections["training"] and not cases:
+    if section == "validation" and sections["training"] and not cases:
         raise DriveSegError(
             f"{dataset_dir}: its {len(sections['training'])} training cases leave none for validation, expected "
-            f"validation_every to be at most the number of persons, got {validation_every}"
+            f"validation_every to be a whole number up to that of the persons, got {validation_every}"
         )
     return [_with_annotations(case, section, annotations) for case in cases]
 
@@ -163,7 +163,8 @@ def write_dataset_json(
     return path
 
 
-def _read_sections(root: Path, validation_every: int | None) -> dict[str, list[Case]]:
+def read_sections(root: Path, validation_every: int | None) -> dict[str, list[Case]]:
+    """The cases of every section with all of their annotations. Arguments as for ``load_datalist``."""
     if not root.is_dir():
         raise DriveSegError(f"dataset_dir: {root} is not a folder")
     if (root / DATASET_JSON).is_file():

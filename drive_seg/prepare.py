@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from drive_seg.archives import files_in, read_file, unpacked
-from drive_seg.data import DATASET_JSON, FIRST_OBSERVER, Case, write_dataset_json
+from drive_seg.data import DATASET_JSON, FIRST_MANUAL, Case, write_dataset_json
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 from drive_seg.fov import estimate_fov
@@ -272,8 +272,8 @@ def _verified_sections(
                     + ("" if there else f". What SOURCE may be: {dataset.download}")
                 )
             notices.append(f"{source} has no {kind} in {folder}: none is written")
-    if dataset.kinds[FIRST_OBSERVER].some:
-        left_out = [case for cases in sections.values() for case in cases if case not in files[FIRST_OBSERVER]]
+    if dataset.kinds[FIRST_MANUAL].some:
+        left_out = [case for cases in sections.values() for case in cases if case not in files[FIRST_MANUAL]]
         if left_out:
             notices.append(f"Left out, because there is no annotation: {', '.join(sorted(left_out))}")
         sections = {section: [case for case in cases if case not in left_out] for section, cases in sections.items()}
@@ -336,7 +336,7 @@ def _write_case(
         except ValueError as error:
             raise DriveSegError(f"{partners['images']}: {error}") from error
         store("mask", f"{case}_{folder}_mask.png", _png(Image.fromarray(drawn["mask"].astype(np.uint8) * 255)))
-    vessels = drawn.get(FIRST_OBSERVER)
+    vessels = drawn.get(FIRST_MANUAL)
     if vessels is not None:
         outside = (vessels & ~drawn["mask"]).sum() / vessels.sum()
         if outside > 0.02:

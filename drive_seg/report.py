@@ -23,7 +23,7 @@ from drive_seg.files import write_text
 from drive_seg.pages import render
 from drive_seg.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE
 from drive_seg.readers import read_image
-from drive_seg.scores import COMPARISONS, FOV, PREDICTION, REGIONS, SECOND_OBSERVER, CaseResult
+from drive_seg.scores import COMPARISONS, DIGITS, FOV, PREDICTION, REGIONS, SECOND_OBSERVER, CaseResult
 
 __all__ = ["FIGURES", "Report", "write_report"]
 
@@ -44,9 +44,6 @@ FIGURES = {
     "hd95": ("HD95 / px", "95 % Hausdorff distance in pixels; less is better"),
     "asd": ("ASD / px", "average symmetric surface distance in pixels; less is better"),
 }
-DIGITS = {"betti0_error": 1, "betti1_error": 1, "hd95": 1, "asd": 2}
-"""After the point; of shares, which all others are, 3."""
-
 LARGEST_SIDE = 2000
 
 _logger = logging.getLogger(__name__)

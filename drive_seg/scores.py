@@ -26,6 +26,7 @@ from drive_seg.persons import person
 __all__ = [
     "AGAINST_SECOND",
     "COMPARISONS",
+    "DIGITS",
     "FOV",
     "PREDICTION",
     "REGIONS",
@@ -47,6 +48,9 @@ COMPARISONS = {
     SECOND_OBSERVER: "second observer against reference",
     AGAINST_SECOND: "prediction against second observer",
 }
+DIGITS = {"betti0_error": 1, "betti1_error": 1, "hd95": 1, "asd": 2}
+"""After the point, to print figures that are no shares."""
+
 FOV, WHOLE = "fov", "whole"
 REGIONS = {FOV: "inside the field of view", WHOLE: "whole image"}
 

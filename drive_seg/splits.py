@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from drive_seg.data import DATASET_JSON, Case, load_datalist, of_several
+from drive_seg.data import DATASET_JSON, Case, load_datalist, of_several, read_sections
 from drive_seg.errors import DriveSegError
 from drive_seg.names import as_path
 from drive_seg.persons import every_nth_person, person
@@ -103,7 +103,8 @@ def fold_cases(
     if not isinstance(dataset_dir, (str, os.PathLike)):
         return of_several(dataset_dir, lambda folder: fold_cases(folder, fold, section, annotations))
     # How the dataset itself parts the two does not matter here.
-    both = [case for part in ("training", "validation") for case in load_datalist(dataset_dir, part, annotations, None)]
+    parts = [part for part, held in read_sections(Path(dataset_dir), None).items() if held and part != "test"]
+    both = [case for part in parts for case in load_datalist(dataset_dir, part, annotations, None)]
     cases = sorted(both, key=lambda case: case["case_id"])
     persons = len(set(map(person, cases)))
     if persons < folds:

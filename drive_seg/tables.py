@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
@@ -12,26 +12,27 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from drive_seg.scores import of_fewer
+from drive_seg.scores import DIGITS, of_fewer
 
 __all__ = ["print_comparison", "print_scores"]
 
 
 def print_scores(summary: Mapping[str, Any]) -> None:
-    """Means and standard deviations inside the field of view, of a ``summary.json``, and its warnings."""
+    """Means, standard deviations and intervals inside the field of view, of a ``summary.json``, and its warnings."""
     headings = {"prediction": "prediction", "second_observer": "second observer"}
     rows = {row["comparison"]: row for row in summary["rows"] if row["region"] == "fov"}
     shown = {heading: rows[key] for key, heading in headings.items() if key in rows}
     protocol = summary["protocol"]
     threshold = f"threshold {protocol['threshold']:g}, {protocol['threshold_source']}"
     scored = f"{protocol['cases']} cases ({', '.join(protocol['scored'])})"
-    table = Table(title=f"Inside the field of view, mean ± sd over {scored}", caption=threshold)
-    table.add_column("")
-    for heading in shown:
-        table.add_column(heading, justify="right")
-    for name in next(iter(shown.values()), {"per_image": ()})["per_image"]:
-        table.add_row(_with_unit(name), *(_spread(row["per_image"].get(name), row["cases"]) for row in shown.values()))
-    Console().print(table)
+    title = f"Inside the field of view, mean ± sd over {scored}"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, caption=threshold)
+    for heading in ("", "prediction", f"{100 * summary['scoring']['level']:g} % interval", *list(shown)[1:]):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, of_prediction in rows["prediction"]["per_image"].items():
+        prediction, *others = (_spread(name, row["per_image"].get(name), row["cases"]) for row in shown.values())
+        table.add_row(_with_unit(name), prediction, _interval(name, of_prediction["ci"]), *others)
+    _print(table)
     for warning in protocol["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
 
@@ -42,10 +43,15 @@ def print_comparison(compared: Mapping[str, Any]) -> None:
     for heading in ("", "first", "second", "change", f"{100 * compared['level']:g} % interval", "p"):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for name, row in compared["figures"].items():
-        interval = " to ".join(f"{end:+.4f}" for end in row["ci"])
-        means = [f"{row[key]:.4f}" for key in ("first", "second")]
+        means = [_number(name, row[key]) for key in ("first", "second")]
         few = of_fewer(row["cases"], len(compared["cases"]))
-        table.add_row(f"{_with_unit(name)}{few}", *means, f"{row['difference']:+.4f}", interval, _p_value(row["p"]))
+        table.add_row(
+            f"{_with_unit(name)}{few}",
+            *means,
+            _number(name, row["difference"], "+"),
+            _interval(name, row["ci"], "+"),
+            _p_value(row["p"]),
+        )
     table.caption = "p: Wilcoxon signed-rank test over persons, of each figure by itself"
     smallest = 2 * 0.5 ** compared["persons"]
     if smallest > 1 - compared["level"]:
@@ -53,13 +59,17 @@ def print_comparison(compared: Mapping[str, Any]) -> None:
             f". Of {compared['persons']} persons it cannot be below {smallest:g}, whatever the difference, and the "
             "interval is too narrow"
         )
-    # In a file or a pipe there is no width to fit into, and figures must not be cut off.
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    _print(table)
     for which, cases in zip(("first", "second"), compared["only"], strict=True):
         if cases:
             typer.echo(f"only in the {which}, left out: {', '.join(cases)}")
     for key, (one, other) in compared["unlike"].items():
         typer.echo(f"{key}: {one} | {other}")
+
+
+def _print(table: Table) -> None:
+    # In a file or a pipe there is no width to fit into, and figures must not be cut off.
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
 
 
 def _with_unit(name: str) -> str:
@@ -77,10 +87,18 @@ def _p_value(p: float) -> str:
     return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
 
 
-def _spread(spread: Mapping[str, Any] | None, cases: int) -> str:
+def _spread(name: str, spread: Mapping[str, Any] | None, cases: int) -> str:
     if spread is None:
         return ""
     if spread["mean"] is None:
         return "undefined"
-    sd = "" if spread["sd"] is None else f" ± {spread['sd']:.4f}"
-    return f"{spread['mean']:.4f}{sd}{of_fewer(spread['defined'], cases)}"
+    sd = "" if spread["sd"] is None else f" ± {_number(name, spread['sd'])}"
+    return f"{_number(name, spread['mean'])}{sd}{of_fewer(spread['defined'], cases)}"
+
+
+def _interval(name: str, ends: Sequence[float | None], sign: str = "") -> str:
+    return "" if None in ends else " to ".join(_number(name, end, sign) for end in ends)
+
+
+def _number(name: str, value: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.{DIGITS.get(name, 4)}f}"

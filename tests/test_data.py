@@ -208,6 +208,12 @@ def test_arguments(drive: Path) -> None:
         load_datalist(drive, "train")
 
 
+def test_validation_cases_that_are_asked_for_must_be_there(drive: Path) -> None:
+    assert len(load_datalist(drive, "training", validation_every=None)) == 20
+    with pytest.raises(DriveSegError, match=r"20 training cases leave none for validation.*got None$"):
+        load_datalist(drive, "validation", validation_every=None)
+
+
 @pytest.mark.parametrize("validation_every", [1, 0, -1, 2.5])
 def test_validation_must_leave_something_to_train_on(drive: Path, validation_every: Any) -> None:
     with pytest.raises(DriveSegError, match=f"^validation_every: .*got {validation_every}$"):

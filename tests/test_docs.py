@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -61,3 +62,17 @@ def test_every_measurement_is_explained() -> None:
     case = {"pred": phantom.vessels[None], "fov": phantom.fov[None], "photograph": phantom.image.transpose(2, 0, 1)}
     measured = MeasureVesselsd(shipped_quality_check(), pixel_spacing_mm=0.01)(case)["measures"]
     assert {"photograph", "case_id", *measured} <= set(columns)
+
+
+def test_readme_and_card_state_the_figures_of_the_metadata() -> None:
+    metadata = json.loads((ROOT / "bundle" / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    card = (ROOT / "bundle" / "docs" / "README.md").read_text(encoding="utf-8")
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for dataset, title in {"chase_db1": "CHASE_DB1, 8 images", "hrf": "HRF, 15 images"}.items():
+        stated = {tuple(re.findall(r"0\.\d{4}", line)) for line in card.splitlines() if line.startswith(f"| {title} |")}
+        for adapted in ("", "_adapted"):
+            dice, auc = (
+                f"{metadata['eval_metrics'][f'mean_{name}_{dataset}{adapted}']:.4f}" for name in ("dice", "roc_auc")
+            )
+            assert (dice, auc) in {figures[:2] for figures in stated}, f"{dice} and {auc} of {title}{adapted}"
+            assert dice in readme and auc in readme
