@@ -33,6 +33,7 @@ __all__ = [
     "path_value",
     "read_configs",
     "split_overrides",
+    "without_descriptions",
 ]
 
 
@@ -152,6 +153,19 @@ def read_configs(files: Sequence[str], overrides: Mapping[str, Any]) -> ConfigPa
     parser.read_config(list(files))
     parser.update(literal(overrides))
     return parser
+
+
+def without_descriptions(config: Any) -> Any:
+    """A config, or a part of one, without what it says of itself: neither ``_desc_`` nor its wording matters to a run.
+
+    >>> without_descriptions({"keys": [{"_desc_": "why", "k": 1}]})
+    {'keys': [{'k': 1}]}
+    """
+    if isinstance(config, Mapping):
+        return {key: without_descriptions(value) for key, value in config.items() if key != "_desc_"}
+    if isinstance(config, list):
+        return [without_descriptions(value) for value in config]
+    return config
 
 
 def config_as_used(config: str | os.PathLike, overrides: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import socket
@@ -64,32 +65,61 @@ def check_device(name: object) -> None:
         raise DriveSegError(f"device: there is no {name} here, expected cpu{there}")
 
 
-def join_process_group(timeout: timedelta | None = None, device: torch.device | str | None = None) -> None:
+def join_process_group(timeout: float | None = None, device: torch.device | str | None = None) -> None:
     """Join the process group that torchrun's environment tells of.
 
-    Over what torch has for the device, such as NCCL where each process has a GPU; over gloo on CPUs and where processes
-    share a GPU. A GPU without a number, ``cuda``, is this process's own from then on.
+    Over NCCL where each process has a GPU; over gloo on CPUs and where processes share a GPU. A GPU without a number,
+    ``cuda``, is this process's own from then on.
 
     Args:
-        timeout: how long a process waits for the others; None: torch's own, minutes.
+        timeout: how long a process waits for the others, seconds; None: torch's own, minutes.
         device: where this process computes; None: ``best_device``.
+
+    Raises:
+        DriveSegError: if the device is neither a CPU nor a CUDA GPU.
     """
     if distributed.is_initialized():
         return
     device = best_device() if device is None else torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        raise DriveSegError(f"device: expected cpu or cuda where processes share the work, got {device}")
     if device.type == "cuda":
         torch.cuda.set_device(best_device() if device.index is None else device)
-    store, rank, world_size = next(distributed.rendezvous("env://"))
+    if "SLURM_JOB_ID" in os.environ and "LOCAL_RANK" in os.environ:
+        os.environ["SLURM_LOCALID"] = os.environ["LOCAL_RANK"]  # which ignite takes in place of torchrun's
+    store, rank, world_size = _rendezvous()
+    longest = None if timeout is None else timedelta(seconds=timeout)
+    if longest is not None:
+        store.set_timeout(longest)
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
         # torchrun keeps its store over restarts, and processes that it has started again would look for each other
         # at the addresses of the dead ones. Several machines count their restarts apart, so it is of no use there.
         store = distributed.PrefixStore(f"restart{restart_count()}", store)
     # Nor are the addresses of a group that has been left any use for the next one.
     store = distributed.PrefixStore(f"group{next(_groups)}", store)
-    # NCCL refuses processes that share a GPU.
-    shared = device.type != "cpu" and _processes_here() > torch.accelerator.device_count()
-    backend = "gloo" if shared else distributed.get_default_backend_for_device(device)
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    backend = "nccl" if _each_has_a_gpu(store, rank, world_size, device) else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=longest)
+
+
+@functools.cache
+def _rendezvous() -> tuple[distributed.Store, int, int]:
+    """The store over which the processes find each other, this process's rank and how many they are.
+
+    Once only: where a process of ours serves the store, it would end with that process's first group, while others look
+    for it to form the next one.
+    """
+    return next(distributed.rendezvous("env://"))
+
+
+def _each_has_a_gpu(store: distributed.Store, rank: int, world_size: int, device: torch.device) -> bool:
+    """Whether every process has a GPU of its own, without which NCCL refuses; all give the same answer."""
+    own = ""
+    if device.type == "cuda":
+        # Not its number: each process may see one GPU alone, and call it 0.
+        own = f"{socket.gethostname()} {torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    store.set(f"gpu{rank}", own)
+    gpus = [store.get(f"gpu{other}") for other in range(world_size)]
+    return all(gpus) and len(set(gpus)) == world_size
 
 
 def leave_process_group() -> None:

@@ -18,7 +18,7 @@ from monai.utils.enums import CommonKeys
 
 from drive_seg.errors import DriveSegError
 
-__all__ = ["TrainingStep", "autocast", "fast_dtype", "steps_now"]
+__all__ = ["TrainingStep", "autocast", "fast_dtype", "memory_format", "steps_now"]
 
 SMALLEST_SCALE = 2.0**-10
 """Of float16's gradients, below which no training comes: each that is not finite halves it, from 65,536 on."""
@@ -32,7 +32,8 @@ def fast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
     Args:
         device: where it runs.
         precision: ``float32``, ``bfloat16`` or ``float16``; ``auto`` takes bfloat16 where the hardware computes in it
-            (CPUs with AMX or AVX-512 BF16, CUDA from compute capability 8.0), float16 on CUDA from 7.0, else float32.
+            (CPUs with AMX or AVX-512 BF16, CUDA from compute capability 8.0), float16 on CUDA from 7.0, except the
+            GTX 16 series, else float32.
 
     Raises:
         DriveSegError: if the precision is not one of these.
@@ -43,7 +44,11 @@ def fast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
         raise DriveSegError(f"precision: expected auto, {', '.join(PRECISIONS)}, got {precision!r}")
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
-        return torch.bfloat16 if major >= 8 else torch.float16 if major >= 7 else torch.float32
+        if major >= 8:
+            return torch.bfloat16
+        # The GTX 16 series gets NaN from convolutions in float16 (pytorch/pytorch#58123).
+        broken = torch.cuda.is_available() and "GTX 16" in torch.cuda.get_device_name(device)
+        return torch.float16 if major == 7 and not broken else torch.float32
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"):
@@ -57,6 +62,15 @@ def autocast(device: torch.device, precision: str = "auto") -> contextlib.Abstra
     if dtype is torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The order of pixels and channels in memory in which convolutions are fastest: channels last.
+
+    On Apple's GPUs, where the gradients of pooling and batch normalisation are wrong in that order
+    (pytorch/pytorch#175189 and #175190), it is the usual one.
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 class TrainingStep:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from drive_seg.curves import save_curves
 from drive_seg.datasets import SeededCacheDataset
+from drive_seg.distributed import gather
 from drive_seg.errors import DriveSegError
 from drive_seg.files import write_csv
 
@@ -181,10 +181,11 @@ class History:
         """Write the row of an epoch."""
         validated = self.evaluator.state.epoch == engine.state.epoch and self.evaluator.state.metrics
         metric = self.evaluator.state.metrics.get(self.metric_name) if validated else None
+        losses = gather(sum(self._losses) / len(self._losses))
         row = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
-            "loss": float(idist.all_reduce(sum(self._losses) / len(self._losses))) / idist.get_world_size(),
+            "loss": sum(losses) / len(losses),
             "learning_rate": _learning_rate(self.optimizer),
             self.metric_name: "" if metric is None else float(metric),
             "seconds": round(time.perf_counter() - self._started, 3),

@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 
-from drive_seg.engines import autocast, fast_dtype
+from drive_seg.engines import autocast, fast_dtype, memory_format
 from drive_seg.errors import DriveSegError
 
 __all__ = ["FlipInferer", "LargeImageInferer", "PrecisionInferer"]
@@ -21,7 +21,7 @@ MIRRORINGS = [(dims, transposed) for transposed in (False, True) for dims in (()
 class PrecisionInferer(Inferer):
     """Runs another inferer in the precision the device is fast at and the memory format the network is fast in.
 
-    That is channels last, unless the network has another ``memory_format``.
+    That is ``drive_seg.engines.memory_format``, unless the network has another ``memory_format``.
 
     Args:
         inferer: what runs the network, MONAI's ``SimpleInferer`` by default.
@@ -40,7 +40,7 @@ class PrecisionInferer(Inferer):
         """Images (B, C, H, W), float32 → logits (B, num_classes, H, W), float32."""
         images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         if images.dim() == 4:
-            images = images.contiguous(memory_format=getattr(network, "memory_format", torch.channels_last))
+            images = images.contiguous(memory_format=getattr(network, "memory_format", memory_format(images.device)))
         with autocast(images.device, self.precision):
             logits = self.inferer(images, network, *args, **kwargs)
         logits = logits.float()

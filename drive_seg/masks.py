@@ -6,6 +6,7 @@ Each idea is a function on arrays first and a thin dictionary transform after it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ def vessel_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 class VesselProbabilitiesd(MapTransform):
-    """``vessel_probabilities`` for a case.
+    """``vessel_probabilities`` for a case, which must be numbers.
 
     MONAI's ``Activationsd`` keeps the background, which doubles the work of all that follows.
 
@@ -49,10 +50,21 @@ class VesselProbabilitiesd(MapTransform):
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with probabilities in the place of logits."""
+        """The case with probabilities in the place of logits.
+
+        Raises:
+            DriveSegError: if one is NaN, which would come out as background.
+        """
         case = dict(data)
         for key in self.key_iterator(case):
-            case[key] = like(vessel_probabilities(plain(case[key])), case[key])
+            probabilities = like(vessel_probabilities(plain(case[key])), case[key])
+            if not math.isfinite(plain(probabilities).sum().item()):
+                file = getattr(case[key], "meta", {}).get("filename_or_obj")
+                raise DriveSegError(
+                    f"{'' if file is None else f'{file}: '}the network gave pixels that are not a number, expected "
+                    "probabilities; try --precision float32"
+                )
+            case[key] = probabilities
         return case
 
 

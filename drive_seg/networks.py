@@ -253,7 +253,8 @@ def _pad_to(x: torch.Tensor, skip: torch.Tensor, mode: str) -> torch.Tensor:
     if torch.jit.is_scripting():
         fits = x.shape[2:] == skip.shape[2:]
     else:
-        if torch.compiler.is_dynamo_compiling():
+        # Compiled, padding has no gradient, and on a GPU one that differs from run to run.
+        if torch.compiler.is_dynamo_compiling() or (x.is_cuda and x.requires_grad):
             return _with_last_repeated(x, skip)
         fits = not torch.compiler.is_exporting() and x.shape[2:] == skip.shape[2:]
     if fits:
@@ -268,7 +269,7 @@ def _pad_to(x: torch.Tensor, skip: torch.Tensor, mode: str) -> torch.Tensor:
 
 
 def _with_last_repeated(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-    """What padding makes of upsampled features, which lack one pixel at most; compiled, padding has no gradient."""
+    """What padding makes of upsampled features, which lack one pixel at most."""
     for dim in range(2, x.dim()):
         if x.shape[dim] < skip.shape[dim]:
             x = torch.cat([x, x.narrow(dim, x.shape[dim] - 1, 1)], dim=dim)

@@ -16,7 +16,6 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch import distributed
 from tqdm import tqdm
 
 from drive_seg import __version__
-from drive_seg.configs import SPECIAL, config_files, path_value, read_configs
+from drive_seg.configs import SPECIAL, config_files, path_value, read_configs, without_descriptions
 from drive_seg.data import Case
 from drive_seg.distributed import from_first, gather, get_rank, get_world_size, join_process_group, leave_process_group
 from drive_seg.errors import DriveSegError, first_cause
@@ -40,12 +39,12 @@ from drive_seg.versions import software
 __all__ = ["segment_photographs"]
 
 SETTINGS = "settings.json"
-ELSEWHERE = ("_desc_", "bundle_root", "dataset_dir", "output_dir", "checkpoint", "handlers", "evaluator", "run")
+ELSEWHERE = ("bundle_root", "dataset_dir", "output_dir", "checkpoint", "handlers", "evaluator", "run")
 """Keys of the config that say where things are, or what MONAI's own engine does with them."""
 
 KINDS = (*PICTURES, "vessels.nii")
-LONGEST_RUN = timedelta(days=365)
-"""That a process which is done waits for the others: their shares take as long as they take."""
+LONGEST_RUN = 365 * 24 * 3600.0
+"""Seconds that a process which is done waits for the others: their shares take as long as they take."""
 
 
 def segment_photographs(
@@ -166,7 +165,8 @@ def _segment(
 
 def _made_with(files: Sequence[str], values: Mapping[str, Any], segmenter: Segmenter) -> dict[str, Any]:
     """All that a result depends on beside the photograph: what was set by hand as it is in the config is the same."""
-    config = {key: value for key, value in read_configs(files, values).get().items() if key not in ELSEWHERE}
+    config = without_descriptions(read_configs(files, values).get())
+    config = {key: value for key, value in config.items() if key not in ELSEWHERE}
     return {
         "drive_seg": __version__,
         "weights_sha256": sha256(segmenter.checkpoint),

@@ -12,7 +12,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from drive_seg.configs import SPECIAL, check_overrides, config_files, literal
-from drive_seg.distributed import check_device, get_world_size
+from drive_seg.distributed import check_device, get_world_size, torchrun_job
 from drive_seg.errors import DriveSegError, first_cause, user_error
 from drive_seg.evaluation import CaseScores
 from drive_seg.files import make_folder
@@ -33,7 +33,7 @@ def quiet() -> None:
 
 
 def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mapping[str, Any]) -> ConfigWorkflow:
-    """Run one id of the bundle's configs, under torchrun with the overlay for many processes.
+    """Run one id of the bundle's configs, under torchrun with the overlay for several processes.
 
     Args:
         root: the bundle.
@@ -48,7 +48,7 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
         DriveSegError: if an override is of a key that the configs do not have or of a value that does not fit, or
             if a folder cannot be written to.
     """
-    if get_world_size() > 1:
+    if torchrun_job() is not None or get_world_size() > 1:
         names = [*names, "multi_gpu_evaluate" if "evaluate" in names else "multi_gpu_train"]
     files = config_files(root, *names)
     values = {"bundle_root": str(root), **overrides}

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
-from datetime import timedelta
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_training import overrides, train
 
-from drive_seg.distributed import best_device, share_of_batch, usable_cores
+from drive_seg.distributed import _each_has_a_gpu, best_device, join_process_group, share_of_batch, usable_cores
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.phantom import write_phantom_dataset
 from drive_seg.predict import LONGEST_RUN
@@ -96,25 +99,22 @@ def test_all_processes_validate_with_the_batch_statistics_of_the_first(tmp_path:
 
 WAITING = """
 import sys, time
-from datetime import timedelta
 from torch import distributed
 from drive_seg.distributed import join_process_group
 
-join_process_group(timedelta(seconds=float(sys.argv[1])))
+join_process_group(float(sys.argv[1]))
 if distributed.get_rank() == 1:
     time.sleep(4)
 distributed.barrier()
 """
 
 
-@pytest.mark.parametrize(
-    ("longest", "meet"), [(timedelta(seconds=1), False), (LONGEST_RUN, True)], ids=["a second", "as predict waits"]
-)
-def test_how_long_a_process_waits_for_the_others(tmp_path: Path, longest: timedelta, meet: bool) -> None:
+@pytest.mark.parametrize(("longest", "meet"), [(1, False), (LONGEST_RUN, True)], ids=["a second", "as predict waits"])
+def test_how_long_a_process_waits_for_the_others(tmp_path: Path, longest: float, meet: bool) -> None:
     (tmp_path / "waiting.py").write_text(WAITING)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*torchrun, str(tmp_path / "waiting.py"), str(longest.total_seconds())],
+        [*torchrun, str(tmp_path / "waiting.py"), str(longest)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -124,12 +124,25 @@ def test_how_long_a_process_waits_for_the_others(tmp_path: Path, longest: timede
 
 
 GROUPS = """
+import os, time
+import ignite.distributed as idist
 from torch import distributed
 from drive_seg.distributed import leave_process_group, gather, join_process_group
 
-for number in range(6):
+destroy = distributed.destroy_process_group
+
+def destroy_late(*group):
+    if distributed.get_rank() == 0:
+        time.sleep(0.3)
+    destroy(*group)
+
+distributed.destroy_process_group = destroy_late
+place = os.environ["LOCAL_RANK"]
+for number in range(3):
     join_process_group()
     assert gather(distributed.get_rank()) == [0, 1]
+    if number == 2:
+        assert idist.get_local_rank() == int(place) and os.environ["LOCAL_RANK"] == place
     leave_process_group()
     assert gather("alone") == ["alone"]
 """
@@ -141,3 +154,55 @@ def test_groups_one_after_the_other(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run([*torchrun, str(tmp_path / "groups.py")], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"SLURM_JOB_ID": "1"}, {"SLURM_JOB_ID": "1", "SLURM_LOCALID": "0"}], ids=len
+)
+def test_groups_whose_store_is_served_by_the_first_process(tmp_path: Path, environment: dict[str, str]) -> None:
+    """As on several machines; and in a job of SLURM, whose word for the local rank ignite would take."""
+    (tmp_path / "groups.py").write_text(GROUPS)
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "groups.py")],
+            env={**os.environ, **shared, **environment, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        for process in processes:
+            assert process.wait(60) == 0, process.communicate()[1][-2000:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize(("uuids", "each"), [(["a", "b"], True), (["a", "a"], False), (["a", None], False)])
+def test_nccl_needs_a_gpu_for_each_process(
+    uuids: list[str | None], each: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever number a process's GPU has: with CUDA_VISIBLE_DEVICES every process may call its own 0."""
+    store = torch.distributed.HashStore()
+    here = threading.local()
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=here.uuid))
+
+    def ask(rank: int) -> bool:
+        here.uuid = uuids[rank]
+        device = torch.device("cpu" if here.uuid is None else "cuda:0")
+        return _each_has_a_gpu(store, rank, len(uuids), device)
+
+    with ThreadPoolExecutor(len(uuids)) as pool:
+        assert list(pool.map(ask, range(len(uuids)))) == [each] * len(uuids)
+
+
+def test_devices_that_processes_cannot_share_the_work_on() -> None:
+    with pytest.raises(DriveSegError, match=r"^device: expected cpu or cuda where processes share the work, got mps$"):
+        join_process_group(device="mps")

@@ -13,7 +13,7 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch import nn
 
-from drive_seg.engines import TrainingStep, autocast, fast_dtype
+from drive_seg.engines import TrainingStep, autocast, fast_dtype, memory_format
 from drive_seg.errors import DriveSegError
 from drive_seg.inference import PrecisionInferer
 from drive_seg.losses import DiceCELoss
@@ -45,6 +45,13 @@ class TestFastDtype:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         assert fast_dtype(CUDA) is dtype
 
+    def test_gpus_whose_float16_is_broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        for name, dtype in {"NVIDIA GeForce GTX 1650": torch.float32, "Tesla T4": torch.float16}.items():
+            monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+            assert fast_dtype(CUDA) is dtype
+
     def test_any_other_device(self) -> None:
         assert fast_dtype(torch.device("mps")) is torch.float32
 
@@ -60,6 +67,11 @@ class TestFastDtype:
         with pytest.raises(DriveSegError) as raised:
             fast_dtype(CPU, precision)
         assert str(raised.value) == f"precision: expected auto, float32, bfloat16, float16, got {precision!r}"
+
+
+def test_channels_last_but_on_apples_gpus() -> None:
+    assert memory_format(CPU) is memory_format(CUDA) is torch.channels_last
+    assert memory_format(torch.device("mps")) is torch.contiguous_format
 
 
 def test_autocast() -> None:

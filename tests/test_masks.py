@@ -33,6 +33,16 @@ class TestVesselProbabilities:
         assert out.meta["filename_or_obj"] == "eye.tif" and out.applied_operations == [{"class": "A"}]
         assert case["pred"] is logits
 
+    @pytest.mark.parametrize("classes", [2, 3])
+    @pytest.mark.parametrize("meta", [{"filename_or_obj": "eye.tif"}, {}], ids=["file", "array"])
+    def test_what_is_not_a_number_is_refused(self, classes: int, meta: dict[str, str]) -> None:
+        logits = torch.zeros(classes, 4, 5)
+        logits[-1, 1, 2] = torch.nan
+        with pytest.raises(DriveSegError) as raised:
+            VesselProbabilitiesd("pred")({"pred": MetaTensor(logits, meta=meta)})
+        said = "the network gave pixels that are not a number, expected probabilities; try --precision float32"
+        assert str(raised.value) == (f"eye.tif: {said}" if "filename_or_obj" in meta else said)
+
 
 class TestVesselMask:
     @pytest.mark.parametrize(("threshold", "expected"), [
