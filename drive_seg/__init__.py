@@ -4,22 +4,22 @@
 >>> segment = drive_seg.load()  # doctest: +SKIP
 >>> segment("eye.jpg").mask  # doctest: +SKIP
 
-Where to find what:
+Map of the modules:
 
 - Files to arrays: ``readers`` (any format), ``rasters`` (Pillow's), ``bit_depth``, ``nifti``, ``dicom``, ``sizes``.
 - Cases: ``data`` (datalists), ``names`` (which files belong together), ``persons``, ``splits`` (what is scored, folds),
-  ``photographs`` (without annotation), ``datasets`` (cache and order), ``learnt_cases`` (what weights come from).
-- The way to the network: ``fov`` and ``rim`` (find the field of view), ``transforms``, ``augmentation``, ``arrays``.
+  ``photographs`` (without annotation), ``datasets`` (cache and order), ``learnt_cases`` (cases behind the weights).
+- Preprocessing: ``fov`` and ``rim`` (find the field of view), ``transforms``, ``augmentation``, ``arrays``.
 - The network: ``networks``, ``adaptation``, ``ensemble``, ``inference``, ``openvino_network``, ``export``, ``package``.
 - Training: ``losses``, ``engines`` (the step, mixed precision), ``averaging``, ``handlers``, ``curves``,
-  ``checkpoints``, ``settings`` (whether it is still the same training), ``distributed``.
+  ``checkpoints``, ``settings`` (is a resumed training still the same?), ``distributed``.
 - Evaluation: ``metrics`` (arrays in, figures out), ``scores``, ``evaluation``, ``tolerant``, ``thresholds``,
   ``bootstrap``, ``compare``, ``report``, ``charts``, ``tables``.
 - Segmenting photographs: ``segmenter``, ``predict`` (folders), ``masks``, ``pictures``, ``dicom_seg``, ``gallery``,
   ``pages``, ``output_folder``, ``journal``, ``memory``.
 - Measurements: ``measures``, ``calibre``, ``measure_table``, ``quality``.
 - Datasets: ``prepare`` and ``archives`` (public ones), ``phantom``, ``phantom_vessels``, ``phantom_photograph``.
-- From outside: ``cli``, ``workflows``, ``configs``, ``demo``; and everywhere ``errors``, ``files``, ``versions``.
+- Entry points: ``cli``, ``workflows``, ``configs``, ``demo``. Used everywhere: ``errors``, ``files``, ``versions``.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ def load(checkpoint: str | os.PathLike | None = None, **settings: Any) -> Segmen
     """Load a network that segments photographs.
 
     Args:
-        checkpoint: weights, a ``model.pt``; None: the ones that are shipped.
+        checkpoint: weights, a ``model.pt``; None: the shipped ones.
         settings: keys of ``bundle/configs/inference.json`` and their values, such as ``flips=True``.
 
     Returns:
-        An object to be called with a photograph, a path or an array, see ``drive_seg.segmenter.Segmenter``.
+        An object to call with a photograph, a path or an array, see ``drive_seg.segmenter.Segmenter``.
 
     Raises:
-        DriveSegError: if the weights are missing or do not fit, or a key does not exist or refuses its value.
+        DriveSegError: if the weights are missing or do not fit, or a key does not exist or rejects its value.
     """
     from drive_seg.configs import bundle_root, config_files, path_value  # torch and MONAI are slow to import
     from drive_seg.errors import ArgumentError
     from drive_seg.segmenter import Segmenter
 
-    # What NumPy makes, a number or an array of some, is as good as Python's.
+    # NumPy's numbers and arrays are as good as Python's numbers and lists.
     settings = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in settings.items()}
     root = bundle_root()
     values = {"bundle_root": str(root), "save": False, "measure": False, **settings}

@@ -1,13 +1,13 @@
 """Batch normalisation that takes part of its statistics from the photograph, for cameras a network has not seen.
 
-What a network has learnt of one camera, the means and variances of its features included, is off for another, whose
-features are darker, flatter or more alike. A photograph has pixels enough to say what they are in itself.
+The feature means and variances learnt from one camera are off for another, whose features are darker, flatter or more
+alike. A photograph has enough pixels to estimate its own.
 
 Source: S. Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS
-2020, arXiv:2006.16971, whose mixture of both statistics this is.
+2020, arXiv:2006.16971, from which this mixture of both statistics is taken.
 """
 
-# No "from __future__ import annotations": TorchScript reads the annotations of what it leaves out as they are.
+# No "from __future__ import annotations": TorchScript does not evaluate annotations of methods it leaves out.
 from typing import Final
 
 import torch
@@ -26,21 +26,21 @@ __all__ = [
 ]
 
 EVERY = 4
-"""One row in so many is measured: neighbours are alike, and to measure all would take longer than to normalise."""
+"""Only one row in this many is measured: neighbours are alike, and measuring all takes longer than normalising."""
 
 
 class _Adaptive(_BatchNorm):
-    """Normalises as its other base class in training, and by the mixture when the network is evaluated.
+    """Normalises like its other base class in training, and with the mixed statistics in evaluation.
 
     Attributes:
-        share: of the photograph's own statistics, 0 to 1; the rest are those of the training.
+        share: weight of the photograph's own statistics, 0 to 1; the training's have the rest.
     """
 
     share = 0.0
     every: Final = EVERY
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, *spatial), any number type → the same, each image of the batch by itself when evaluated."""
+        """(B, C, *spatial), any number type → the same; each image is normalised separately in evaluation."""
         if self.training or self.share == 0:
             return self._plain(x)
         assert self.running_mean is not None and self.running_var is not None
@@ -58,20 +58,20 @@ class _Adaptive(_BatchNorm):
         return super().forward(x)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows of it."""
+        """The arguments that ``print`` shows."""
         return f"{super().extra_repr()}, share={self.share}"
 
 
 class AdaptiveBatchNorm2d(_Adaptive, nn.BatchNorm2d):
-    """``torch.nn.BatchNorm2d`` with the mixture, (B, C, H, W)."""
+    """``torch.nn.BatchNorm2d`` with mixed statistics, (B, C, H, W)."""
 
 
 class AdaptiveBatchNorm3d(_Adaptive, nn.BatchNorm3d):
-    """``torch.nn.BatchNorm3d`` with the mixture, (B, C, D, H, W)."""
+    """``torch.nn.BatchNorm3d`` with mixed statistics, (B, C, D, H, W)."""
 
 
 class AdaptiveSyncBatchNorm(_Adaptive, nn.SyncBatchNorm):
-    """``torch.nn.SyncBatchNorm`` with the mixture."""
+    """``torch.nn.SyncBatchNorm`` with mixed statistics."""
 
 
 _ADAPTIVE: dict[type[nn.Module], type[_Adaptive]] = {
@@ -82,15 +82,15 @@ _ADAPTIVE: dict[type[nn.Module], type[_Adaptive]] = {
 
 
 def adapt_batch_norm(module: nn.Module, share: float) -> nn.Module:
-    """Let every batch normalisation of a network adapt to the photograph, as ``convert_sync_batchnorm`` does its own.
+    """Make a network's batch normalisation adapt to the photograph; works like ``convert_sync_batchnorm``.
 
     Args:
-        module: a network, which is changed, or a batch normalisation with weights and running statistics, which keep
-            their names and places.
-        share: of the photograph's own statistics, 0 to 1.
+        module: a network, modified in place, or a batch normalisation; weights and running statistics are required and
+            keep their names and places.
+        share: weight of the photograph's own statistics, 0 to 1.
 
     Returns:
-        The network, or what takes the place of the batch normalisation.
+        The network, or the layer that replaces the batch normalisation.
 
     Raises:
         ArgumentError: if the share is out of its range, or a batch normalisation has no statistics or weights.
@@ -111,7 +111,7 @@ def adapt_batch_norm(module: nn.Module, share: float) -> nn.Module:
 
 
 def convert_sync_batchnorm(network: nn.Module) -> nn.Module:
-    """As ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``; what adapts goes on adapting."""
+    """Like ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, but adaptive layers stay adaptive."""
     shares = {name: layer.share for name, layer in network.named_modules() if isinstance(layer, _Adaptive)}
     network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for name, share in shares.items():

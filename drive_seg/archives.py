@@ -1,4 +1,4 @@
-"""Archives: those of datasets, unpacked safely (nothing outside the folder, no link, within bounds), and our own."""
+"""Unpacks dataset archives safely (nothing outside the folder, no links, limited size) and writes our own archives."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BLOCK = 2**20
 
 @contextlib.contextmanager
 def unpacked(source: Path, beside: Sequence[str]) -> Iterator[list[Path]]:
-    """Folders that hold everything in ``source``, archives in archives included; temporary ones go away afterwards."""
+    """Folders that hold everything in ``source``, nested archives included; temporary ones are deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="drive-seg-") as temporary:
         if source.is_dir():
             roots, archives = [source], _archives_in(source)
@@ -43,7 +43,7 @@ def unpacked(source: Path, beside: Sequence[str]) -> Iterator[list[Path]]:
         for nesting in range(_MAX_NESTING):
             folders = []
             for number, archive in enumerate(archives):
-                # Named for the archive, because some hold their files without the folder they belong to.
+                # Named after the archive, because some archives lack the folder that their files belong in.
                 folder = Path(temporary, f"{nesting}-{number}", archive.name.split(".")[0])
                 folder.mkdir(parents=True)
                 _unpack(archive, folder, budget)
@@ -54,14 +54,14 @@ def unpacked(source: Path, beside: Sequence[str]) -> Iterator[list[Path]]:
 
 
 def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
-    """Write a zip file whose bytes depend on nothing but the names and the contents.
+    """Write a zip file whose bytes depend only on the names and contents of its members.
 
-    Members are sorted and have the same date and permissions. They are stored as they are: weights hardly shrink, and
-    what deflate makes of them depends on the version of zlib.
+    Members are sorted, share one date and set of permissions, and are stored uncompressed: weights hardly shrink, and
+    deflate's output depends on the version of zlib.
 
     Args:
         path: the zip file, overwritten.
-        members: contents, or the files that hold them, by their names in the archive.
+        members: contents, or paths of files that hold them, by name in the archive.
     """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in sorted(members.items()):
@@ -72,12 +72,12 @@ def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Files below ``folder`` in order of name, without hidden ones such as macOS adds to archives (``._name``)."""
+    """Files below ``folder`` in sorted order, without hidden ones such as macOS adds to archives (``._name``)."""
     return sorted(p for p in folder.rglob("*") if not p.name.startswith(".") and p.is_file())
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a file, unpacked where it was packed alone (``.gz``)."""
+    """The content of a file, decompressed if it is a single gzipped file (``.gz``)."""
     try:
         if path.suffix.lower() == ".gz":
             with gzip.open(path) as packed:
@@ -147,7 +147,7 @@ def _unpack_zip(archive: Path, folder: Path, budget: _Budget) -> None:
     with zipfile.ZipFile(archive) as content:
         members = content.infolist()
         for member in members:
-            # orig_filename, because zipfile cuts names at a null byte and turns separators.
+            # orig_filename, because zipfile cuts names at a null byte and converts separators.
             _check_member(archive, member.orig_filename)
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -176,7 +176,7 @@ def _unpack_tar(archive: Path, folder: Path, budget: _Budget) -> None:
 
 
 def _check_rest(archive: Path, content: tarfile.TarFile) -> None:
-    """Read on to the checksum of what was packed, before which tarfile stops."""
+    """Read on to the checksum of the compressed data; tarfile stops before it."""
     assert content.fileobj is not None
     for _ in range(MAX_UNPACKED_BYTES // _BLOCK):
         if not content.fileobj.read(_BLOCK):

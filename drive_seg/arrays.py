@@ -1,4 +1,4 @@
-"""Between arrays, tensors and MONAI's tensors, and between masks and numbers."""
+"""Conversions between arrays, tensors and MONAI's tensors, and between masks and numbers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def to_numpy(image: torch.Tensor | np.ndarray) -> np.ndarray:
 
 
 def plain(image: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """The same numbers as a tensor that knows nothing of files and transforms, and costs nothing for it."""
+    """The same numbers as a tensor without metadata of files and transforms, and without their overhead."""
     return image.as_tensor() if isinstance(image, MetaTensor) else as_tensor(image)
 
 
 def as_tensor(image: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """An array as a tensor; a tensor as it is, with what it knows.
+    """An array as a tensor; a tensor as it is, with its metadata.
 
-    An array that PyTorch does not take, read-only, mirrored or of another byte order, is copied.
+    An array that PyTorch does not accept (read-only, mirrored or in another byte order) is copied.
     """
     if isinstance(image, torch.Tensor):
         return image
@@ -32,15 +32,15 @@ def as_tensor(image: torch.Tensor | np.ndarray) -> torch.Tensor:
 
 
 def like(pixels: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """The pixels with what ``image``, which they were made of, knows of its file and its transforms, if anything."""
+    """The pixels with the metadata and transforms of ``image``, from which they were made, if it has any."""
     if not isinstance(image, MetaTensor):
         return pixels
     return MetaTensor(pixels, meta=image.meta, applied_operations=image.applied_operations)
 
 
 def zeros_and_ones(mask: torch.Tensor) -> torch.Tensor:
-    """1 where a mask of any type is not 0, as bytes.
+    """1 where a mask of any type is not 0, else 0, as uint8.
 
-    Comparing with 0 and multiplying by booleans take PyTorch many times as long on a CPU.
+    Comparing with 0 and multiplying by booleans both take PyTorch many times as long on a CPU.
     """
     return mask.bool().view(torch.uint8)

@@ -1,4 +1,4 @@
-"""What MONAI's random transforms do not have: the traces of JPEG compression, and a quick resampling."""
+"""Random transforms that MONAI lacks: JPEG compression artefacts and faster resampling."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["RandAffineFloat32d", "RandJPEGd", "compress"]
 
 
 def compress(image: torch.Tensor, quality: int) -> torch.Tensor:
-    """An image as it comes back from a JPEG file: blocks of 8 pixels, ringing at edges, colour at half the resolution.
+    """Save an image as JPEG and read it back: blocks of 8 pixels, ringing at edges, colour at half the resolution.
 
     Args:
-        image: (3, H, W), float, of any range; its smallest and largest value become 0 and 255 for the while.
+        image: (3, H, W), float, any range; its minimum and maximum are mapped to 0 and 255 for the encoder.
         quality: of Pillow's JPEG encoder, 1 (worst) to 95.
 
     Returns:
@@ -60,7 +60,7 @@ class RandJPEGd(RandomizableTransform, MapTransform):
         self._chosen = int(self.R.randint(self.quality[0], self.quality[1] + 1))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with its images as they come out of a JPEG file, or as they were; (3, H, W), float."""
+        """The case with its images compressed or unchanged; (3, H, W), float."""
         case = dict(data)
         self.randomize()
         if self._do_transform:

@@ -25,20 +25,20 @@ _logger = logging.getLogger(__name__)
 
 
 class MovingAverage:
-    """Exponential moving average of a network's weights over the steps of its training.
+    """Exponential moving average of a network's weights over its training steps.
 
-    While the learning rate is high the weights go to and fro from step to step; their average goes less, and is sooner
-    where they are going. It is to be validated and saved in the network's place. At the end of a schedule that ends
-    near 0 the two are all but the same. ignite's ``EMAHandler`` begins with the network as it was made, not with the
-    weights that a training starts from, and cannot be resumed while its decay still grows.
+    While the learning rate is high, the weights fluctuate from step to step; their average fluctuates less and
+    converges sooner. Validate and save it in the network's place. At the end of a schedule that ends near 0, the two
+    are all but the same. ignite's ``EMAHandler`` begins with the network as constructed, not with the weights that a
+    training starts from, and cannot be resumed while its decay is still growing.
 
     Args:
-        network: which is trained.
-        decay: what stays of the average in a step, 0 to below 1; less in the first steps, of which n have been,
-            (1 + n) / (10 + n), as in TensorFlow's ``ExponentialMovingAverage``. 0: the weights themselves.
+        network: the network being trained.
+        decay: share of the average kept in each step, 0 to below 1; after n steps at most (1 + n) / (10 + n), as in
+            TensorFlow's ``ExponentialMovingAverage``. 0: the weights themselves.
 
     Attributes:
-        network: a copy of it with the averages, of batch norm's statistics, too.
+        network: a copy of it with the averages, batch-norm statistics included.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -50,7 +50,7 @@ class MovingAverage:
 
     @property
     def network(self) -> nn.Module:
-        """With the averages of the steps so far."""
+        """The copy with the averages of the steps so far."""
         return self._averaged.module
 
     def reset(self) -> None:
@@ -58,15 +58,15 @@ class MovingAverage:
         self._averaged.n_averaged.zero_()
 
     def update(self) -> None:
-        """Take in the weights after a step; the first ones are the average."""
+        """Add the weights after a step; the first ones become the average."""
         self._averaged.update_parameters(self.trained)
 
     def state_dict(self) -> dict[str, Any]:
-        """The network's, and how many steps it is the average of."""
+        """The averaged network's state dict, and the number of steps averaged."""
         return {"network": self.network.state_dict(), "steps": int(self._averaged.n_averaged)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from a saved state."""
         self.network.load_state_dict(state["network"])
         self._averaged.n_averaged.fill_(state["steps"])
 
@@ -82,23 +82,23 @@ class AverageEveryStep:
     """Keeps a ``MovingAverage`` up to date.
 
     Args:
-        average: of the network that is trained.
+        average: average of the network being trained.
     """
 
     def __init__(self, average: MovingAverage) -> None:
         self.average = average
 
     def attach(self, engine: Engine) -> None:
-        """Attach to the trainer, before ``TrainingState``, which puts the average of a resumed training back."""
+        """Attach to the trainer, before ``TrainingState``, which restores the average of a resumed training."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
-        """What comes is another training, or another round of a federated one, with other weights."""
+        """Start anew: another training, or another round of a federated one, starts with other weights."""
         self.average.reset()
 
     def __call__(self, engine: Engine) -> None:
-        """Take in the weights, if this iteration has changed them."""
+        """Add the weights, if this iteration has changed them."""
         if steps_now(engine):
             self.average.update()
 
@@ -110,22 +110,23 @@ def average_weights(
     output: str | os.PathLike,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Write the mean of the weights of one network's trainings, of which the later ones began with the earlier ones.
+    """Write the mean of the weights of successive trainings, each started from the previous one's weights.
 
-    Beside it lie the cases that any of the trainings has learnt, if all of them tell, see ``drive_seg.learnt_cases``.
+    The cases that any of the trainings has learnt are listed beside it, if they are known for all of them, see
+    ``drive_seg.learnt_cases``.
 
-    It often does better than either on photographs that neither knew (Wortsman et al., Robust fine-tuning of zero-shot
-    models, CVPR 2022). The statistics of batch norm are no mean of theirs and are taken anew.
+    The mean often does better than each of them on photographs that none has seen (Wortsman et al., Robust fine-tuning
+    of zero-shot models, CVPR 2022). Its batch-norm statistics are not the mean of theirs and are computed anew.
 
     Args:
-        network: what the weights are of, on ``device``; holds other weights afterwards.
+        network: the network that the weights belong to, on ``device``; its own weights are overwritten.
         paths: state dicts, two or more, see ``drive_seg.checkpoints.load_weights``.
-        images: batches (B, C, H, W), float32, as in training; their statistics become those of batch norm.
-        output: where the mean goes, such as ``models/model.pt``.
-        device: where the network is.
+        images: batches (B, C, H, W), float32, as in training; batch-norm statistics are computed from them.
+        output: file to write, such as ``models/model.pt``.
+        device: device of the network.
 
     Raises:
-        DriveSegError: if there are fewer than two files, one does not fit the network, or ``output`` is there already;
+        DriveSegError: if there are fewer than two files, one does not fit the network, or ``output`` exists already;
             under torchrun.
     """
     if isinstance(paths, (str, os.PathLike)) or len(paths) < 2:

@@ -1,31 +1,32 @@
-"""Pixels of any depth as 8 bits."""
+"""Converts pixels of any bit depth to 8 bits."""
 
 from __future__ import annotations
 
 import numpy as np
 
 SENSOR_BITS = (8, 10, 12, 14, 16)
-"""What cameras deliver a channel in."""
+"""Bits per channel that cameras deliver."""
 
 
 def to_8_bit(values: np.ndarray, full_scale: float | None = None) -> np.ndarray:
     """Scale pixels to 0 to 255.
 
-    Where a file declares how bright white is (DICOM's bits stored, PPM's maximum), that is taken. The 16 bits of a PNG,
-    TIFF or NIfTI declare nothing: 12 bits of a camera are commonly put into them as they are. Then the fewest
-    of 8, 10, 12, 14 and 16 bits that hold the brightest value are full scale. The brightest value itself is not,
-    because one hot pixel or one reflection would set the exposure, and two photographs of one camera would differ in
-    it. A photograph of true 16 bits is read too bright only if it stays below a quarter of the scale.
+    If a file declares the value of white (DICOM's bits stored, PPM's maximum), that is full scale. The 16 bits of a
+    PNG, TIFF or NIfTI declare nothing and often hold a camera's 12 bits unscaled. Full scale is then the fewest of 8,
+    10, 12, 14 and 16 bits that hold the brightest value. The brightest value itself is not used, because one hot pixel
+    or reflection would set the exposure, and two photographs from one camera would differ in it. A true 16-bit
+    photograph is read too bright only if it stays below a quarter of the scale.
 
     Args:
         values: any shape, at least one pixel, integers or floats, not negative.
-        full_scale: the value of white; None if not declared. Floats that do not exceed 1 then have it at 1.
+        full_scale: the value of white; None if not declared; it is then 1 for floats that do not exceed 1.
 
     Returns:
-        uint8, of the shape of ``values``; integers are rounded down, so that every level is as wide as the others.
+        uint8, of the shape of ``values``; integers are rounded down, so that all levels are equally wide.
 
     Raises:
-        ValueError: if a value is negative, not finite or beyond 16 bits, or the value of white is.
+        ValueError: if a value is negative or not finite, or beyond 16 bits where white is not declared, or if white is
+            below 1 or beyond 16 bits.
     """
     if values.dtype == np.uint8 and full_scale in (None, 255):
         return values

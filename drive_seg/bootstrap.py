@@ -1,4 +1,4 @@
-"""Intervals for means over cases, of which some are of one person."""
+"""Intervals for means over cases, some of which belong to the same person."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ __all__ = ["Bootstrap"]
 class Bootstrap:
     """Percentile bootstrap of a mean over cases (Efron & Tibshirani, 1993, ch. 13).
 
-    Persons are drawn with replacement, each with all of their cases, because both eyes of a person are alike. Of few
-    persons the intervals are too narrow: of 8 independent normal values one of 95 % holds the mean in 88 % of samples.
+    Persons are drawn with replacement, each with all of their cases, because both eyes of a person are alike. With
+    few persons the intervals are too narrow: a 95 % interval of 8 independent normal values covers the mean in 88 % of
+    samples.
 
     Args:
-        samples: how often all persons are drawn anew.
+        samples: number of resamples.
         seed: any whole number from 0.
-        level: share of the means that the interval holds.
+        level: share of the resampled means that the interval covers.
     """
 
     samples: int
@@ -40,11 +41,11 @@ class Bootstrap:
             raise DriveSegError(f"level: expected a share between 0 and 1, such as 0.95, got {self.level}")
 
     def interval(self, values: np.ndarray, persons: Sequence[str] | np.ndarray | None = None) -> tuple[float, float]:
-        """Lower and upper end for the mean of values; NaN of fewer than two persons.
+        """Lower and upper end of the interval for the mean; NaN for fewer than two persons.
 
         Args:
-            values: (n,), one a case, all defined.
-            persons: whose each is, n of them; None: each is of another.
+            values: (n,), one per case, all defined.
+            persons: the person of each value, n; None: all differ.
         """
         names, of_person = np.unique(np.arange(len(values)) if persons is None else persons, return_inverse=True)
         if len(names) < 2:

@@ -1,7 +1,7 @@
-"""The figures of the report, drawn with matplotlib as SVG that needs no fonts and no network.
+"""Figures of the report, drawn with matplotlib as SVG that needs no fonts and no network.
 
-The prediction is blue and the second observer vermillion everywhere, which stay apart for colour-blind readers
-(Okabe & Ito, 2008) and, by marker and line style, in print without colour.
+The prediction is always blue and the second observer vermillion, which colour-blind readers can tell apart
+(Okabe & Ito, 2008); marker and line style also differ, for print without colour.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _POINTS = 300
 
 
 def roc_chart(results: Sequence[CaseResult]) -> str:
-    """ROC curves inside the field of view: pooled, of every case, and the second observer's points. SVG."""
+    """ROC curves inside the field of view, pooled and of every case, and the second observer's points. SVG."""
     pooled, cases = _probabilities(results)
 
     def draw(axes: Axes) -> None:
@@ -130,7 +130,7 @@ def calibre_chart(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def calibre_name(row: Mapping[str, Any]) -> str:
-    """Range of one calibre in percent of the field of view's diameter, such as ``0.5–1``."""
+    """A calibre range in percent of the field of view's diameter, such as ``0.5–1``."""
     low, high = row["from"], row["to"]
     if high is None or not np.isfinite(high):
         return f"> {100 * low:g}"
@@ -156,7 +156,7 @@ def _points(
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most ``_POINTS`` points of a curve, evenly along its length."""
+    """At most ``_POINTS`` points of a curve, evenly spaced along its length."""
     length = np.concatenate([[0], np.cumsum(np.hypot(np.diff(x), np.diff(y)))])
     chosen = np.unique(np.searchsorted(length, np.linspace(0, length[-1], _POINTS)).clip(0, len(x) - 1))
     return x[chosen], y[chosen]

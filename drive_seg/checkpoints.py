@@ -1,7 +1,7 @@
 """Weights and training states on disk.
 
-``model.pt`` is a plain state dict of CPU tensors, the best so far; ``last.pt`` is all that a training needs to go
-on. Both are written whole or not at all and read with ``weights_only=True``.
+``model.pt`` is a plain state dict of CPU tensors, the best so far; ``last.pt`` is all that a training needs to
+resume. Both are written whole or not at all and read with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> None
         try:
             with temporary.open("wb") as file:
                 torch.save(_on_cpu(content), file)
-        except RuntimeError as error:  # what torch makes of a full disk, and of Ctrl-C
-            own = error.__context__  # says it better
+        except RuntimeError as error:  # torch raises it for a full disk and Ctrl-C, too
+            own = error.__context__  # the original error tells more
             raise (own if isinstance(own, (OSError, KeyboardInterrupt)) else OSError(f"{error}")) from error
 
 
@@ -64,8 +64,8 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         raise DriveSegError(f"{path}: there is no such checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damaged bytes lead to
-        # Of pickles it says how to load them all the same, which nobody should.
+    except Exception as error:  # damaged bytes may make torch raise anything
+        # For pickles, torch's message says how to load them anyway, which nobody should.
         reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({_first_line(error)})"
         raise DriveSegError(f"{path}: is not a checkpoint of tensors and plain values{reason}") from error
     if not isinstance(content, Mapping):
@@ -74,10 +74,10 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike) -> nn.Module:
-    """Load a state dict into ``network`` and return it; from a training state its averaged weights.
+    """Load a state dict, or the averaged weights of a training state, into ``network`` and return the network.
 
     Raises:
-        DriveSegError: if the file is missing or its weights are not those of such a network.
+        DriveSegError: if the file is missing or its weights do not fit the network.
     """
     content = load_checkpoint(path)
     average = content.get("moving_average")
@@ -95,7 +95,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike) -> nn.Module:
 
 
 def _sizes(weights: Any) -> dict[str, int]:
-    """The arguments of the UNet that weights are of; nothing if they are of something else."""
+    """The arguments of the UNet that weights belong to; empty if they belong to something else."""
     try:
         num_classes, base_channels = weights["output.conv.weight"].shape[:2]
         depth = len({name.split(".")[1] for name in weights if name.startswith("decoder.")})
@@ -105,13 +105,14 @@ def _sizes(weights: Any) -> dict[str, int]:
 
 
 class WeightsCheckpointLoader:
-    """Loads weights when an engine starts. By its name MONAI's federated client leaves it out of an evaluation.
+    """Loads weights when an engine starts.
 
-    The engine's state then has ``loaded_weights``, the files.
+    MONAI's federated client recognises it by its name and leaves it out of an evaluation. The loaded files are listed
+    in the engine's state as ``loaded_weights``.
 
     Args:
-        network: what to load into; a ``drive_seg.ensemble.Ensemble`` if there are several files.
-        path: state dict, see ``load_weights``; or several, one for each member of the ensemble.
+        network: network to load into; a ``drive_seg.ensemble.Ensemble`` if there are several files.
+        path: state dict, see ``load_weights``, or several, one for each member of the ensemble.
     """
 
     def __init__(self, network: nn.Module, path: str | Sequence[str]) -> None:
@@ -126,7 +127,7 @@ class WeightsCheckpointLoader:
         """Load.
 
         Raises:
-            DriveSegError: if there are not as many files as members, or one is missing or does not fit.
+            DriveSegError: if the numbers of files and members differ, or a file is missing or does not fit.
         """
         if isinstance(self.path, str):
             networks, paths = [self.network], [self.path]
@@ -140,13 +141,13 @@ class WeightsCheckpointLoader:
 
 
 class PretrainedWeights:
-    """Loads the weights that a training starts from, for fine-tuning; its own state goes first where it resumes.
+    """Loads the weights that a fine-tuning starts from, unless it resumes from its own state.
 
     Args:
-        network: what to load into.
+        network: network to load into.
         path: state dict, see ``load_weights``; None: the training starts from random weights.
         state: the file that ``TrainingState`` resumes from.
-        resume: as there.
+        resume: as for ``TrainingState``.
     """
 
     def __init__(self, network: nn.Module, path: str | None, state: str, resume: bool = False) -> None:
@@ -163,7 +164,7 @@ class PretrainedWeights:
         """Load, unless the training goes on from an earlier epoch.
 
         Raises:
-            DriveSegError: if the file is missing or its weights are not those of such a network.
+            DriveSegError: if the file is missing or its weights do not fit the network.
         """
         if self.path is None or engine.state.epoch > 0 or (self.resume and self.state.exists()):
             return
@@ -172,11 +173,11 @@ class PretrainedWeights:
 
 
 class BestModelSaver:
-    """Writes the network's state dict whenever validation found the best key metric so far.
+    """Writes the network's state dict whenever validation gives the best key metric so far.
 
     Args:
-        network: whose weights to save.
-        path: where, such as ``models/model.pt``.
+        network: network whose weights are saved.
+        path: file to write, such as ``models/model.pt``.
     """
 
     def __init__(self, network: nn.Module, path: str) -> None:
@@ -194,24 +195,23 @@ class BestModelSaver:
 
 
 class TrainingState:
-    """Saves after every epoch what a training needs to go on, and goes on from it on request.
+    """Saves after every epoch what a training needs to resume, and resumes from it on request.
 
-    What is random in an epoch depends on the seed and the epoch alone (``EpochSeed``), so there is no random state to
-    keep. While the training runs it holds a lock beside the file, which the operating system frees however the
-    process ends.
+    An epoch's random numbers depend on the seed and the epoch alone (``EpochSeed``), so no random state is saved. A
+    running training holds a lock beside the file, which the operating system frees however the process ends.
 
     Args:
         path: file to save to and to resume from, such as ``models/last.pt``.
-        parts: what has a ``state_dict``: network, optimizer, schedule, … by name; None for what a config leaves out.
-        evaluator: whose best metric is kept, too.
-        resume: go on from ``path``, or start if it was not written yet. Otherwise there must be no such file, so that
-            no training overwrites another. A trainer that is run for more epochs, as in every round of a federated
-            training, goes on as it is.
-        settings: values by config key that a training must be resumed with as it was begun, numbers, texts and lists
-            of them: what the state itself brings back, or what would make it another training.
-        best: file of the best weights beside; one that is there at the beginning is kept under another name; one of
-            this training, too, if it was killed after it had written one and before its first state.
-        output_dir: folder of the training's other files, which is locked, too.
+        parts: objects with a ``state_dict`` by name: network, optimizer, schedule, …; None for what a config omits.
+        evaluator: evaluator whose best metric is saved, too.
+        resume: continue from ``path``, or start if it does not exist yet. If False, it must not exist, so that no
+            training overwrites another. A trainer that is run for more epochs, as in every round of a federated
+            training, simply continues.
+        settings: values by config key (numbers, texts and lists of them) that must stay the same when a training is
+            resumed: what the state itself restores, or what would make it another training.
+        best: file of the best weights. One that exists at the start is kept under another name, even one of this
+            training, if it was killed after writing it and before its first state.
+        output_dir: folder of the training's other files, locked, too.
         writes: False in all but one of several processes, which load but neither lock nor save.
     """
 
@@ -244,11 +244,12 @@ class TrainingState:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._release_and_raise)
 
     def start(self, engine: Engine) -> None:
-        """Take the lock, and put the state back if this run resumes.
+        """Take the locks, and restore the state if this run resumes.
 
         Raises:
-            DriveSegError: if another training uses the folder, if what is to be resumed is of another network or
-                optimizer, or if there is an earlier training that is not to be resumed.
+            DriveSegError: if another training uses the folder, if the state to resume from is of another network or
+                optimizer, of other settings or not the same for all processes, or if there is an earlier training that
+                is not to be resumed.
         """
         if self.writes:
             self._take_locks()
@@ -293,7 +294,7 @@ class TrainingState:
         save_checkpoint(content, self.path)
 
     def release(self, engine: Engine) -> None:
-        """Let another training use the folders."""
+        """Release the folders for another training."""
         for lock in self._locks.values():
             lock.release()
 
@@ -336,10 +337,11 @@ def _epoch_of(content: Mapping[str, Any] | None) -> int | None:
 
 
 def restarted(path: str | os.PathLike) -> bool:
-    """True if torchrun has started the processes again after one had failed, and ``path`` is a state of this very run.
+    """True if torchrun has restarted the processes after a failure and ``path`` is a state of this same run.
 
-    The state of an earlier training must not be gone on with because torchrun takes its refusal for a failure. All
-    processes give the same answer: on several machines those of a healthy one are started again, too, and not told so.
+    A run refuses the state of an earlier training, which torchrun takes for a failure; the restart must not resume it.
+    All processes give the same answer: on several machines, those of a healthy one are restarted, too, without being
+    told so.
     """
     ours = Path(path).is_file() and load_checkpoint(path).get("progress", {}).get("job") == torchrun_job()
     answers = gather((restart_count() > 0, ours))
@@ -357,6 +359,6 @@ def _on_cpu(content: Any) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error says, and its kind where that are no words."""
+    """The first line of an error's message, with the error's type if it holds no words."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return first if any(map(str.isalpha, first)) else f"{type(error).__name__} {first}".strip()

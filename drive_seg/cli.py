@@ -1,4 +1,4 @@
-"""The ``drive-seg`` command: flags to overrides of the bundle's configs, and nothing of the recipe.
+"""The ``drive-seg`` command: turns flags into overrides of the bundle's configs, where the recipe is.
 
 torch and MONAI are imported inside the commands, so that ``drive-seg --help`` answers at once.
 """
@@ -22,17 +22,17 @@ app = typer.Typer(
     "spelt as for python -m monai.bundle: --max_epochs 100 --optimizer#momentum 0.95",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",  # which alone joins the lines of a paragraph
+    rich_markup_mode="markdown",  # the only mode that joins a paragraph's lines
     pretty_exceptions_enable=False,
 )
 _INTERRUPTED = 130
-"""What typer ends with after Ctrl-C."""
+"""Typer's exit code after Ctrl-C."""
 
 _OVERRIDABLE = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def _further(config: str, *examples: str) -> str:
-    """What else a command takes, below its options."""
+    """The help below a command's options: what else it takes."""
     return f"Any key of bundle/configs/{config}.json is an option, too, and explained there: {', '.join(examples)}."
 
 
@@ -52,7 +52,7 @@ DatasetDirs = Annotated[
     ),
 ]
 ScoredDir = Annotated[
-    list[Path],  # so that a second one is refused rather than taken in place of the first
+    list[Path],  # so that a second one is refused rather than replacing the first
     typer.Option(
         "--dataset-dir",
         "--dataset_dir",
@@ -140,13 +140,13 @@ def evaluate(
     ] = None,
     bundle_root: BundleRoot = None,
 ) -> None:
-    """Score weights on the test cases; writes metrics.csv, summary.json and report.html into OUTPUT_DIR.
+    """Score weights on the test cases and write metrics.csv, summary.json and report.html into OUTPUT_DIR.
 
     The report needs the extra: pip install 'drive-seg\\[report]'.
 
-    Where the test cases have no annotations, as in DRIVE today, the held-out validation cases are scored and
-    a warning says so. A case that cannot be scored is reported, and the others are finished. --fold k/n scores what
-    that fold of a cross-validation held out.
+    If the test cases have no annotations, as in DRIVE today, the held-out validation cases are scored, with a warning.
+    A case that cannot be scored is reported, and the rest are still scored. --fold k/n scores the cases that this fold
+    of a cross-validation held out.
 
     Example: drive-seg evaluate --dataset-dir data/CHASE_DB1 --checkpoint runs/chase/model.pt
     """
@@ -218,10 +218,10 @@ def predict(
     checkpoint: Checkpoint = None,
     bundle_root: BundleRoot = None,
 ) -> None:
-    """Segment photographs: a mask, a probability map and an overlay for each, at its own size, and gallery.html.
+    """Segment photographs: a mask, a probability map and an overlay of each, at its own size, and gallery.html.
 
-    OUTPUT_DIR/vessels.csv has the measures of each: density, length, calibre, branching, tortuosity, and its quality.
-    A photograph that cannot be segmented is reported and listed in OUTPUT_DIR/failed.csv, and the others are finished.
+    OUTPUT_DIR/vessels.csv lists each one's measures (density, length, calibre, branching, tortuosity) and quality.
+    A photograph that cannot be segmented is reported and listed in OUTPUT_DIR/failed.csv; the rest are still segmented.
 
     Example: drive-seg predict clinic/ eye.jpg --checkpoint runs/chase/model.pt --output-dir masks
     """
@@ -242,7 +242,7 @@ def predict(
 
 @app.command()
 def demo(output_dir: OutputDir = Path("drive-seg-demo"), bundle_root: BundleRoot = None) -> None:
-    """See everything at work in a few minutes, without any data of your own.
+    """See everything work in a few minutes, without any data of your own.
 
     Draws phantom photographs, trains on them briefly, scores the result, and segments a real photograph.
     """
@@ -273,8 +273,8 @@ def export(
 ) -> None:
     """Write weights for other runtimes: TorchScript (model.ts), torch.export (model.pt2) and ONNX (model.onnx).
 
-    Each takes normalised images of any height and width, from 16 pixels (80 for pt2 and onnx), and is compared with the
-    network.
+    Each file takes normalised images of any height and width from 16 pixels (80 for pt2 and onnx), and is compared with
+    the network.
 
     Example: drive-seg export --checkpoint runs/chase/model.pt --output-dir exported
     """
@@ -313,7 +313,7 @@ def package(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; an error that the user can mend is one sentence on stderr and exit code 1."""
+    """Run the command line; an error that the user can fix is printed to stderr as one sentence, with exit code 1."""
     arguments = _with_flags(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
@@ -330,7 +330,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _with_flags(arguments: list[str]) -> list[str]:
-    """``--resume`` for ``--resume true`` and ``--resume=true``, as MONAI's command spells it, and nothing for false."""
+    """Turn MONAI's spelling ``--resume true`` or ``--resume=true`` into ``--resume``, and drop it for false."""
     joined: list[str] = []
     for argument in arguments:
         if joined and joined[-1] == "--resume" and argument.lower() in ("true", "false"):
@@ -342,7 +342,7 @@ def _with_flags(arguments: list[str]) -> list[str]:
 
 
 def _speaks() -> bool:
-    """torchrun's first process speaks for all."""
+    """Whether this process prints: only torchrun's first one does."""
     from drive_seg.distributed import get_rank
 
     return get_rank() == 0

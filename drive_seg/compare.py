@@ -1,4 +1,4 @@
-"""Two evaluations of the same cases, case by case: is the difference more than chance?"""
+"""Compares two evaluations of the same cases, case by case: is the difference more than chance?"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_summary(path: str | os.PathLike) -> dict[str, Any]:
         path: the file, or the folder it is in.
 
     Raises:
-        DriveSegError: if there is none or it is not of an evaluation.
+        DriveSegError: if there is none or it is not an evaluation's.
     """
     file = Path(path)
     file = file / "summary.json" if file.is_dir() else file
@@ -48,24 +48,24 @@ def compare(
     bootstrap: Bootstrap | None = None,
     region: str = FOV,
 ) -> dict[str, Any]:
-    """Paired differences of two summaries' predictions, ``second`` less ``first``.
+    """Paired differences of two summaries' predictions, ``second`` minus ``first``.
 
     Args:
-        first, second: of ``read_summary``.
-        bootstrap: of the mean difference's interval; None: as in the first evaluation.
+        first, second: summaries, see ``read_summary``.
+        bootstrap: how to compute the mean difference's interval; None: as in the first evaluation.
         region: ``fov`` or ``whole``.
 
     Returns:
-        ``figures``: by name ``cases`` (in which both are defined), ``first`` and ``second`` (their means over these),
-        ``difference`` (mean), ``sd`` (n - 1), ``ci`` and ``p`` of the two-sided Wilcoxon signed-rank test of the
-        persons' mean differences, because both eyes of a person are alike; ``cases``: rows of ``case_id`` and every
-        figure's difference; ``persons``: how many; ``level`` of the intervals; ``only``: cases that one of both lacks;
-        ``unlike``: what of protocol and settings differs, as pairs. What is undefined is NaN: sd of one case, interval
-        of one person, p where no case differs.
+        ``figures``: for each name, ``cases`` (number in which both are defined), ``first`` and ``second`` (their means
+        over these), ``difference`` (mean), ``sd`` (n - 1), ``ci``, and ``p`` of the two-sided Wilcoxon signed-rank test
+        of the persons' mean differences, because both eyes of a person are alike; ``cases``: rows of ``case_id`` and
+        every figure's difference; ``persons``: their number; ``level`` of the intervals; ``only``: cases that one of
+        the two lacks; ``unlike``: pairs of what differs in protocol, settings, weights, config and version. NaN is the
+        sd of one case, the interval of one person, and p if no person's mean differs.
 
     Raises:
-        DriveSegError: if the two have no case in common, were scored against different references, or have a case of
-            two sizes, which then is not the same photograph.
+        DriveSegError: if the two have no case in common, were scored against different references, do not have the
+            region, or have a case of two sizes, which then is not the same photograph.
     """
     bootstrap = bootstrap or Bootstrap(**{key: first["scoring"][key] for key in ("samples", "seed", "level")})
     references = [summary["protocol"].get("reference") for summary in (first, second)]

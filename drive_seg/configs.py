@@ -1,7 +1,7 @@
-"""The bundle's configs: where they are, and what of them may be overridden.
+"""The bundle's configs: where they are, and which keys may be overridden.
 
-MONAI accepts an override of a key that does not exist, so that a misspelt one is silently without effect. Here it is
-an error that suggests the nearest.
+MONAI accepts an override of a key that does not exist, so a misspelt one silently has no effect. Here it is an error
+that suggests the nearest key.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _DATED = re.compile(r"\d+(_\d+)+")
 """Numbers to Python, but folders to people: 2026_01_05."""
 
 SPECIAL = ("$", "@", "%")
-"""What expressions, references and macros begin with."""
+"""First characters of expressions, references and macros."""
 
 
 def bundle_root() -> Path:
@@ -69,14 +69,14 @@ def config_files(root: Path, *names: str) -> list[str]:
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """Overrides from the command line, ``--key value`` or ``--key=value``, as ``python -m monai.bundle`` takes them.
 
-    Values are read as JSON or as a Python literal, and are strings otherwise; one that begins with ``--`` needs the
-    form with ``=``. ``#`` and ``::`` both separate levels.
+    Values are read as JSON or Python literals, else as strings; one that begins with ``--`` needs the form with ``=``.
+    ``#`` and ``::`` both separate levels.
 
     >>> parse_overrides(["--max_epochs", "3", "--train#dataset#num_workers=0", "--precision", "float32"])
     {'max_epochs': 3, 'train::dataset::num_workers': 0, 'precision': 'float32'}
 
     Raises:
-        DriveSegError: if an argument is no ``--key`` or has no value.
+        DriveSegError: if an argument is not a ``--key`` or has no value.
     """
     others, overrides = split_overrides(arguments)
     if others:
@@ -85,7 +85,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Paths and overrides, as for ``parse_overrides``, where a command takes both.
+    """Paths and overrides, as in ``parse_overrides``, of a command that takes both.
 
     >>> split_overrides(["a.jpg", "--threshold", "0.4", "b.jpg"])
     (['a.jpg', 'b.jpg'], {'threshold': 0.4})
@@ -111,7 +111,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
 
 
 def path_value(path: str | os.PathLike) -> str:
-    """A path as a value of a config, in which what begins with ``$``, ``@`` or ``%`` means something else.
+    """A path as a config value, changed if it begins with ``$``, ``@`` or ``%``, which mean something there.
 
     >>> path_value("runs/a"), path_value("$runs")
     ('runs/a', './$runs')
@@ -121,7 +121,7 @@ def path_value(path: str | os.PathLike) -> str:
 
 
 def literal(value: Any) -> Any:
-    """The same value, written so that MONAI leaves it as it is, which turns ``#`` in any string into ``::``.
+    """The same value, written so that MONAI, which turns ``#`` in any string into ``::``, leaves it as it is.
 
     >>> literal({"output_dir": "runs/a#2", "t": "$2 * @n#m"})
     {'output_dir': "$'runs/a\\\\x232'", 't': '$2 * @n#m'}
@@ -136,12 +136,12 @@ def literal(value: Any) -> Any:
 
 
 def config_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Every key of a config, overlays merged, and of what it holds, by its full name, ``train::dataset::seed``."""
+    """All values of a config, overlays merged, at every level, by full key such as ``train::dataset::seed``."""
     return dict(_keys(config))
 
 
 def read_configs(files: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
-    """The configs, the base first, with the overrides in them, of which every part can be asked for.
+    """A parser of the configs, the base first, with the overrides applied, from which any part can be requested.
 
     Raises:
         DriveSegError: as ``check_overrides``.
@@ -169,7 +169,7 @@ def without_descriptions(config: Any) -> Any:
 
 
 def config_as_used(config: str | os.PathLike, overrides: Mapping[str, Any]) -> str:
-    """A config's text with the overrides in it, but for the weights' path, which nobody else has."""
+    """A config's text with the overrides applied, except the weights' path, which nobody else has."""
     from monai.bundle import ConfigParser  # the command line answers --help without it
 
     parser = ConfigParser(json.loads(Path(config).read_text(encoding="utf-8")))
@@ -178,10 +178,10 @@ def config_as_used(config: str | os.PathLike, overrides: Mapping[str, Any]) -> s
 
 
 def check_overrides(files: Sequence[str], overrides: Mapping[str, Any]) -> None:
-    """See that every override is of a key that the configs have, and a number, numbers or a boolean where theirs is.
+    """Check that every override's key exists, and that it is a number, numbers or a boolean where the config's is.
 
     Raises:
-        DriveSegError: naming the first that is not, and the key it may be meant to be.
+        DriveSegError: naming the first that fails and, for an unknown key, the nearest; or a file that is not JSON.
     """
     from monai.bundle import ConfigParser  # the command line answers --help without it
 
@@ -202,7 +202,7 @@ def check_overrides(files: Sequence[str], overrides: Mapping[str, Any]) -> None:
 
 
 def _check_number(key: str, value: Any, default: Any) -> None:
-    """Only this: what else a value may be, the part that takes it knows best."""
+    """Check no more than this: the part that takes a value knows best what else it may be."""
     if isinstance(default, bool) and isinstance(value, str) and not value.startswith(SPECIAL):
         raise DriveSegError(f"{key}: expected true or false, got {value!r}")
     several = isinstance(default, list) and bool(default) and all(_is_number(item) for item in default)
@@ -212,7 +212,7 @@ def _check_number(key: str, value: Any, default: Any) -> None:
         raise DriveSegError(
             f"{key}: expected a whole number without point or exponent, such as {default} in the config, got {value!r}"
         )
-    # Where the config has a list, one number may do for all.
+    # Where the config has a list, one number may stand for all.
     items = value if several and isinstance(value, (list, tuple)) else [value]
     if not all(_is_number(item) or (isinstance(item, str) and item.startswith(SPECIAL)) for item in items):
         expected = "numbers" if several else "a number"

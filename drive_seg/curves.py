@@ -1,4 +1,4 @@
-"""The course of a training as a picture."""
+"""Draws the course of a training."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def save_curves(rows: Sequence[Mapping[str, Any]], metric_name: str, path: str |
     """Draw loss, validation metric and learning rate over the epochs of a training.
 
     Args:
-        rows: of ``History``: ``epoch``, ``loss``, ``learning_rate`` and ``metric_name``, empty where not validated.
+        rows: rows of ``History``: ``epoch``, ``loss``, ``learning_rate`` and ``metric_name`` (empty if not validated).
         metric_name: column of the validation metric.
-        path: PNG file.
+        path: PNG file to write.
 
     Raises:
-        ModuleNotFoundError: without matplotlib, which the extra ``report`` installs.
+        ModuleNotFoundError: if matplotlib, which the extra ``report`` installs, is missing.
     """
     from matplotlib.figure import Figure
 

@@ -1,13 +1,13 @@
-"""Datalists: which files make a case, and which cases are trained on, validated on and tested on.
+"""Datalists: which files make up a case, and which cases are for training, validation and testing.
 
 Two sources are understood:
 
-* the DRIVE layout, ``training|test/{images,1st_manual,2nd_manual,mask}``, where a file belongs to a case by
-  its name: ``21_training.tif``, ``21_manual1.gif`` and ``21_training_mask.gif`` are all of case ``21``;
-* a ``dataset.json`` beside those folders (MONAI decathlon style, paths relative to it), which then is
-  all that counts.
+* the DRIVE layout, ``training|test/{images,1st_manual,2nd_manual,mask}``, where files belong to a case by
+  name: ``21_training.tif``, ``21_manual1.gif`` and ``21_training_mask.gif`` all belong to case ``21``;
+* a ``dataset.json`` beside those folders (MONAI decathlon style, paths relative to it), which alone counts if
+  there is one.
 
-Only names are looked at here; what the files hold is checked when they are loaded.
+Only names are examined here; the files' contents are checked on loading.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ SECOND_MANUAL = "2nd_manual"
 DATASET_JSON = "dataset.json"
 
 _NO_FILES = ("case_id", "person")
-"""What a case in ``dataset.json`` says of itself; its other values are paths."""
+"""Keys of a case in ``dataset.json`` that describe it; all other values are paths."""
 
 _OTHER_NAMES = {"label": FIRST_MANUAL, "mask": "fov"}
-"""What MONAI's datalists call what is called otherwise here."""
+"""Names in MONAI's datalists, and what they are called here."""
 
 Case = dict[str, str]
 
@@ -46,24 +46,24 @@ def load_datalist(
     """The cases of one section, sorted by case id.
 
     Args:
-        dataset_dir: folder in the DRIVE layout, with or without a ``dataset.json``; or several, whose cases then follow
-            each other, each with the name of its folder before its case id.
+        dataset_dir: folder in the DRIVE layout, with or without a ``dataset.json``; or several, whose cases are
+            joined, with the name of the folder before each case id.
         section: ``training``, ``validation`` or ``test``.
         annotations: which annotation goes under which key, ``{"label": "1st_manual"}`` by default. Every
-            training and validation case must have the one named ``label``, and some case any other but the second
-            observer's.
-        validation_every: where the dataset names no validation cases, those of every n-th person in order of
-            case id are held out for validation (5: cases 25, 30, 35 and 40 of DRIVE, which leaves 16), see
-            ``drive_seg.persons.person``; None: nobody is, and there must be such cases where they are asked for.
+            training and validation case must have the one named ``label``; any other, except the second observer's,
+            must exist for some case.
+        validation_every: if the dataset names no validation cases, those of every n-th person in order of case id
+            are held out for validation (5: cases 25, 30, 35 and 40 of DRIVE, which leaves 16), see
+            ``drive_seg.persons.person``. None: nobody is held out, and validation cases, if asked for, must exist.
 
     Returns:
-        Dictionaries with ``case_id``, ``image``, and where the files exist ``fov`` and the keys of
-        ``annotations``, and ``person`` where ``dataset.json`` says whose eye it is; all values are strings, paths are
-        absolute.
+        One dictionary per case, with ``case_id`` and ``image``; ``fov`` and the keys of ``annotations`` if the files
+        exist; and ``person`` if ``dataset.json`` says whose eye it is. All values are strings, paths are absolute.
 
     Raises:
-        DriveSegError: if the folder, a partner of an image or an annotation is missing, if two files
-            claim to be the same, if an image is in two sections, or if ``validation_every`` leaves nothing to train on.
+        DriveSegError: if the folder, a partner of an image or an annotation is missing, if two files claim to be the
+            same, if an image is in two sections, or if ``validation_every`` is less than 2 or leaves no validation
+            cases.
     """
     if section not in SECTIONS:
         raise DriveSegError(f"section: expected one of {', '.join(SECTIONS)}, got {section!r}")
@@ -72,7 +72,7 @@ def load_datalist(
     if not isinstance(dataset_dir, (str, os.PathLike)):
         return of_several(dataset_dir, lambda folder: load_datalist(folder, section, annotations, validation_every))
     sections = read_sections(Path(dataset_dir), validation_every)
-    # Not every dataset has a second observer; any other name was meant.
+    # Not every dataset has a second observer; any other annotation was chosen deliberately.
     for key, name in annotations.items():
         if key == "label" or name != SECOND_MANUAL:
             _check_annotation(Path(dataset_dir), sections, name)
@@ -88,10 +88,10 @@ def load_datalist(
 def of_several(
     dataset_dirs: Sequence[str | os.PathLike], load: Callable[[str | os.PathLike], Sequence[Case]]
 ) -> list[Case]:
-    """The cases that ``load`` gives of each folder, with the name of the folder before their ids.
+    """The cases that ``load`` returns for each folder, with the folder's name before their ids.
 
     Raises:
-        DriveSegError: if there is no folder or two have one name.
+        DriveSegError: if there is no folder or two have the same name.
     """
     names = [Path(folder).resolve().name for folder in dataset_dirs]
     if not names or len(set(names)) < len(names):
@@ -107,21 +107,21 @@ def of_several(
 
 
 def at_zooms(cases: Sequence[Case], zooms: Sequence[float]) -> list[dict[str, Any]]:
-    """Every case once at each size, to learn from cameras that were not there.
+    """Every case once at each size, to prepare for cameras that are not in the dataset.
 
     Args:
         cases: as ``load_datalist`` returns them.
-        zooms: what the ``zoom`` of a case becomes, see ``drive_seg.transforms.ScaleToFOVd``.
+        zooms: values for the ``zoom`` of a case, see ``drive_seg.transforms.ScaleToFOVd``.
     """
     return [{**case, "zoom": zoom} for zoom in zooms for case in cases]
 
 
 def read_drive_layout(dataset_dir: str | os.PathLike) -> dict[str, list[Case]]:
-    """All cases of a DRIVE-layout folder by its two folders, ``{"training": [...], "test": [...]}``.
+    """All cases of a folder in the DRIVE layout by section, ``{"training": [...], "test": [...]}``.
 
     A case holds ``case_id``, ``image``, ``fov`` (from ``mask``) and one key for every other folder beside
-    ``images``, such as ``1st_manual`` and ``2nd_manual``. A folder that is absent or empty is a normal thing;
-    one that has files for some images and not for others is not.
+    ``images``, such as ``1st_manual`` and ``2nd_manual``. A folder may be missing or empty, but one that
+    has files for only some of the images is an error.
     """
     root = Path(dataset_dir)
     return {section: _read_drive_section(root / section) for section in ("training", "test")}
@@ -140,7 +140,7 @@ def write_dataset_json(
         sections: cases by section (``training``, ``validation``, ``test``) as ``load_datalist`` returns them, with
             annotations under the name of their folder (``1st_manual``, ``2nd_manual``, ``av``).
         labels: meaning of the label values, such as ``{"0": "background", "1": "vessel"}``.
-        about: what to know of the dataset, such as ``name``, ``description``, ``licence`` and ``reference``.
+        about: facts about the dataset, such as ``name``, ``description``, ``licence`` and ``reference``.
     """
     root = Path(dataset_dir).resolve()
 
@@ -215,7 +215,7 @@ def _read_drive_section(folder: Path) -> list[Case]:
 
 def _read_dataset_json(path: Path) -> dict[str, list[Case]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows marks its files
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows adds a byte-order mark
     except (OSError, ValueError) as error:
         raise DriveSegError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict) or not any(section in content for section in SECTIONS):
@@ -272,7 +272,7 @@ def _check_no_overlap(root: Path, sections: Mapping[str, Sequence[Case]]) -> Non
 
 
 def _check_annotation(root: Path, sections: Mapping[str, Sequence[Case]], name: str | None) -> None:
-    """Where there are annotations, one that no case has is a mistake in its name."""
+    """Refuse an annotation that no case has, if there are any: its name must be wrong."""
     known = {key for cases in sections.values() for case in cases for key in case} - {"image", "fov", *_NO_FILES}
     if name is not None and known and name not in known:
         raise DriveSegError(f"annotation: {root} has no {name!r}, expected one of {', '.join(sorted(known))}")

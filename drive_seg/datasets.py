@@ -1,4 +1,4 @@
-"""A cached dataset, and the order of its cases, that do not depend on how the work is shared out."""
+"""A cached dataset and a sampler that do not depend on how the work is shared out."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["OrderlyCacheDataset", "SeededCacheDataset", "WholeBatchSampler"]
 
 
 class OrderlyCacheDataset(CacheDataset):
-    """MONAI's ``CacheDataset``, whose first error comes when its threads are done.
+    """MONAI's ``CacheDataset``, but it raises the first error only when its threads are done.
 
-    MONAI's own leaves them at work when one of them fails, and a process that then ends may be aborted by the system
-    after it has said what was wrong.
+    MONAI's own leaves them running when one of them fails, and a process that then ends may be aborted by the system
+    after it has reported the error.
     """
 
     _filling = False
@@ -31,7 +31,7 @@ class OrderlyCacheDataset(CacheDataset):
         try:
             return super()._load_cache_item(idx)
         except Exception as error:
-            if not self._filling:  # one by one, as the items are asked for
+            if not self._filling:  # items are loaded one by one, on demand
                 raise
             return _Failure(error)
 
@@ -53,16 +53,16 @@ class _Failure:
 
 
 class SeededCacheDataset(OrderlyCacheDataset):
-    """``OrderlyCacheDataset`` with random transforms that follow from the seed, the epoch and the case alone.
+    """``OrderlyCacheDataset`` whose random transforms depend on the seed, the epoch and the case alone.
 
-    So the patches of an epoch are the same in one process or eight, with workers or without, and in a resumed run.
+    The patches of an epoch are thus the same in one process or eight, with workers or without, and in a resumed run.
 
     Args:
         seed: any whole number from 0.
-        track_meta: whether the random transforms of a cached case keep its metadata, which nobody needs of a patch and
-            which take a quarter of their time. MONAI's switch for that is the process's: without metadata, no other
-            thread may run transforms that need them while a patch is made, and MONAI's ``RandLambdad``, which looks
-            for them in any case, cannot be among these.
+        track_meta: whether the random transforms of a cached case keep its metadata, which a patch does not need and
+            which take a quarter of their time. MONAI's switch for this is global to the process: while patches are made
+            without metadata, no other thread may run transforms that need them, and MONAI's ``RandLambdad``, which
+            always looks for them, cannot be used here.
         args, kwargs: as for ``monai.data.CacheDataset``.
     """
 
@@ -70,12 +70,12 @@ class SeededCacheDataset(OrderlyCacheDataset):
         super().__init__(*args, **kwargs)
         self.seed = seed
         self.track_meta = track_meta
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # a loader's workers, which stay, see it, too
-        self.transform.set_random_state(seed=0)  # random states of their own, where MONAI's classes share one
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by a loader's persistent workers, too
+        self.transform.set_random_state(seed=0)  # random states of their own: MONAI's classes share one
 
     @property
     def epoch(self) -> int:
-        """Whose random numbers the next samples get."""
+        """The epoch whose random numbers the next samples get."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
@@ -92,17 +92,16 @@ class SeededCacheDataset(OrderlyCacheDataset):
 
 
 class WholeBatchSampler(DistributedSampler):
-    """MONAI's ``DistributedSampler`` for steps of whole batches: where the cases of an epoch do not fill the last one,
-    its first cases do.
+    """MONAI's ``DistributedSampler``, but an epoch's last batch is filled up with the epoch's first cases.
 
-    So the steps are the same in one process or eight, which MONAI's are only where the number of cases is a multiple
-    of that of the processes.
+    The steps are thus the same in one process or eight; MONAI's are only if the number of cases is a multiple of the
+    number of processes.
 
     Args:
         dataset: the cases.
-        batch_size: cases of a step, over all processes; a multiple of their number.
+        batch_size: cases per step, over all processes; a multiple of the number of processes.
         num_replicas: number of processes.
-        rank: number of this one.
+        rank: number of this process.
         kwargs: as for ``torch.utils.data.DistributedSampler``.
     """
 
@@ -113,9 +112,9 @@ class WholeBatchSampler(DistributedSampler):
 
 
 def _reseed(part: Randomizable, seed: int) -> None:
-    """``part.set_random_state(seed)``, but without new random states: each takes 0.1 ms, and there are dozens."""
+    """``part.set_random_state(seed)`` without new random states: there are dozens, each takes 0.1 ms."""
     if not type(part).set_random_state.__module__.startswith("monai."):
-        part.set_random_state(seed=seed)  # nobody knows what it does
+        part.set_random_state(seed=seed)  # not MONAI's, so called as it is
         return
     part.R.seed(seed % MAX_SEED)
     if isinstance(part, Compose):
@@ -133,7 +132,7 @@ _switching = threading.RLock()
 
 @contextlib.contextmanager
 def _plain_tensors() -> Iterator[None]:
-    with _switching:  # two threads that take turns in other order would leave it off
+    with _switching:  # otherwise overlapping threads could leave it off
         before = get_track_meta()
         set_track_meta(False)
         try:

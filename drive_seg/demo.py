@@ -26,19 +26,19 @@ RETINA = Path(skimage.data.data_dir) / "retina.jpg"
 """A photograph in the public domain (CC0) that comes with scikit-image."""
 
 GREY = (24, 24, 24)
-"""Around pictures that are beside each other."""
+"""Colour around pictures that are side by side."""
 
 
 def run_demo(root: Path, output_dir: Path, say: Callable[[str], None]) -> None:
     """Draw phantoms, train on them briefly, score the result and segment a real photograph.
 
     Args:
-        root: the bundle; ``demo.json`` of its configs says how many phantoms and how long the training.
+        root: the bundle; its ``demo.json`` says how many phantoms to draw and how long to train.
         output_dir: folder to write into; ``demo.png`` is the picture to look at first.
-        say: is told in a sentence what happens next.
+        say: called with a sentence before each step and with what to look at after the last.
 
     Raises:
-        DriveSegError: if another training than a demo's is in the folder.
+        DriveSegError: if the folder holds a training that is not a demo's.
     """
     phantoms = output_dir / "phantoms"
     results = output_dir / "results"
@@ -46,7 +46,7 @@ def run_demo(root: Path, output_dir: Path, say: Callable[[str], None]) -> None:
     state = output_dir / "last.pt"
     if state.exists() and not phantoms.is_dir():
         raise DriveSegError(f"{state}: is of a training that is not a demo's, expected another folder")
-    state.unlink(missing_ok=True)  # of an earlier demo, which nobody wants to resume
+    state.unlink(missing_ok=True)  # an earlier demo's, which nobody wants to resume
     say(f"1/4 drawing {numbers['training']} phantom photographs to learn from and {numbers['test']} to test on")
     write_phantom_dataset(phantoms, **numbers)
 
@@ -59,7 +59,7 @@ def run_demo(root: Path, output_dir: Path, say: Callable[[str], None]) -> None:
     say("4/4 segmenting a test phantom with these weights and a real photograph with the ones that are shipped")
     case = load_datalist(phantoms, "test")[0]
     weights = {"checkpoint": path_value(output_dir / "model.pt")}
-    # In a folder of its own: with other weights its measures would take the place of the real photograph's.
+    # In a folder of its own: runs with different weights replace each other's table of measures.
     segment_photographs(root, [case["image"]], results / "phantom", weights, names=("inference", "demo"))
     segment_photographs(root, [RETINA], results, {})
 

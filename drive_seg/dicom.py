@@ -1,4 +1,4 @@
-"""Ophthalmic photographs as DICOM; pydicom comes with the extra ``dicom``."""
+"""Reads ophthalmic photographs from DICOM files; pydicom comes with the extra ``dicom``."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
-    """Whether a file is DICOM by its content."""
+    """Whether a file's content is DICOM."""
     with Path(path).open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def read_dicom(path: str | os.PathLike) -> tuple[np.ndarray, float]:
-    """Read the one frame of a file.
+    """Read a file with a single frame.
 
     Args:
-        path: of RGB, YBR, MONOCHROME or PALETTE COLOR pixels; JPEG and JPEG 2000 are decoded by Pillow, RLE by pydicom.
+        path: file with RGB, YBR, MONOCHROME or PALETTE COLOR pixels; JPEG and JPEG 2000 are decoded by Pillow, RLE by
+            pydicom.
 
     Returns:
-        Pixels (H, W) or (H, W, 3), RGB; and the value of white by the bits stored.
+        Pixels (H, W) or (H, W, 3), RGB; and the value of white, from the bits stored.
 
     Raises:
-        DriveSegError: if there are several frames or none, of another kind or too large; or without pydicom.
+        DriveSegError: if there is no frame or several, or one of another kind, too large or not decodable; or if
+            pydicom is missing.
     """
     try:
         import pydicom
@@ -45,7 +47,7 @@ def read_dicom(path: str | os.PathLike) -> tuple[np.ndarray, float]:
         raise DriveSegError(f"{path}: reading DICOM needs pydicom (pip install 'drive-seg[dicom]')") from error
     syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
     if syntax == _DEFLATED:
-        # Nothing in it says how long it becomes.
+        # Nothing in the file says how large it is once inflated.
         raise DriveSegError(f"{path}: the deflated transfer syntax of DICOM is not supported")
     dataset = pydicom.dcmread(path)
     if "PixelData" not in dataset:
@@ -68,7 +70,7 @@ def read_dicom(path: str | os.PathLike) -> tuple[np.ndarray, float]:
         if bits == 16 and values.max() < 256:
             bits = 8  # many writers declare 16 bits for tables of 8
     full_scale = float(2**bits - 1)
-    if interpretation == "MONOCHROME1" and values.min() >= 0:  # what is less is refused as it is
+    if interpretation == "MONOCHROME1" and values.min() >= 0:  # negative values are refused later
         white = int(min(full_scale, np.iinfo(values.dtype).max))
         values = white - np.minimum(values, white)
     return values, full_scale

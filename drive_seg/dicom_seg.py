@@ -1,4 +1,4 @@
-"""Masks as DICOM Segmentation objects; highdicom comes with the extra ``dicom``."""
+"""Writes masks as DICOM Segmentation objects; highdicom comes with the extra ``dicom``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAY_BE_EMPTY = (
     "StudyTime",
     "ReferringPhysicianName",
 )
-"""What DICOM wants in every object, at least as an empty element, and photographs in the wild leave out."""
+"""Elements that DICOM requires in every object, if only empty, and that real photographs leave out."""
 
 
 def save_dicom_seg(mask: np.ndarray, classes: int, source: str | os.PathLike, path: str | os.PathLike) -> None:
@@ -32,12 +32,12 @@ def save_dicom_seg(mask: np.ndarray, classes: int, source: str | os.PathLike, pa
 
     Args:
         mask: (H, W), class values; 0 is background.
-        classes: how many there are, background included. 2: the segment is the vessels; 3: arteries and veins.
+        classes: number of classes, background included. 2: one segment, the vessels; 3: arteries and veins.
         source: the photograph, a DICOM file of H rows and W columns.
-        path: the file, whole or not at all.
+        path: file to write, whole or not at all.
 
     Raises:
-        DriveSegError: if highdicom is not installed, or the photograph lacks what an object that refers to it needs.
+        DriveSegError: if highdicom is not installed, or the photograph lacks what a reference to it needs.
 
     Source: DICOM PS3.3, A.51, Segmentation IOD.
     """
@@ -74,7 +74,7 @@ def save_dicom_seg(mask: np.ndarray, classes: int, source: str | os.PathLike, pa
         raise DriveSegError(f"{source}: lacks {' and '.join(needed)}, which a DICOM Segmentation must refer to")
     try:
         segmentation = _segmentation(mask, photograph, segments)
-    except Exception as error:  # whatever the elements of somebody's file lead highdicom to
+    except Exception as error:  # odd elements in a file may make highdicom raise anything
         raise DriveSegError(f"{source}: no segmentation can refer to it ({type(error).__name__}: {error})") from error
     with replacing(path) as temporary:
         segmentation.save_as(temporary)
@@ -108,7 +108,7 @@ def _segmentation(mask: np.ndarray, photograph: Any, segments: list[Any]) -> Any
 
 
 def _complete(photograph: Any) -> None:
-    """Add what highdicom takes for granted in an object of several frames, which ophthalmic photographs may be."""
+    """Add what highdicom expects of multi-frame objects, which ophthalmic photographs may be."""
     from pydicom import Dataset, Sequence
 
     for name in _MAY_BE_EMPTY:

@@ -1,4 +1,4 @@
-"""Several processes at one training or evaluation, as torchrun starts them."""
+"""Training and evaluation in several processes, as torchrun starts them."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ __all__ = [
 
 
 _groups = itertools.count()
-"""That this process has joined, one after the other, as all others have."""
+"""Numbers of the process groups joined one after the other, the same in all processes."""
 
 
 def best_device() -> torch.device:
-    """The accelerator (CUDA, XPU, …) of this process's place on its machine, the CPU where there is none.
+    """The accelerator (CUDA, XPU, …) for this process's local rank, or the CPU if there is none.
 
-    Where there are more processes than accelerators they share them. Apple's GPUs (MPS) are taken only where they are
-    asked for (``--device mps``): nobody has run this project on them.
+    If there are more processes than accelerators, they share them. Apple's GPUs (MPS) are used only on request
+    (``--device mps``): nobody has run this project on them.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None or accelerator.type == "mps":
@@ -49,10 +49,10 @@ def best_device() -> torch.device:
 
 
 def check_device(name: object) -> None:
-    """See that a device, by its name, is there.
+    """Check that the device of a given name is there.
 
     Raises:
-        DriveSegError: if it is not, or if torch knows none of this name.
+        DriveSegError: if it is not, or if torch knows no such name.
     """
     try:
         device = torch.device(name)  # type: ignore[call-overload]
@@ -66,7 +66,7 @@ def check_device(name: object) -> None:
 
 
 def join_process_group(timeout: float | None = None, device: torch.device | str | None = None) -> None:
-    """Join the process group that torchrun's environment tells of.
+    """Join the process group that torchrun's environment describes.
 
     Over NCCL where each process has a GPU; over gloo on CPUs and where processes share a GPU. A GPU without a number,
     ``cuda``, is this process's own from then on.
@@ -92,10 +92,10 @@ def join_process_group(timeout: float | None = None, device: torch.device | str 
     if longest is not None:
         store.set_timeout(longest)
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
-        # torchrun keeps its store over restarts, and processes that it has started again would look for each other
-        # at the addresses of the dead ones. Several machines count their restarts apart, so it is of no use there.
+        # torchrun keeps its store across restarts, and restarted processes would look for each other at the addresses
+        # of the dead ones. Several machines count their restarts separately, so this does not work there.
         store = distributed.PrefixStore(f"restart{restart_count()}", store)
-    # Nor are the addresses of a group that has been left any use for the next one.
+    # The addresses of a group that has been left are of no use to the next one, either.
     store = distributed.PrefixStore(f"group{next(_groups)}", store)
     backend = "nccl" if _each_has_a_gpu(store, rank, world_size, device) else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=longest)
@@ -123,14 +123,14 @@ def _each_has_a_gpu(store: distributed.Store, rank: int, world_size: int, device
 
 
 def leave_process_group() -> None:
-    """Leave the process group, all processes together: the first of them may still be writing."""
+    """Leave the process group, all processes together, because the first may still be writing."""
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
 
 
 def gather(part: Any) -> list[Any]:
-    """What every process has, by rank, in all of them; without others what this one has.
+    """Every process's ``part``, by rank, in all processes; only this one's if there are no others.
 
     Args:
         part: anything that can be pickled.
@@ -143,7 +143,7 @@ def gather(part: Any) -> list[Any]:
 
 
 def from_first(part: Any) -> Any:
-    """What the first process has, in all of them; without others what this one has.
+    """The first process's ``part`` in all processes; this one's if there are no others.
 
     Args:
         part: anything that can be pickled.
@@ -158,11 +158,11 @@ def share_of_batch(batch_size: int, world_size: int) -> int:
     """How many patches of a batch each process takes.
 
     Args:
-        batch_size: patches of a step, over all processes.
+        batch_size: patches per step, over all processes.
         world_size: number of processes.
 
     Raises:
-        DriveSegError: if the batch cannot be shared out evenly: they would train with another one than was asked for.
+        DriveSegError: if the batch cannot be shared out evenly: its size would not be the one asked for.
     """
     if batch_size < 1 or batch_size % world_size:
         raise DriveSegError(
@@ -179,12 +179,12 @@ def get_world_size() -> int:
 
 
 def get_rank() -> int:
-    """Number of this process among them, from 0: its rank; 0 without torchrun."""
+    """This process's rank, its number from 0; 0 without torchrun."""
     return int(os.environ.get("RANK", 0))
 
 
 def usable_cores() -> int:
-    """How many of the machine's cores this process may count on, which shares them with torchrun's others; from 1."""
+    """How many cores this process may count on, sharing the machine's with torchrun's other processes; at least 1."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, usable // _processes_here())
 
@@ -194,14 +194,14 @@ def _processes_here() -> int:
 
 
 def restart_count() -> int:
-    """How often torchrun has started the processes again after one had failed."""
+    """How often torchrun has restarted the processes after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def torchrun_job() -> str | None:
-    """What tells this run of torchrun from others, the same in all its restarts; None without torchrun.
+    """Identifier of this run of torchrun, the same in all its restarts; None without torchrun.
 
-    On several machines that is the run's ``--rdzv-id`` alone, which each run must then have for itself.
+    On several machines it is just the run's ``--rdzv-id``, which must then be different for each run.
     """
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     if run is None or os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
@@ -212,10 +212,10 @@ def torchrun_job() -> str | None:
 class FirstProcessBuffers:
     """Gives all processes the first one's batch statistics before they validate.
 
-    On CPUs every process has its own, and what they would score together is no network that is ever saved.
+    On CPUs every process has its own, and together they would score a network that is never saved.
 
     Args:
-        network: whose buffers.
+        network: network whose buffers are broadcast.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -21,16 +21,16 @@ from drive_seg.errors import DriveSegError
 __all__ = ["TrainingStep", "autocast", "fast_dtype", "memory_format", "steps_now"]
 
 SMALLEST_SCALE = 2.0**-10
-"""Of float16's gradients, below which no training comes: each that is not finite halves it, from 65,536 on."""
+"""Scale of float16 gradients that no training falls below; each non-finite gradient halves it, from 65,536 on."""
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def fast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
-    """The number type to run the network's convolutions in.
+    """The dtype to run the network's convolutions in.
 
     Args:
-        device: where it runs.
+        device: device it runs on.
         precision: ``float32``, ``bfloat16`` or ``float16``; ``auto`` takes bfloat16 where the hardware computes in it
             (CPUs with AMX or AVX-512 BF16, CUDA from compute capability 8.0), float16 on CUDA from 7.0, except the
             GTX 16 series, else float32.
@@ -74,29 +74,29 @@ def memory_format(device: torch.device) -> torch.memory_format:
 
 
 class TrainingStep:
-    """One training iteration, to be given to ``SupervisedTrainer`` as its ``iteration_update``.
+    """One training iteration, the ``iteration_update`` for ``SupervisedTrainer``.
 
-    It does what MONAI's own does, with these differences: the precision is the inferer's, on any device; the loss
-    is computed in float32 outside of autocast; gradients are set to None between steps, and clipped once they are
-    unscaled and summed up; and a loss or gradient that is not finite ends the run before it can reach the weights. The
+    It works like MONAI's own, with these differences: the precision is the inferer's, on any device; the loss is
+    computed in float32 outside autocast; gradients are set to None between steps, and clipped after they are unscaled
+    and accumulated; and a loss or gradient that is not finite ends the run before it can reach the weights. The
     trainer's ``amp`` and ``optim_set_to_none`` have no effect.
 
     Args:
-        max_gradient_norm: the gradient's norm is clipped to this; None: not at all.
+        max_gradient_norm: norm that the gradient is clipped to; None: no clipping.
     """
 
     def __init__(self, max_gradient_norm: float | None = None) -> None:
         self.max_gradient_norm = max_gradient_norm
-        # float16 alone needs its gradients scaled up; the scaler is made when the first loss of that kind is seen.
+        # Only float16 needs its gradients scaled up; the scaler is created with the first loss.
         self.scaler: torch.amp.GradScaler | None = None
         self._earlier: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The scaler's state; nothing where there is none."""
+        """The scaler's state; empty if there is none."""
         return self._earlier if self.scaler is None else self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the scaler's state, also before it is made."""
+        """Restore the scaler's state, even before the scaler exists."""
         self._earlier = dict(state)
         self.scaler = None
 
@@ -133,14 +133,14 @@ class TrainingStep:
             if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
                 raise _not_finite("gradient", math.nan, engine)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return engine.state.output  # what the event's handlers, such as the one that decollates, made of it
+        return engine.state.output  # as the event's handlers, such as the one that decollates, have left it
 
     def _check_gradients(self, engine: SupervisedTrainer, scaler: torch.amp.GradScaler) -> None:
         """Clip the gradients, and end the run if they are not finite, which a finite loss does not rule out."""
         scaler.unscale_(engine.optimizer)
         parameters = [parameter for parameter in engine.network.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        # Scaled gradients overflow now and then; the scaler then leaves the step out by itself, again and again.
+        # Scaled gradients overflow now and then; the scaler then skips the step, however often.
         if not scaler.is_enabled() and not math.isfinite(norm.item()):
             raise _not_finite("gradient", norm.item(), engine)
         if self.max_gradient_norm is not None:
@@ -157,13 +157,13 @@ class TrainingStep:
 
 
 def steps_now(engine: Engine) -> bool:
-    """Whether the optimizer makes its step in this iteration, or its gradients are added to those of the next one."""
+    """Whether the optimizer steps in this iteration, rather than adding its gradients to those of the next one."""
     place, group_length = _place_in_group(engine)
     return place == group_length - 1
 
 
 def _place_in_group(engine: Engine) -> tuple[int, int]:
-    """Which iteration this is, from 0, of how many whose gradients are summed up: fewer at the end of an epoch."""
+    """Place, from 0, and size of this iteration's group of summed gradients, which is smaller at an epoch's end."""
     accumulate = getattr(engine, "accumulation_steps", 1)
     position = (engine.state.iteration - 1) % engine.state.epoch_length
     place = position % accumulate

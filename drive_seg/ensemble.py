@@ -14,11 +14,11 @@ __all__ = ["Ensemble"]
 
 
 class Ensemble(nn.Module):
-    """Copies of a network, each to get weights of its own, such as those of the folds of a cross-validation.
+    """Copies of a network, each with its own weights, such as those of the folds of a cross-validation.
 
     Args:
-        network: any network that puts out logits.
-        members: how many copies.
+        network: any network that outputs logits.
+        members: number of copies.
     """
 
     def __init__(self, network: nn.Module, members: int) -> None:
@@ -32,7 +32,7 @@ class Ensemble(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) → (B, num_classes, H, W), logarithms of the mean probabilities.
 
-        Their softmax is that mean, so that they take the place of logits.
+        Their softmax is that mean, so they can replace logits.
         """
         logarithms = torch.stack([member(image).float().log_softmax(dim=1) for member in self.members])
         return logarithms.logsumexp(dim=0) - math.log(len(self.members))

@@ -1,4 +1,4 @@
-"""The exceptions that are meant for people rather than for programmers."""
+"""Exceptions meant for users rather than programmers."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Iterator
 
 
 class DriveSegError(Exception):
-    """Something the user can mend: a file, a config key or an argument that is not what was expected.
+    """Something the user can fix: a file, a config key or an argument that is not as expected.
 
     The message is one sentence that names the file or key, what was expected and what was found. The
-    command line prints it without a traceback; everything else that is raised is a bug and keeps its own.
+    command line prints it without a traceback; any other exception is a bug and keeps its own.
     """
 
 
 class ArgumentError(DriveSegError, ValueError):
-    """A value out of its range that a program or a config may have given: what both expect."""
+    """A value out of range: a ``ValueError``, as programs expect, and an error the user can fix in a config."""
 
 
 def user_error(error: BaseException) -> DriveSegError | None:
     """The ``DriveSegError`` at the root of ``error``, if there is one.
 
-    MONAI wraps what a transform raises into a ``RuntimeError``, several layers deep, and keeps the
-    original as its cause. An error that came up while another was handled is a bug of its own.
+    MONAI wraps what a transform raises in a ``RuntimeError``, several layers deep, and keeps the original as its
+    cause. An error raised while another was being handled is a bug of its own.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -34,7 +34,7 @@ def user_error(error: BaseException) -> DriveSegError | None:
 
 @contextlib.contextmanager
 def unwrapped() -> Iterator[None]:
-    """Raise the ``DriveSegError`` at the root of what MONAI wraps around it, rather than the wrapping."""
+    """Raise the ``DriveSegError`` inside what MONAI wraps around it, rather than the wrapping."""
     try:
         yield
     except Exception as error:
@@ -45,7 +45,7 @@ def unwrapped() -> Iterator[None]:
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """The error that others, such as MONAI's of the transform it came from, were raised for."""
+    """The original error behind those raised from it, such as MONAI's about a transform."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: tables, and a summary that it can be repeated from."""
+"""The output of an evaluation: tables, and a summary from which it can be repeated."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from drive_seg.versions import software
 __all__ = ["CaseScores"]
 
 FEW = 20
-"""Persons, below whom percentile intervals are noticeably too narrow, see ``drive_seg.bootstrap.Bootstrap``."""
+"""Persons below which percentile intervals are noticeably too narrow, see ``drive_seg.bootstrap.Bootstrap``."""
 
 _logger = logging.getLogger(__name__)
 
@@ -47,18 +47,18 @@ _logger = logging.getLogger(__name__)
 class CaseScores:
     """Scores every case of an evaluation; writes a row for each and a summary of all.
 
-    ``metrics.csv`` has the prediction against the reference, ``second_observer.csv`` the second observer against the
-    reference and ``prediction_against_second.csv`` what its name says, each one row a case. ``summary.json`` has the
-    means, standard deviations, intervals and pooled figures, the protocol, and what it takes to repeat them. Several
-    processes share the cases out; the first then writes.
+    ``metrics.csv`` compares the prediction with the reference, ``second_observer.csv`` the second observer with the
+    reference, and ``prediction_against_second.csv`` the prediction with the second observer, one row per case each.
+    ``summary.json`` has the means, standard deviations, intervals and pooled figures, the protocol, and what it takes
+    to repeat them. If several processes share the cases, the first one writes.
 
     Args:
         output_dir: folder to write into; tables of an earlier evaluation there are removed.
-        scoring: what to compute of a case.
-        bootstrap: of the intervals.
-        protocol: what to state of how the figures came about: ``threshold``, ``threshold_source``, ``reference``, ….
-        settings: whatever else of the config the figures depend on.
-        config_files: whose bytes to hash.
+        scoring: what to compute for a case.
+        bootstrap: how to compute the intervals.
+        protocol: how the figures came about, to be stated: ``threshold``, ``threshold_source``, ``reference``, ….
+        settings: everything else in the config that the figures depend on.
+        config_files: files whose bytes are hashed.
         writes: False in all but one of several processes.
     """
 
@@ -92,7 +92,7 @@ class CaseScores:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
 
     def reset(self, engine: Engine) -> None:
-        """Forget an earlier run."""
+        """Forget an earlier run and remove its files."""
         self.results, self.unscored, self.summary = [], {}, {}
         if self.writes:
             for name in (*(table_name(comparison) for comparison in COMPARISONS), "summary.json"):
@@ -111,8 +111,8 @@ class CaseScores:
                 self._leave_out(str(case["case_id"]), str(error))
 
     def finish(self, engine: Engine) -> None:
-        """Gather what other processes have scored, write, and log the means."""
-        # None where a federated site scores what its server has sent.
+        """Gather the scores of all processes, write them, and log the means."""
+        # No files if a federated site scores weights sent by its server.
         self.checkpoints = list(getattr(engine.state, "loaded_weights", ()))
         self._gather()
         self.results.sort(key=lambda result: result.case_id)
@@ -142,12 +142,12 @@ class CaseScores:
             )
 
     def raise_if_incomplete(self) -> None:
-        """End a run that could not score every case with an error, once all processes have written what they write.
+        """Raise an error if a case could not be scored, once all processes have finished writing.
 
         Raises:
-            DriveSegError: naming them.
+            DriveSegError: naming these cases.
         """
-        gather(None)  # torchrun ends the others with the first that fails
+        gather(None)  # torchrun ends all processes when the first one fails
         if self.unscored:
             raise DriveSegError(
                 f"{len(self.unscored)} of {len(self.unscored) + len(self.results)} cases could not be scored "
@@ -179,7 +179,7 @@ class CaseScores:
         self.unscored = {case_id: reason for _, unscored in parts for case_id, reason in unscored.items()}
 
     def _warnings(self, sources: Sequence[str]) -> list[str]:
-        """What makes the figures optimistic, or may do so."""
+        """Reasons why the figures are, or may be, optimistic."""
         chosen_on = {result.case_id for result in self.results} & set(self.protocol.get("threshold_cases") or ())
         warnings = []
         scored = [photograph_described({"image": result.about.get("photograph")}) for result in self.results]
@@ -243,7 +243,7 @@ class CaseScores:
 
 
 def table_name(comparison: str) -> str:
-    """The file of a comparison's rows."""
+    """The name of the file with a comparison's rows."""
     return "metrics.csv" if comparison == PREDICTION else f"{comparison}.csv"
 
 
@@ -257,7 +257,7 @@ def _case_summary(result: CaseResult, bins: int) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The same for JSON, which has no NaN and no infinity: they become null."""
+    """The same value for JSON, which has neither NaN nor infinity: they become null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
 """A trained network as one file for other runtimes: TorchScript, ``torch.export`` and ONNX.
 
-Every file computes in float32 and takes what the network takes, normalised images (B, C, H, W), and gives its logits
-for any batch, height and width. It is compared with the network before it gets its name.
+Every file computes in float32; like the network, it takes normalised images (B, C, H, W) of any batch size, height and
+width and returns logits. It is compared with the network before it gets its name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FILE_NAMES = {"torchscript": "model.ts", "pt2": "model.pt2", "onnx": "model.onnx
 _NEEDED_FOR_ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 TOLERANCE = 1e-3
-"""Largest accepted difference of a logit; as much in two logits moves a probability by 0.0005 at most."""
+"""Largest accepted difference of a logit; in two logits, it changes a probability by 0.0005 at most."""
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
 
@@ -68,14 +68,14 @@ def export_network(
     """Write a network with its weights, format by format.
 
     ``model.ts`` and ``model.pt2`` hold the bundle's ``metadata.json`` and ``inference.json``, the latter with the
-    overrides, as extra files. Images must have at least ``2**depth`` pixels a side for ``model.ts``, and for the others
-    twice that, or five times with adaptation.
+    overrides, as extra files. Images must have at least ``2**depth`` pixels a side for ``model.ts``, and twice that, or
+    five times with adaptation, for the others.
 
     Args:
         root: the bundle.
-        output_dir: where the files go; each is whole or not there.
+        output_dir: folder to write into; each file is written whole or not at all.
         overrides: keys of ``inference.json`` and their values, such as ``checkpoint``.
-        formats: keys of ``FILE_NAMES``; none for all that are available.
+        formats: keys of ``FILE_NAMES``; empty: all that are available.
 
     Yields:
         Each file once it is written and compared.
@@ -96,7 +96,7 @@ def export_network(
     load_weights(network, parser.get_parsed_content("checkpoint")).eval()
 
     for name in formats:
-        # Made under its final name, which TorchScript and torch.export write into the file, then moved.
+        # Written under its final name, which TorchScript and torch.export write into the file, then moved.
         with tempfile.TemporaryDirectory() as scratch:
             made = Path(scratch) / FILE_NAMES[name]
             used = str(Path(scratch) / Path(config).name)
@@ -147,8 +147,8 @@ def _to_torchscript(network: UNet, path: Path, config: str, metadata: str) -> Co
         "config_file": config,
     }
     arguments.write_text(json.dumps(values), encoding="utf-8")
-    # In a process of its own and without random hashes, because the compiler numbers the names of types through a
-    # process and writes the constants of a module in the order of a set of strings: the bytes would differ every time.
+    # In a process of its own and without random hashes, because the compiler numbers type names across a process and
+    # writes a module's constants in the order of a set of strings: the bytes would differ every time.
     done = subprocess.run(
         [sys.executable, "-m", "monai.bundle", "ckpt_export", "--args_file", str(arguments)],
         env={**os.environ, "PYTHONHASHSEED": "0"},
@@ -162,7 +162,7 @@ def _to_torchscript(network: UNet, path: Path, config: str, metadata: str) -> Co
 
 
 def _normalize_torchscript(path: Path) -> None:
-    """Leave out what depends on where the package is installed: source paths for tracebacks, and a hash of all."""
+    """Remove what depends on where the package is installed: source paths for tracebacks, and a hash of everything."""
     with zipfile.ZipFile(path) as archive:
         members: dict[str, bytes | Path] = {
             name: archive.read(name)
@@ -185,7 +185,7 @@ def _to_onnx(network: UNet, path: Path) -> Compute:
     import onnxruntime
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # of torch about itself
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's, about itself
         program = torch.onnx.export(
             network,
             _example(network),
@@ -195,16 +195,16 @@ def _to_onnx(network: UNet, path: Path) -> Compute:
             dynamic_shapes=_dynamic_shapes(network),
             verbose=False,
         )
-    assert program is not None  # it is only for the exporter without dynamo
+    assert program is not None  # only the exporter without dynamo returns None
     for node in program.model.graph:
-        node.metadata_props.clear()  # tracebacks, with paths of this machine, too
+        node.metadata_props.clear()  # tracebacks, also with paths of this machine
     program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
 def _example(network: UNet) -> tuple[torch.Tensor]:
-    # Any sizes but those that torch.export takes for constants, 0 and 1, down to the lowest stage.
+    # Sizes that do not become 0 or 1, which torch.export takes for constants, at any stage.
     side = network.smallest_exported_size
     return (torch.zeros(2, network.in_channels, 2 * side + 3, 3 * side + 5),)
 

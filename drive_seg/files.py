@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed."""
+"""Writes files whole or not at all: under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ from drive_seg.errors import DriveSegError
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path in the folder of ``path`` that takes its name once the block has ended well.
+    """A temporary path beside ``path`` that is renamed to it once the block has succeeded.
 
-    The folder is made if it is missing. The temporary name keeps the suffix, because many writers choose the
-    format by it. If the block raises, ``path`` is as it was and nothing else is left behind. That holds for a process
-    that is killed, not for a machine that loses its power: to wait for the disk would slow thousands of pictures down.
+    The folder is made if it is missing. The temporary name keeps the suffix, because many writers choose the format by
+    it. If the block raises, ``path`` is as it was and nothing else is left behind. If the process is killed, ``path``
+    is as it was, too, but the temporary file may stay. There is no protection against power loss: waiting for the disk
+    would slow down thousands of pictures.
 
     Raises:
         DriveSegError: if the folder cannot be written to or the disk is full.
@@ -39,7 +40,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         candidate = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
-        candidate.touch(mode=0o666, exist_ok=False)  # less what the user's umask takes away
+        candidate.touch(mode=0o666, exist_ok=False)  # minus the user's umask
         temporary = candidate
         yield temporary
         temporary.replace(path)
@@ -66,7 +67,7 @@ def remove_leftovers(folder: str | os.PathLike, names: Container[str]) -> None:
 
 
 def make_folder(path: str | os.PathLike) -> Path:
-    """Make a folder to write into, if it is not there yet.
+    """Make a folder to write into if it does not exist.
 
     Raises:
         DriveSegError: if it cannot be made or written to.
@@ -83,11 +84,11 @@ def make_folder(path: str | os.PathLike) -> Path:
 _logger = logging.getLogger(__name__)
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP)
-"""What network file systems without locks answer."""
+"""Errors from network file systems without locks."""
 
 
 def take_lock(lock: FileLock) -> None:
-    """Take the lock on a folder that one run alone may write into; the folder is made if it is not there yet.
+    """Lock a folder that only one run may write into; the folder is made if it does not exist.
 
     Raises:
         DriveSegError: if another run has it, or the folder cannot be written to.
@@ -109,13 +110,13 @@ def take_lock(lock: FileLock) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write ``text`` as UTF-8; bytes of a file's name that are not come out as ``\\udc…``."""
+    """Write ``text`` as UTF-8; bytes in file names that are not UTF-8 become ``\\udc…``."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write one row or more, all of the keys of the first, as a CSV file; what is None, NaN or infinite is empty."""
+    """Write one or more rows, all with the first one's keys, as a CSV file; None, NaN and infinity become empty."""
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -144,10 +145,10 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def keep(path: str | os.PathLike) -> Path | None:
-    """Copy a file that is to be replaced, under a name of its content, so that the same is kept once only.
+    """Copy a file that is to be replaced, under a name made from its content, so that the same is kept only once.
 
     Returns:
-        The copy, ``model_0a1b2c3d.pt`` of ``model.pt``; None if there is one already.
+        The copy, such as ``model_0a1b2c3d.pt`` of ``model.pt``; None if there is one already.
     """
     path = Path(path)
     copy = path.with_name(f"{path.stem}_{sha256(path)[:8]}{path.suffix}")

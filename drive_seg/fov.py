@@ -1,4 +1,4 @@
-"""The field of view of a fundus photograph: find it, its box, its diameter.
+"""Finds the field of view of a fundus photograph, its box and its diameter.
 
 A fundus camera lights a circle of retina. Photographs differ in how much of it fits on the sensor: the whole
 circle, one with its top and bottom cut off (by the picture's edge, or straight cuts with black beyond), or only
@@ -16,45 +16,45 @@ from drive_seg.rim import Rim, brightest, fit_rim, sharp_share, sharpen
 __all__ = ["estimate_fov", "fov_box", "fov_diameter"]
 
 _SEARCH_SIZE = 256
-"""Longer side, in pixels, of the copy on which the circle is searched for, at most."""
+"""Longer side, in pixels, that the small copy on which the circle is searched for has at most."""
 
 _BLUR = 1.0
-"""Standard deviation, in pixels of that copy, of the smoothing before anything is looked for."""
+"""Standard deviation, in pixels of that copy, of the smoothing before the search."""
 
 _NARROWEST = 20
-"""Longer by shorter side at which nothing is left to search on the small copy."""
+"""Ratio of longer to shorter side above which too little is left to search on the small copy."""
 
 _DARK = 0.08
-"""Share of full brightness that no part of a lit retina stays below as a whole."""
+"""Share of full brightness below which no part of a lit retina lies entirely."""
 
 _BLACK = 0.15
-"""Share of full brightness above which a border is no longer black, only dim retina."""
+"""Share of full brightness above which a border is not black but dim retina."""
 
 
 def estimate_fov(image: np.ndarray) -> np.ndarray:
-    """The circle of retina in a fundus photograph.
+    """Estimate the circle of retina in a fundus photograph.
 
-    A circle fits through dim crescents, lesions at the rim and dark maculas, where a threshold alone would
-    take bites out of the mask. It is searched for on a small copy and then moved to the steepest place in the
-    photograph itself; 8 Mpixel take about 0.02 s. Where no circle explains the rim, the convex hull of what is lit is
-    returned.
+    A circle bridges dim crescents, lesions at the rim and dark maculas, where a threshold alone would take bites out
+    of the mask. It is searched for on a small copy and then moved to the steepest place in the photograph itself;
+    8 Mpixel take about 0.02 s. If no circle explains the rim, the convex hull of the lit region is returned.
 
     Args:
-        image: (H, W, 3), (H, W, 1) or (H, W), any unsigned integer or float type. Brightness is judged against
-            1 for floats that do not exceed it and against the next power of two (256 or more) otherwise, so
-            that 12-bit data in 16-bit files are understood.
+        image: (H, W, 3), (H, W, 1) or (H, W), any unsigned integer or float type. Full brightness is 1 for floats that
+            do not exceed it, otherwise the next power of two (256 or more), so that 12-bit data in 16-bit files are
+            understood.
 
     Returns:
-        (H, W), bool. All True where nothing at the picture's edge is black.
+        (H, W), bool. All True if nothing at the picture's edge is black.
 
     Raises:
-        ValueError: if the array is no photograph by its shape or type, or if nothing in it is lit.
+        ValueError: if the array does not have a photograph's shape or type, or if what is lit is too dark, too small
+            or too scattered.
     """
     image = _as_photograph(image)
     small, factor, shift = _shrink(image)
     full_scale = _full_scale(image)
     small = ndimage.gaussian_filter(_despeckle(small), _BLUR)
-    ordered = np.sort(small, axis=None)  # once for both; a percentile and a median of NumPy's take six times as long
+    ordered = np.sort(small, axis=None)  # once for both; NumPy's percentile and median take six times as long
     lit = _quantile(ordered, 0.99)
     if lit < _DARK * full_scale:
         raise ValueError(
@@ -66,7 +66,7 @@ def estimate_fov(image: np.ndarray) -> np.ndarray:
         return np.ones(image.shape[:2], dtype=bool)
 
     step = typical - black
-    # The darkest patch may be a corner of black in a square of retina, whose spread is no noise.
+    # The darkest patch may be retina with a black corner; its spread is not noise.
     floor = black + min(max(4 * noise, 0.02 * full_scale), 0.3 * step)
     levels = np.unique([max(floor, black + share * step) for share in (0.08, 0.12, 0.18, 0.25, 0.35, 0.5)])
     regions: list[tuple[np.ndarray, float]] = []
@@ -88,7 +88,7 @@ def estimate_fov(image: np.ndarray) -> np.ndarray:
     for shape, region, beyond in sorted(found, key=lambda triple: -triple[0].explained):
         drawn = shape.draw(small.shape)
         if not drawn.all() and (small[~drawn] < floor + 0.15 * step).mean() < 0.7:
-            continue  # a round thing on the retina, such as the optic disc
+            continue  # something round on the retina, such as the optic disc
         sharp = sharpen(shape.scaled(factor, shift), image, step, 2 * factor)
         support = 0.0 if sharp is None else sharp.explained
         # Dim in part, or no circle at all? The rim of a dim crescent is not sharp where the threshold puts it.
@@ -106,7 +106,7 @@ def estimate_fov(image: np.ndarray) -> np.ndarray:
 
 
 def fov_box(fov: np.ndarray) -> tuple[slice, slice]:
-    """The smallest (rows, columns) that hold the whole FOV, for ``image[fov_box(fov)]``.
+    """The smallest (rows, columns) slices that hold the whole FOV, for ``image[fov_box(fov)]``.
 
     Raises:
         ValueError: if no pixel of ``fov`` is set.
@@ -118,9 +118,9 @@ def fov_box(fov: np.ndarray) -> tuple[slice, slice]:
 
 
 def fov_diameter(fov: np.ndarray) -> float:
-    """Diameter of the circle of retina in pixels, the unit in which vessel widths compare between cameras.
+    """Diameter of the circle of retina in pixels, the unit that makes vessel widths comparable between cameras.
 
-    It is the longer side of the box, which stays right where top and bottom are cut off.
+    It is the longer side of the box, which stays correct if top and bottom are cut off.
 
     Raises:
         ValueError: if no pixel of ``fov`` is set.
@@ -144,7 +144,7 @@ def _as_photograph(image: np.ndarray) -> np.ndarray:
 
 
 def _quantile(ordered: np.ndarray, share: float) -> float:
-    """Of values in order; between two it is interpolated, as NumPy does."""
+    """Quantile of sorted values, interpolated as in NumPy."""
     place = share * (len(ordered) - 1)
     lower, upper = ordered[int(place)], ordered[min(int(place) + 1, len(ordered) - 1)]
     return float(lower + (upper - lower) * (place - int(place)))
@@ -160,7 +160,7 @@ def _full_scale(image: np.ndarray) -> float:
 def _shrink(image: np.ndarray) -> tuple[np.ndarray, int, float]:
     """Brightness on a small copy, and how its positions map back: ``full = small * factor + shift``.
 
-    Brightness is the strongest channel: red on the retina, whatever the camera made of the colours elsewhere.
+    Brightness is the strongest channel: red on the retina, whatever the camera makes of colours elsewhere.
     Averaging four pixels of each block, not all, keeps 8 Mpixel cheap.
     """
     factor = -(-max(image.shape[:2]) // _SEARCH_SIZE)
@@ -171,17 +171,17 @@ def _shrink(image: np.ndarray) -> tuple[np.ndarray, int, float]:
         for row in offsets
         for column in offsets
     ]
-    total = np.zeros_like(parts[0], np.float32)  # in the order of the photograph in memory
-    for part in parts:  # into one array: stacked first, they would take longer
+    total = np.zeros_like(parts[0], np.float32)  # in the photograph's memory order
+    for part in parts:  # into one array: stacking them first takes longer
         total += part
     small = brightest(total / len(parts))
     return np.nan_to_num(small), factor, float(np.mean(offsets))
 
 
 def _despeckle(small: np.ndarray) -> np.ndarray:
-    """The median of three pixels side by side, then of three on top of each other.
+    """The median of three pixels in a column, then of three in a row.
 
-    Single bright or dark pixels go, as with the median of 3×3, which takes fifteen times as long.
+    It removes single bright or dark pixels, as does the median of 3×3, which takes fifteen times as long.
     """
     for axis in (0, 1):
         lines = np.moveaxis(
@@ -194,21 +194,21 @@ def _despeckle(small: np.ndarray) -> np.ndarray:
 
 
 def _black_level(small: np.ndarray) -> tuple[float, float]:
-    """Median and spread of the darkest patch at the picture's edge, where some of every black border is."""
+    """Median and spread of the darkest patch at the picture's edge, which any black border reaches."""
     side = max(4, min(small.shape) // 25)
     frame = np.concatenate([small[:side].T, small[-side:].T, small[:, :side], small[:, -side:]])
     patches = frame[: len(frame) // side * side].reshape(-1, side * side)
-    darkest = patches[(patches.mean(axis=1) + patches.std(axis=1)).argmin()]  # the spread passes over text on black
+    darkest = patches[(patches.mean(axis=1) + patches.std(axis=1)).argmin()]  # the spread avoids text on black
     return float(np.median(darkest)), float(darkest.std())
 
 
 def _lit_region(lit: np.ndarray) -> np.ndarray | None:
-    """The largest connected part without holes and without thin attachments, or None if too small for a retina."""
+    """The largest connected part, without holes or thin attachments, or None if too small for a retina."""
     radius = max(2, min(lit.shape) // 60)
     margin = 2 * radius
     # Repeating the edge keeps a retina that reaches the picture's edge from being rounded off there.
     padded = _fill_holes(np.pad(lit, margin, mode="edge"))
-    # A square takes a seventh of the time that a disc takes, and a circle of retina has room for either.
+    # A square takes a seventh of a disc's time, and a circle of retina has room for either.
     side = 2 * radius + 1
     opened = ndimage.maximum_filter(ndimage.minimum_filter(padded, side), side)
     labels, count = ndimage.label(opened[margin:-margin, margin:-margin])
@@ -220,7 +220,7 @@ def _lit_region(lit: np.ndarray) -> np.ndarray | None:
 
 
 def _fill_holes(region: np.ndarray) -> np.ndarray:
-    """``ndimage.binary_fill_holes`` in a third of the time: what is dark and reaches no edge is a hole."""
+    """``ndimage.binary_fill_holes`` in a third of the time: a dark part that reaches no edge is a hole."""
     labels, count = ndimage.label(~region)
     outside = np.zeros(count + 1, dtype=bool)
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
@@ -230,7 +230,7 @@ def _fill_holes(region: np.ndarray) -> np.ndarray:
 
 
 def _beyond_hull(level: float) -> float:
-    """From a border pixel's centre to the rim, in pixels of the small copy.
+    """Distance from a border pixel's centre to the rim, in pixels of the small copy.
 
     The rim passes half a pixel outside the centres of the last pixels, and smoothing has moved the place where
     brightness reaches ``level``, a share of the step at the rim, away from it.
@@ -241,7 +241,7 @@ def _beyond_hull(level: float) -> float:
 def _draw_hull(region: np.ndarray, factor: int, shift: float, size: tuple[int, int], beyond: float = 0.0) -> np.ndarray:
     """The convex hull of a region of the small copy, drawn at full size row by row: left end to right end.
 
-    ``beyond`` is how far outside the border pixels' centres it ends, in pixels of the copy.
+    It ends ``beyond`` pixels of the copy outside the border pixels' centres.
     """
     padded = np.pad(region, 1, mode="edge")  # so that a retina at the picture's edge reaches it after scaling
     filled = np.flatnonzero(padded.any(axis=1))

@@ -16,13 +16,13 @@ _logger = logging.getLogger(__name__)
 
 
 def write_gallery(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Write the page; without jinja2, which the extra ``report`` installs, a message says that there is none.
+    """Write the page; without jinja2, which the extra ``report`` installs, only log that there is none.
 
     Args:
         path: the page; the pictures lie in the same folder.
-        entries: of one photograph each: ``case_id``, ``photograph`` (its path), and either ``failed`` (why) or
+        entries: one per photograph: ``case_id``, ``photograph`` (its path), and either ``failed`` (why) or
             ``width_px``, ``height_px``, ``measures`` (of which ``quality`` is shown) and ``saved`` (names of its files,
-            ``thumbnail`` among them). Without any thumbnail there is nothing to show, and no page.
+            ``thumbnail`` among them). Without any thumbnail there is nothing to show, and no page is written.
     """
     segmented = [entry for entry in entries if "thumbnail" in entry.get("saved", {})]
     if not segmented:
@@ -32,5 +32,5 @@ def write_gallery(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     try:
         write_text(path, render("gallery.html", segmented=segmented, failed=failed))
     except ModuleNotFoundError:
-        path.unlink(missing_ok=True)  # one of an earlier run shows what is no longer there
+        path.unlink(missing_ok=True)  # an earlier run's page shows what is no longer there
         _logger.info("no gallery.html: it needs pip install 'drive-seg[report]'")

@@ -1,4 +1,4 @@
-"""Event handlers: randomness that can be repeated, progress to watch, and the history of a training."""
+"""Event handlers: reproducible randomness, the last validation, a progress bar, and the history of a training."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ _logger = logging.getLogger(__name__)
 
 
 class EpochSeed:
-    """Starts every epoch's random numbers anew from the seed and the epoch's number.
+    """Reseeds the random numbers at every epoch's start from the seed and the epoch's number.
 
-    So an epoch is the same whether the training came to it in one go or was resumed.
+    An epoch is thus the same whether or not the training was resumed before it.
 
     Args:
         seed: any whole number from 0.
-        dataset: the training dataset, whose transforms have random states of their own. Those of any other than a
-            ``SeededCacheDataset`` go on as they are, so that no run repeats another exactly, which is logged.
+        dataset: the training dataset, whose transforms have random states of their own. Unless it is a
+            ``SeededCacheDataset``, these are not reseeded, so that a resumed training does not repeat one that was not
+            resumed, which is logged.
     """
 
     def __init__(self, seed: int, dataset: Dataset) -> None:
@@ -56,19 +57,19 @@ class EpochSeed:
         """Seed."""
         seed = int(np.random.SeedSequence([self.seed, engine.state.epoch]).generate_state(1)[0])
         random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - for transforms of others that use the global state
+        np.random.seed(seed)  # noqa: NPY002 - for third-party transforms that use the global state
         torch.manual_seed(seed)
         if isinstance(self.dataset, SeededCacheDataset):
             self.dataset.set_epoch(engine.state.epoch)
 
 
 class LastValidation:
-    """Validates after the last epoch, where MONAI's ``ValidationHandler`` has not done so.
+    """Validates after the last epoch if MONAI's ``ValidationHandler`` has not done so.
 
-    A training shorter than its interval would have no best weights otherwise.
+    Otherwise a training shorter than its validation interval would have no best weights.
 
     Args:
-        evaluator: to run.
+        evaluator: evaluator to run.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
@@ -85,11 +86,11 @@ class LastValidation:
 
 
 class TrainingProgress:
-    """A progress bar with loss, learning rate, best Dice and time left; nothing where there is no terminal.
+    """A progress bar with loss, learning rate, best Dice and time left; nothing if there is no terminal.
 
     Args:
-        optimizer: whose learning rate to show.
-        evaluator: whose key metric to show.
+        optimizer: optimizer whose learning rate is shown.
+        evaluator: evaluator whose key metric is shown.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, evaluator: Engine) -> None:
@@ -109,7 +110,7 @@ class TrainingProgress:
         self.bar = tqdm(total=total, initial=engine.state.iteration, desc="training", unit="step", disable=None)
 
     def update(self, engine: Engine) -> None:
-        """One step further."""
+        """Advance by one step."""
         if self.bar is None or self.bar.disable:
             return
         shown = {
@@ -129,15 +130,14 @@ class TrainingProgress:
 
 
 class History:
-    """One row an epoch in a CSV file: mean loss, learning rate, validation metric, time; validated epochs are logged.
+    """Writes a CSV row per epoch: mean loss, learning rate, validation metric, time; validated epochs are logged.
 
-    At the end ``curves.png`` beside it shows them. A resumed training goes on with the rows of
-    the epochs before.
+    At the end, they are drawn as ``curves.png`` beside it. A resumed training keeps the rows of earlier epochs.
 
     Args:
-        path: CSV file, written anew after every epoch.
-        optimizer: whose learning rate to record.
-        evaluator: whose key metric to record, in the epochs that were validated.
+        path: CSV file, rewritten after every epoch.
+        optimizer: optimizer whose learning rate is recorded.
+        evaluator: evaluator whose key metric is recorded, in the epochs that were validated.
         metric_name: column of that metric.
         writes: False in all but one of several processes: the rows are kept, nothing is written or logged.
     """
@@ -167,7 +167,7 @@ class History:
         engine.add_event_handler(Events.COMPLETED, self.draw)
 
     def start(self, engine: Engine) -> None:
-        """An epoch begins."""
+        """Prepare for an epoch."""
         if not self.rows and engine.state.epoch > 1:
             self._read_earlier(engine.state.epoch)
         self._losses = []
@@ -201,7 +201,7 @@ class History:
             )  # fmt: skip
 
     def draw(self, engine: Engine) -> None:
-        """Draw the curves beside the table, where matplotlib is installed."""
+        """Draw the curves beside the table, if matplotlib is installed."""
         if not self.writes:
             return
         if not self.rows:  # resumed after its last epoch
@@ -224,7 +224,7 @@ class History:
 
 
 def loss_of(output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> float:
-    """The loss in what the trainer puts out for an iteration, decollated (the loss is in every item) or not."""
+    """The loss in the trainer's output of an iteration, decollated (the loss is in every item) or not."""
     first = output if isinstance(output, Mapping) else output[0]
     return float(first["loss"])
 

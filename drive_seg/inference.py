@@ -15,16 +15,16 @@ from drive_seg.errors import DriveSegError
 __all__ = ["FlipInferer", "LargeImageInferer", "PrecisionInferer"]
 
 MIRRORINGS = [(dims, transposed) for transposed in (False, True) for dims in ((), (-1,), (-2,), (-1, -2))]
-"""Axes that are flipped, and whether rows and columns change places then."""
+"""Axes that are flipped, and whether rows and columns are then swapped."""
 
 
 class PrecisionInferer(Inferer):
-    """Runs another inferer in the precision the device is fast at and the memory format the network is fast in.
+    """Runs another inferer in the device's fast precision and the network's fast memory format.
 
     That is ``drive_seg.engines.memory_format``, unless the network has another ``memory_format``.
 
     Args:
-        inferer: what runs the network, MONAI's ``SimpleInferer`` by default.
+        inferer: inferer that runs the network, MONAI's ``SimpleInferer`` by default.
         precision: ``auto``, ``float32``, ``bfloat16`` or ``float16``, see ``drive_seg.engines.fast_dtype``.
     """
 
@@ -32,7 +32,7 @@ class PrecisionInferer(Inferer):
         super().__init__()
         self.inferer = SimpleInferer() if inferer is None else inferer
         self.precision = precision
-        fast_dtype(torch.device("cpu"), precision)  # refuses one that is unknown here, not in the first step
+        fast_dtype(torch.device("cpu"), precision)  # refuses an unknown one here, not in the first step
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -44,17 +44,17 @@ class PrecisionInferer(Inferer):
         with autocast(images.device, self.precision):
             logits = self.inferer(images, network, *args, **kwargs)
         logits = logits.float()
-        # Postprocessing undoes the preprocessing from what the image's metadata tell of it.
+        # Postprocessing undoes the preprocessing by the image's metadata.
         return MetaTensor(logits).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else logits
 
 
 class LargeImageInferer(SlidingWindowInferer):
-    """The whole image at once where it fits into ``roi_size``, sliding windows over it where it does not.
+    """Runs the network on the whole image if it fits into ``roi_size``, else in sliding windows.
 
     MONAI's ``SlidingWindowInferer`` pads a smaller image up to the window; the network takes any size.
 
     Args:
-        roi_size: largest height and width that go through the network at once, pixels; None or 0: any.
+        roi_size: largest height and width, in pixels, to run at once; None or 0 for a side: any.
         kwargs: as for ``monai.inferers.SlidingWindowInferer``.
     """
 
@@ -76,8 +76,8 @@ class FlipInferer(Inferer):
     """Mean of the logits over an image and its mirror images.
 
     Args:
-        inferer: what runs the network on each of them.
-        flips: how many there are. 4, or True: the image, mirrored left-right, up-down, and both. 8: these and their
+        inferer: inferer that runs the network on each of them.
+        flips: number of images. 4, or True: the image, mirrored left-right, up-down, and both. 8: these and their
             transposes, all symmetries of a square. 1, or False: the image alone.
 
     Raises:
@@ -86,7 +86,7 @@ class FlipInferer(Inferer):
 
     def __init__(self, inferer: Inferer, flips: bool | int | str = True) -> None:
         super().__init__()
-        # MONAI's command makes texts of true and false.
+        # MONAI's command line turns true and false into strings.
         flips = {"true": True, "false": False}.get(flips, flips) if isinstance(flips, str) else flips
         number = {True: 4, False: 1}[flips] if isinstance(flips, bool) else flips
         if number not in (1, 4, 8):

@@ -1,4 +1,4 @@
-"""What has been done of a long list, kept so that a run that was killed goes on where it stopped."""
+"""Records what is done of a long list, so that a killed run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Journal", "read_journals"]
 
 
 class Journal:
-    """A file of JSON lines, one for each thing done; a line that a kill has cut off is as good as none.
+    """A file of JSON lines, one per thing done; a line cut off when the process was killed is ignored.
 
     Args:
-        path: the file; what it holds already stays.
+        path: the file; entries already in it stay.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,14 +30,14 @@ class Journal:
         """
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                # Begun with the line break, so that it stands apart from a line that was cut off before.
+                # The line break comes first, to separate the entry from a line that was cut off before.
                 file.write("\n" + json.dumps(entry))
         except OSError as error:
             raise DriveSegError(f"{self.path}: cannot be written ({error.strerror or error})") from error
 
 
 def read_journals(folder: Path, pattern: str) -> list[dict[str, Any]]:
-    """The entries of all journals of a folder, each file's in the order they were written."""
+    """The entries of all journals in a folder, file by file, in the order they were written."""
     entries = []
     for path in sorted(folder.glob(pattern)):
         for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):

@@ -1,4 +1,4 @@
-"""Which cases weights come from, in a file beside them, so that an evaluation on the same cases says so.
+"""Records beside weights which cases they come from, so that an evaluation on the same cases says so.
 
 ``model.json`` beside ``model.pt`` lists the photographs that trained the network and those that chose the epoch, by
 name and size: a dataset may be moved, and another hospital's ``01.jpg`` is another photograph.
@@ -22,7 +22,7 @@ ROLES = ("training", "validation")
 
 
 def photograph_described(case: Mapping[str, Any]) -> str:
-    """The photograph of a case, ``21_training.tif, 381206 bytes``; the case's id where there is no file."""
+    """The photograph of a case, such as ``21_training.tif, 381206 bytes``; the case id if there is no file."""
     image = case.get("image")
     if isinstance(image, (str, os.PathLike)) and Path(image).is_file():
         return f"{Path(image).name}, {Path(image).stat().st_size} bytes"
@@ -30,17 +30,17 @@ def photograph_described(case: Mapping[str, Any]) -> str:
 
 
 def case_described(case: Mapping[str, Any]) -> str:
-    """The same, and the size that it is shown at where there are several, ``…, zoom 0.5``."""
+    """The same, with the case's zoom, if it has one: ``…, zoom 0.5``."""
     return photograph_described(case) + (f", zoom {case['zoom']:g}" if "zoom" in case else "")
 
 
 class LearntCases:
-    """Writes which cases a training's weights come from, when it starts.
+    """Lists the cases that a training's weights come from when the training starts.
 
     Args:
-        weights: file of the weights, such as ``models/model.pt``; the list has its name with the suffix ``.json``.
-        training, validation: the cases that train the network, and those that choose the epoch.
-        pretrained: weights that the training starts from, whose cases are its own, too, if they are known; None: none.
+        weights: file of the weights, such as ``models/model.pt``; the list has the same name, but ends in ``.json``.
+        training, validation: cases that train the network, and cases that choose the epoch.
+        pretrained: weights that the training starts from; their cases, if known, are listed, too. None: none.
         writes: False in all but one of several processes.
     """
 
@@ -64,7 +64,7 @@ class LearntCases:
     def __call__(self, engine: Engine) -> None:
         """Write the list."""
         if self.writes:
-            # A training that goes on knows what it began with, whether it is told once more or not.
+            # A resumed training's list has what it began with, whether or not it is told so again.
             begun_with = self.weights if engine.state.epoch > 0 else self.pretrained
             earlier = (learnt_cases([begun_with]) if begun_with else None) or {}
             described = {
@@ -74,7 +74,7 @@ class LearntCases:
 
 
 def write_learnt_cases(weights: str | os.PathLike, learnt: Mapping[str, Iterable[str]] | None) -> None:
-    """Write the list beside a file of weights; None: there is none, and none of other weights may stay."""
+    """Write the list beside a file of weights; None: there is none, and one of earlier weights is removed."""
     path = Path(weights).with_suffix(".json")
     if learnt is None:
         path.unlink(missing_ok=True)
@@ -83,13 +83,13 @@ def write_learnt_cases(weights: str | os.PathLike, learnt: Mapping[str, Iterable
 
 
 def learnt_cases(weights: Sequence[str | os.PathLike]) -> dict[str, set[str]] | None:
-    """The photographs that trained and chose weights, by ``training`` and ``validation``, as ``photograph_described``.
+    """The photographs that trained (``training``) and chose (``validation``) weights, see ``photograph_described``.
 
     Args:
-        weights: files of weights, such as those of an ensemble, which has learnt what any of them has.
+        weights: files of weights, such as those of an ensemble, which has learnt whatever any of them has.
 
     Returns:
-        None where one of the files has no list beside it.
+        The photographs by role; None if one of the files has no list beside it.
     """
     learnt: dict[str, set[str]] = {role: set() for role in ROLES}
     for path in weights:
@@ -97,6 +97,6 @@ def learnt_cases(weights: Sequence[str | os.PathLike]) -> dict[str, set[str]] | 
             listed = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
             for role in ROLES:
                 learnt[role].update(map(str, listed[role]))
-        except (OSError, ValueError, KeyError, TypeError):  # none, or a file of something else
+        except (OSError, ValueError, KeyError, TypeError):  # no such file, or one of something else
             return None
     return learnt

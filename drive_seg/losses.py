@@ -8,17 +8,17 @@ from torch import nn
 
 
 class DiceCELoss(nn.Module):
-    """Cross entropy plus Dice loss over the pixels that are not ignored, each by image and then averaged.
+    """Cross entropy plus Dice loss over the pixels that are not ignored, each per image, then averaged.
 
     Cross entropy gives every pixel a gradient from the first step on; Dice loss weighs the few vessel pixels as
     much as the many others. MONAI's loss of this name has no ``ignore_index``, which the field of view needs.
     Averaging over images, not over the batch's pixels, makes a step the same however a batch is shared out over
-    devices or summed up from smaller ones.
+    devices or accumulated from smaller ones.
 
     Args:
         ignore_index: label value of pixels that count in neither term.
         lambda_ce: weight of the cross entropy, a mean over the pixels of an image.
-        lambda_dice: weight of the Dice loss, a mean over the classes but the background.
+        lambda_dice: weight of the Dice loss, a mean over all classes but the background.
     """
 
     def __init__(self, ignore_index: int = 255, lambda_ce: float = 1.0, lambda_dice: float = 1.0) -> None:
@@ -32,7 +32,7 @@ class DiceCELoss(nn.Module):
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Logits (B, num_classes, H, W) and label (B, 1, H, W) with class values → a scalar, float32.
 
-        An image without a pixel to count has a loss of 0 and gradients of 0.
+        An image with no pixel to count has a loss of 0 and gradients of 0.
         """
         logits = logits.float()
         counted = (label != self.ignore_index).flatten(1).sum(dim=1).clamp(min=1)
