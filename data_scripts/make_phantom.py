@@ -1,4 +1,4 @@
-"""Made-up fundus photographs with exact annotations, in the DRIVE layout."""
+"""Synthetic fundus photographs with exact annotations, in the DRIVE layout."""
 
 import argparse
 import sys

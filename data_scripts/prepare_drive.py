@@ -1,4 +1,4 @@
-"""DRIVE as its site hands it out → verified DRIVE layout with a dataset.json."""
+"""DRIVE as distributed by its site → verified DRIVE layout with a dataset.json."""
 
 import sys
 

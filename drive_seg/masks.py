@@ -1,6 +1,6 @@
-"""From logits to probabilities of vessel, and from these to vessel masks.
+"""From logits to vessel probabilities, and from these to vessel masks.
 
-Each idea is a function on arrays first and a thin dictionary transform after it. Arrays are channel first,
+Each step is a function on arrays, followed by a thin dictionary transform around it. Arrays are channel first,
 (C, H, W).
 """
 
@@ -22,7 +22,7 @@ __all__ = ["VesselMaskd", "VesselProbabilitiesd", "vessel_mask", "vessel_probabi
 
 
 def vessel_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Probabilities of the vessel classes; the background's, which is what they leave of 1, is in nobody's way.
+    """Probabilities of the vessel classes; that of the background is left out, being 1 minus their sum.
 
     Args:
         logits: (num_classes, H, W), float, background first.
@@ -36,21 +36,21 @@ def vessel_probabilities(logits: torch.Tensor) -> torch.Tensor:
     if len(logits) < 2:
         raise ArgumentError(f"num_classes: expected 2 or more, background and vessel, got {len(logits)} logits a pixel")
     if len(logits) == 2:
-        return torch.sigmoid(logits[1:] - logits[:1])  # the same in a third of the time
+        return torch.sigmoid(logits[1:] - logits[:1])  # the same as softmax, in a third of the time
     return logits.softmax(dim=0)[1:]
 
 
 class VesselProbabilitiesd(MapTransform):
-    """``vessel_probabilities`` for a case, which must be numbers.
+    """``vessel_probabilities`` for a case; they must be numbers.
 
-    MONAI's ``Activationsd`` keeps the background, which doubles the work of all that follows.
+    MONAI's ``Activationsd`` keeps the background, which doubles the work of every later step.
 
     Args:
         keys: logits, (num_classes, H, W), background first; replaced by probabilities, (num_classes - 1, H, W).
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with probabilities in the place of logits.
+        """The case with its logits replaced by probabilities.
 
         Raises:
             DriveSegError: if one is NaN, which would come out as background.
@@ -71,13 +71,13 @@ class VesselProbabilitiesd(MapTransform):
 def vessel_mask(probabilities: torch.Tensor, threshold: float, fov: torch.Tensor | None = None) -> torch.Tensor:
     """Class values from probability maps.
 
-    A pixel is vessel where the probability of all vessel classes together reaches the threshold, and then of the
-    likeliest of them. With two classes and 0.5 that is the likelier class.
+    A pixel is vessel where the summed probability of the vessel classes reaches the threshold; it then gets the
+    likeliest of these classes. With two classes and a threshold of 0.5, that is the likelier class.
 
     Args:
-        probabilities: of the vessel classes, (num_classes - 1, H, W), float, 0 to 1.
+        probabilities: probability maps of the vessel classes, (num_classes - 1, H, W), float, 0 to 1.
         threshold: 0 to 1.
-        fov: (1, H, W), non-zero inside; outside there is no vessel. None: the whole image counts.
+        fov: (1, H, W), non-zero inside; there are no vessels outside. None: the whole image counts.
 
     Returns:
         (1, H, W), uint8, class values.
@@ -97,9 +97,9 @@ class VesselMaskd(MapTransform):
 
     Args:
         keys: probability maps of the vessel classes, (num_classes - 1, H, W); replaced by masks, (1, H, W), uint8.
-        threshold: as there.
-        probability_keys: where the probability maps go, one a key.
-        fov_key: FOV mask outside which there is no vessel, and the probability of it 0; None: the whole image counts.
+        threshold: as in ``vessel_mask``.
+        probability_keys: keys to move the probability maps to, one for each of ``keys``.
+        fov_key: FOV mask, outside which there are no vessels and probabilities are 0; None: the whole image counts.
     """
 
     def __init__(
@@ -121,11 +121,11 @@ class VesselMaskd(MapTransform):
         self.fov_key = fov_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with masks in the place of probabilities, which are under ``probability_keys``."""
+        """The case with its probabilities replaced by masks and moved to ``probability_keys``."""
         case = dict(data)
         for key, probability_key in self.key_iterator(case, self.probability_keys):
             probabilities = case[key]
-            # Engines move the image to a GPU and leave masks where they were.
+            # Engines move the image to a GPU but not the masks.
             fov = None if self.fov_key is None else plain(case[self.fov_key]).to(probabilities.device)
             case[key] = like(vessel_mask(plain(probabilities), self.threshold, fov), probabilities)
             case[probability_key] = probabilities if fov is None else probabilities * zeros_and_ones(fov)

@@ -1,4 +1,4 @@
-"""``vessels.csv``: the measures of many photographs, a row each."""
+"""``vessels.csv``: the measures of many photographs, one row each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["MeasureTable", "rounded"]
 
 
 def rounded(measures: Mapping[str, Any]) -> dict[str, Any]:
-    """Measures as tables have them: six digits after the point, and None where there is nothing to measure."""
+    """Measures as written to tables: rounded to six decimal places, None where they are undefined."""
     return {
         name: value if not isinstance(value, float) else round(value, 6) if math.isfinite(value) else None
         for name, value in measures.items()
@@ -22,12 +22,12 @@ def rounded(measures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class MeasureTable:
-    """Writes the measures of all photographs that an evaluator segmented as one CSV file, in the order of their paths.
+    """Writes the measures of all photographs that an evaluator segmented to one CSV file, in order of their paths.
 
     Args:
         path: such as ``vessels.csv``.
-        measures_key: of a row, in what the postprocessing puts out, see ``drive_seg.measures.MeasureVesselsd``. Before
-            it come ``photograph``, the file, and ``case_id``, empty where a case has none.
+        measures_key: key of the measures in the postprocessing's output, see ``drive_seg.measures.MeasureVesselsd``.
+            In the table they follow ``photograph``, the file, and ``case_id``, empty where a case has none.
     """
 
     def __init__(self, path: str, measures_key: str = "measures") -> None:
@@ -42,7 +42,7 @@ class MeasureTable:
         engine.add_event_handler(Events.COMPLETED, self.write)
 
     def start(self, engine: Engine) -> None:
-        """A run begins."""
+        """Start a new table."""
         self.rows = []
 
     def collect(self, engine: Engine) -> None:

@@ -1,13 +1,13 @@
-"""What a vessel mask says of a retina: density, length, calibre, branching, fractal dimension, tortuosity.
+"""Measurements of a vessel mask: density, length, calibre, branching, fractal dimension, tortuosity.
 
-Arrays are rows first, (H, W). All lengths are of the mask as it is given: a mask that is drawn wider gives wider
-vessels, so figures compare between masks of one network or one observer, not between them.
+Arrays are rows first, (H, W). All lengths are those of the mask as given: a mask drawn wider has wider vessels, so
+compare figures only between masks of the same network or observer.
 
 Strategy: the skeleton is a graph of pixels. Pixels are linked to their four neighbours, and diagonally only where no
-third pixel links them, so that corners are not taken for branchings. Touching pixels of three links or more are one
-branch point at their centre of mass; what remains is chains. All chains are put in order at once, by the distance
-from one of their ends, and smoothed before they are measured: counting steps from pixel to pixel would make a straight
-vessel up to 8 % longer, depending on its angle, and that is as much as tortuosity differs between people.
+third pixel links them, so that corners are not mistaken for branchings. Touching pixels with three or more links form
+one branch point at their centre of mass; the rest are chains. All chains are ordered at once, by the distance from one
+end, and smoothed before they are measured: counting steps from pixel to pixel would make a straight vessel up to 8 %
+longer, depending on its angle, and tortuosity differs by no more than that between people.
 """
 
 from __future__ import annotations
@@ -34,50 +34,52 @@ __all__ = ["MeasureVesselsd", "fractal_dimension", "measure_vessels"]
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 SMOOTHING = 0.005
-"""Half width of the moving average along a centreline, as a share of the FOV's diameter; 5 pixels at least."""
+"""Half width of the moving average along a centreline, as a share of the FOV's diameter; at least 5 pixels."""
 
 SHORTEST = 0.02
-"""Arc length, as a share of the FOV's diameter, below which a branch has no tortuosity worth the name."""
+"""Arc length, as a share of the FOV's diameter, below which the tortuosity of a branch means little."""
 
 BOX_SIZES = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)
-"""Of the boxes that are counted, as shares of the FOV's diameter: from a wide vessel to the space between arcades."""
+"""Box sizes for counting, as shares of the FOV's diameter: from a wide vessel to the space between the arcades."""
 
 
 def measure_vessels(mask: np.ndarray, fov: np.ndarray, pixel_spacing_mm: float | None = None) -> dict[str, float]:
     """Measure a vessel mask inside the field of view.
 
-    Branches that have a free end and are shorter than the calibre where they leave their vessel are the roughness of
-    its border: they are cut off before anything is measured, as long as there are any.
+    A branch with a free end that is shorter than the calibre at the point where it leaves its vessel is only roughness
+    of the vessel's border. Such branches are removed, repeatedly until none is left, before anything is measured.
 
     Args:
         mask: (H, W), bool, True on vessels.
-        fov: (H, W), bool, True on the retina; what lies outside has no influence.
+        fov: (H, W), bool, True on the retina; pixels outside are ignored.
         pixel_spacing_mm: size of a pixel on the retina, for the lengths in millimetres; None: unknown.
 
     Returns:
-        In this order, of an empty mask as said:
+        The measures in this order; "Empty" gives the value for an empty mask:
 
-        - ``vessel_density_share``: area of vessels over that of the field of view, 0 to 1. Empty: 0.
-        - ``skeleton_length_px``: of all centrelines together (Zhang & Suen, 1984), from pixel centre to pixel centre.
-          A vessel's centreline begins and ends about half its calibre inside. It grows, as branch and end points do,
-          with how much of the retina is seen. Empty: 0.
-        - ``length_density_per_px``: that over the area of the field of view, which compares between extents. Empty: 0.
+        - ``vessel_density_share``: area of the vessels over that of the field of view, 0 to 1. Empty: 0.
+        - ``skeleton_length_px``: total length of the centrelines (Zhang & Suen, 1984), from pixel centre to pixel
+          centre. A centreline begins and ends about half a calibre inside its vessel. Like the numbers of branch and
+          end points, it grows with the extent of retina that is seen. Empty: 0.
         - ``calibre_mean_px``, ``calibre_p10_px``, ``calibre_p50_px``, ``calibre_p90_px``: mean and quantiles of the
-          calibre over the pixels of the centrelines, branch points left out; twice the greatest distance to the
-          background in the 3×3 pixels around one, less 0.5. Distances go from pixel centre to pixel centre, which
-          alone gives one more than the width where it is odd and the vessel runs along the grid, and the width where
-          it is even; over all angles the correction leaves an error of less than a pixel. A line of
-          single pixels has 1.5. Distances on a grid are roots of whole numbers, so the quantiles come in steps, of
-          about 0.8 pixels where vessels are 5 wide; the mean does not. Empty: NaN.
-        - ``branch_points``: places where three branches or more meet. Two vessels that cross may make one or two.
+          calibre over the pixels of the centrelines except branch points. The calibre is twice the greatest distance
+          to the background in the 3×3 pixels around one, less 0.5. Distances go from pixel centre to pixel centre;
+          uncorrected, they would give the width where it is even, and one more where it is odd and the vessel runs
+          along the grid. Corrected, the error is less than a pixel at all angles. A line of single pixels has 1.5.
+          Distances on a grid are roots of whole numbers, so the quantiles come in steps, of about 0.8 pixels where
+          vessels are 5 wide; the mean does not. Empty: NaN.
+        - ``length_density_per_px``: ``skeleton_length_px`` over the area of the field of view, comparable between
+          extents. Empty: 0.
+        - ``branch_points``: places where three or more branches meet. Two vessels that cross may make one or two.
           Empty: 0.
-        - ``end_points``: free ends; those at the rim of the field of view are among them. Empty: 0.
-        - ``fractal_dimension``: of the centrelines, see there; boxes of 1/128 to 1/8 of the FOV's diameter. Empty: NaN.
+        - ``end_points``: free ends, including those at the rim of the field of view. Empty: 0.
+        - ``fractal_dimension``: that of the centrelines, see the function; boxes of 1/128 to 1/8 of the FOV's diameter.
+          Empty: NaN.
         - ``tortuosity``: arc over chord, 1 for straight (Lotmar et al., Graefes Arch. 211:49, 1979; Hart et al.,
-          Int. J. Med. Inform. 53:239, 1999), mean over branches weighted by their arc length. Left out are branches
-          that are shorter than 2 % of the FOV's diameter, because pixels make up much of their shape, and those that
-          end where they began, because their chord is 0. Empty, or with no branch long enough: NaN.
-        - with a spacing: ``skeleton_length_mm``, ``length_density_per_mm`` and the four ``calibre_…_mm``.
+          Int. J. Med. Inform. 53:239, 1999), mean over branches weighted by their arc length. Branches shorter than 2 %
+          of the FOV's diameter are left out, because pixels dominate their shape, and so are those that end where they
+          began, because their chord is 0. Empty, or no branch long enough: NaN.
+        - with a spacing: ``skeleton_length_mm``, the four ``calibre_…_mm`` and ``length_density_per_mm``.
 
     Raises:
         ValueError: if the shapes differ, the field of view is empty, or the spacing is not positive.
@@ -92,7 +94,7 @@ def measure_vessels(mask: np.ndarray, fov: np.ndarray, pixel_spacing_mm: float |
     vessels = mask[box] & fov[box]
     density = float(np.count_nonzero(vessels) / np.count_nonzero(fov))
 
-    # What touches the border of the array ends there: the ring of background makes it so.
+    # A ring of background, so that vessels that touch the border of the array end there.
     vessels = np.pad(vessels, 1)
     background = ndimage.distance_transform_edt(vessels, return_distances=False, return_indices=True)
     skeleton = skeletonize(vessels)
@@ -128,16 +130,16 @@ def measure_vessels(mask: np.ndarray, fov: np.ndarray, pixel_spacing_mm: float |
 def fractal_dimension(structure: np.ndarray, sizes: Sequence[float]) -> float:
     """Box-counting dimension: how the number of boxes that a structure touches grows as they get smaller.
 
-    The slope of log number against -log size, by least squares: 1 for a line, 2 for an area, between for a tree, as
-    retinal vessels are (Mainster, Eye 4:235, 1990). Boxes lie side by side from each corner of the structure's bounding
-    box in turn, and the mean of the four numbers counts, so that a left eye has what its mirror image has.
+    The slope of log number against -log size, by least squares: 1 for a line, 2 for an area, in between for a tree such
+    as the retinal vessels (Mainster, Eye 4:235, 1990). The grid of boxes starts at each corner of the structure's
+    bounding box in turn, and the four numbers are averaged, so that an eye and its mirror image give the same result.
 
     Args:
         structure: (H, W), bool.
-        sizes: two or more sides of the boxes, in pixels; fractions are allowed.
+        sizes: two or more side lengths of the boxes, in pixels; fractions are allowed.
 
     Returns:
-        NaN of an empty structure.
+        The dimension; NaN for an empty structure.
 
     Raises:
         ValueError: if there are fewer than two sizes.
@@ -154,7 +156,7 @@ def fractal_dimension(structure: np.ndarray, sizes: Sequence[float]) -> float:
 
 
 def _boxes(rows: np.ndarray, columns: np.ndarray, size: float) -> int:
-    """How many boxes from row 0 and column 0 on hold a pixel."""
+    """Number of boxes, laid from row 0 and column 0, that hold a pixel."""
     down, right = (rows / size).astype(int), (columns / size).astype(int)
     return int(np.count_nonzero(np.bincount(down * (right.max() + 1) + right)))
 
@@ -162,16 +164,16 @@ def _boxes(rows: np.ndarray, columns: np.ndarray, size: float) -> int:
 class MeasureVesselsd(Transform):
     """``measure_vessels`` and the quality check for a case, as a row of a table.
 
-    Arteries and veins, where the mask tells them apart, are measured together.
+    Arteries and veins are measured together even where the mask distinguishes them.
 
     Args:
-        quality: which problems of a photograph are named.
+        quality: the check that names problems of a photograph.
         pixel_spacing_mm: size of a pixel on the retina, the same for all photographs; None: unknown.
         pred_key: mask, (1, H, W), class values, 0 for background.
         fov_key: FOV mask, (1, H, W), non-zero inside.
         photograph_key: photograph, (3, H, W), uint8.
-        output_key: where the row goes: ``width_px``, ``height_px``, ``fov_diameter_px``, ``fov_area_px``, the measures,
-            and ``quality``, the problems joined by "; " or nothing.
+        output_key: key for the row: ``width_px``, ``height_px``, ``fov_diameter_px``, ``fov_area_px``, the measures,
+            and ``quality``, the problems joined by "; ", empty if there are none.
 
     Raises:
         DriveSegError: if the spacing is not positive.
@@ -218,13 +220,13 @@ class _Centrelines:
     """A skeleton as branches between branch points.
 
     Attributes:
-        pixels: (2, n), row and column of every pixel of the skeleton.
-        branch: (n,), the branch that each belongs to, -1 at branch points.
+        pixels: (2, n), row and column of every skeleton pixel.
+        branch: (n,), the branch that each pixel belongs to, -1 at branch points.
         lengths: (branches,), arc length, pixels.
         chords: (branches,), distance between the ends, pixels.
         ends: (branches, 2), number of the branch point at either end, -1 at a free end.
         places: (branch points, 2), centres of mass, row and column.
-        end_points: number of free ends; a branch of a single pixel is one.
+        end_points: number of free ends; a branch of a single pixel counts once.
     """
 
     pixels: np.ndarray
@@ -237,11 +239,11 @@ class _Centrelines:
 
 
 def _trace(skeleton: np.ndarray, half_width: int) -> _Centrelines:
-    """Take a skeleton apart into branches.
+    """Split a skeleton into branches.
 
     Args:
-        skeleton: (H, W), bool, no pixel of it at the border.
-        half_width: of the moving average along each branch, pixels.
+        skeleton: (H, W), bool, without pixels at the border.
+        half_width: half width of the moving average along each branch, pixels.
     """
     pixels = np.stack(np.nonzero(skeleton))
     count = pixels.shape[1]
@@ -264,7 +266,7 @@ def _trace(skeleton: np.ndarray, half_width: int) -> _Centrelines:
         [np.bincount(cluster[junction], line[junction], clusters) / np.maximum(members, 1) for line in pixels], axis=1
     )
 
-    # A branch's own pixels, and one more node for each link of theirs to a branch point, at that point's place.
+    # Nodes: the branches' own pixels, and one for each of their links to a branch point, placed at that point.
     inner = ~junction[first] & ~junction[second]
     crossing = junction[first] != junction[second]
     own = np.where(junction[first], second, first)[crossing]
@@ -284,7 +286,7 @@ def _trace(skeleton: np.ndarray, half_width: int) -> _Centrelines:
 
 
 def _links(skeleton: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of pixels that are neighbours: side by side, or diagonal with no third pixel beside both."""
+    """Pairs of neighbouring pixels: side by side, or diagonal with no third pixel beside both."""
     numbers = np.full(skeleton.shape, -1)
     numbers[tuple(pixels)] = np.arange(pixels.shape[1])
     row, column = pixels
@@ -298,7 +300,7 @@ def _links(skeleton: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _one_of_each_ring(first: np.ndarray, second: np.ndarray, junction: np.ndarray, degree: np.ndarray) -> np.ndarray:
-    """A pixel of every ring that nothing branches from, (n,), bool: cut there, it is a chain like the others."""
+    """One pixel of every ring without branches, (n,), bool: cut there, the ring is a chain like the others."""
     inner = ~junction[first] & ~junction[second]
     within = np.bincount(np.concatenate([first[inner], second[inner]]), minlength=len(degree))
     parts, part = csgraph.connected_components(_graph(first[inner], second[inner], len(degree)), directed=False)
@@ -312,12 +314,12 @@ def _one_of_each_ring(first: np.ndarray, second: np.ndarray, junction: np.ndarra
 def _measure_chains(
     nodes: np.ndarray, first: np.ndarray, second: np.ndarray, half_width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Put chains in order, smooth them and measure them.
+    """Order, smooth and measure chains.
 
     Args:
         nodes: (n, 2), positions.
-        first, second: links; every node has two at most, and there is no ring.
-        half_width: of the moving average; it narrows towards the ends, which stay where they are.
+        first, second: links; every node has at most two, and there are no rings.
+        half_width: half width of the moving average, which narrows towards the ends, so that these stay in place.
 
     Returns:
         (n,) chain of each node; (chains,) arc length; (chains,) chord; (chains, 2) nodes at the ends.
@@ -348,7 +350,7 @@ def _measure_chains(
 
 
 def _spurs(lines: _Centrelines, background: np.ndarray) -> np.ndarray:
-    """Which branches are shorter than the calibre of the vessel that they leave, (branches,), bool."""
+    """Which branches with a free end are shorter than the calibre of the vessel they leave, (branches,), bool."""
     free = lines.ends < 0
     leaving = free.sum(axis=1) == 1
     calibre = np.full(len(lines.ends), -math.inf)

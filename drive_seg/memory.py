@@ -1,4 +1,4 @@
-"""Memory that is freed and wanted again a moment later."""
+"""Keep freed memory for the next allocation."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ import sys
 
 __all__ = ["keep_freed_memory"]
 
-# Of malloc.h: what mallopt sets.
+# Parameters of mallopt, from malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
 _MADV_HUGEPAGE = 14
-"""Of sys/mman.h."""
+"""From sys/mman.h."""
 
 _HEAP = 1 << 31
-"""Bytes of address space, not of memory, that are asked to be in huge pages; what a training of patches takes."""
+"""Bytes of address space, not of memory, requested in huge pages; enough for a training on patches."""
 
 
 def keep_freed_memory() -> bool:
-    """Keep what this process frees, for its next allocation, instead of handing it back to the operating system.
+    """Keep memory that this process frees for its next allocation, instead of returning it to the operating system.
 
     A training step on a CPU allocates and frees the same hundreds of megabytes again and again. The GNU C library maps
-    every large block afresh, and the system fills each of its pages with zeros first. Kept, the memory stays with the
-    process until it ends; its peak grows by a tenth or two. Its pages are large ones where the system has them for who
-    asks: so many small ones have no room in the processor's list of them. Together a step takes a fifth to a quarter
-    less time.
+    every large block anew, and the system zeroes each of its pages first. With this setting, the memory stays with the
+    process until it ends, and peak memory grows by 10 to 20 %. Huge pages are used where the system grants them on
+    request: so many small ones do not fit into the processor's translation buffer. Together, this makes a step 20 to
+    25 % shorter.
 
     Returns:
-        Whether the C library is one that knows how; elsewhere nothing happens.
+        Whether the C library supports this; otherwise nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
-    # Never a mapping of its own for a large block, and never the end of the heap given back.
+    # Never map a large block separately, and never give back the end of the heap.
     kept = library.mallopt(_M_MMAP_MAX, 0) == 1 and library.mallopt(_M_TRIM_THRESHOLD, -1) == 1
     if kept:
         _ask_for_huge_pages(library)
@@ -44,7 +44,7 @@ def keep_freed_memory() -> bool:
 
 
 def _ask_for_huge_pages(library: ctypes.CDLL) -> None:
-    """Of the heap that is to come: a block that nobody writes to is allocated, marked and freed."""
+    """Request huge pages for the heap to come: allocate a block, mark it and free it without writing to it."""
     library.malloc.restype = ctypes.c_void_p
     library.malloc.argtypes = [ctypes.c_size_t]
     library.free.argtypes = [ctypes.c_void_p]
@@ -54,5 +54,5 @@ def _ask_for_huge_pages(library: ctypes.CDLL) -> None:
         return
     first = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
     size = (block + _HEAP - first) // mmap.PAGESIZE * mmap.PAGESIZE
-    library.madvise(first, size, _MADV_HUGEPAGE)  # where that fails, pages stay small
+    library.madvise(first, size, _MADV_HUGEPAGE)  # if that fails, pages stay small
     library.free(block)

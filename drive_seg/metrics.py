@@ -1,11 +1,11 @@
 """Figures of merit for vessel masks and probability maps, over the pixels that count.
 
-Which pixels count is said by a boolean array, the field of view or the whole image; what lies elsewhere has no
-influence, because masks are cut to it before anything is computed. Where a figure is undefined it is NaN, each
-function says when. Arrays are rows first, (H, W).
+A boolean array, the field of view or the whole image, says which pixels count. Masks are cut to it before anything is
+computed, so other pixels have no influence. Undefined figures are NaN; each function says when. Arrays are rows first,
+(H, W).
 
 Strategy: pixel counts are exact integers. Probabilities are counted in 65536 levels, the precision of a 16-bit
-probability map, so that an image of 8 megapixel takes a megabyte and several images are pooled by adding counts.
+probability map, so that an image of 8 megapixels takes a megabyte and images are pooled by adding their counts.
 scikit-learn computes the curves from the counts; areas differ by less than 1e-4 from those of the unrounded values.
 """
 
@@ -53,7 +53,7 @@ class Confusion:
     true_negatives: int
 
     def __add__(self, other: Confusion) -> Confusion:
-        """Counts of both together, for pooled figures: counts are summed first, then divided."""
+        """Summed counts, for pooled figures: counts are summed first, then divided."""
         return Confusion(
             self.true_positives + other.true_positives,
             self.false_positives + other.false_positives,
@@ -62,11 +62,11 @@ class Confusion:
         )
 
     def scores(self) -> dict[str, float]:
-        """The figures these counts give, 0 to 1 (MCC: -1 to 1).
+        """The figures computed from these counts, 0 to 1 (MCC: -1 to 1).
 
-        Undefined, hence NaN: Dice, IoU and sensitivity without a vessel in the annotation; precision without one
-        in the prediction; specificity without background; MCC if a whole row or column is empty; accuracy
-        without a pixel. With vessels in the annotation and none in the prediction Dice, IoU and sensitivity are 0.
+        NaN where undefined: Dice, IoU and sensitivity without vessels in the annotation; precision without vessels in
+        the prediction; specificity without background; MCC if a row or column is all zero; accuracy without pixels.
+        With vessels in the annotation but none in the prediction, Dice, IoU and sensitivity are 0.
         """
         tp, fp, fn, tn = self.true_positives, self.false_positives, self.false_negatives, self.true_negatives
         annotated = tp + fn
@@ -100,7 +100,7 @@ def confusion(pred: np.ndarray, label: np.ndarray, counted: np.ndarray) -> Confu
 
 @dataclass(frozen=True, eq=False)
 class ProbabilityCounts:
-    """How many background and vessel pixels have which probability of vessel.
+    """Numbers of background and vessel pixels by their probability of vessel.
 
     Args:
         negatives, positives: (65536,), int64; index i stands for the probability i / 65535.
@@ -114,7 +114,7 @@ class ProbabilityCounts:
         """Count an image.
 
         Args:
-            probability: (H, W), float, 0 to 1, of vessel.
+            probability: (H, W), float, 0 to 1, probability of vessel.
             label: (H, W), non-zero where a vessel is annotated.
             counted: (H, W), True or non-zero where a pixel counts.
 
@@ -133,18 +133,18 @@ class ProbabilityCounts:
         )
 
     def __add__(self, other: ProbabilityCounts) -> ProbabilityCounts:
-        """Counts of both together."""
+        """Summed counts."""
         return ProbabilityCounts(self.negatives + other.negatives, self.positives + other.positives)
 
     def scores(self, bins: int) -> dict[str, float]:
         """Area under the ROC curve, average precision and expected calibration error, 0 to 1.
 
-        Undefined, hence NaN: ROC AUC if the pixels are all of one class, average precision without a vessel pixel,
-        the calibration error without any pixel.
+        NaN where undefined: ROC AUC if all pixels are of one class, average precision without vessel pixels, the
+        calibration error without any pixels.
 
         Args:
-            bins: of equal width, for the calibration error (Guo et al., ICML 2017, eq. 3, of the probability of
-                vessel rather than of the likelier class).
+            bins: number of bins of equal width for the calibration error (Guo et al., ICML 2017, eq. 3, for the
+                probability of vessel rather than of the likelier class).
         """
         annotated, probability, weights = self._samples()
         one_class = not self.positives.any() or not self.negatives.any()
@@ -160,9 +160,9 @@ class ProbabilityCounts:
         }
 
     def reliability(self, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The reliability diagram: bin edges (bins + 1,), pixels, mean probability and vessel share (bins,) each.
+        """The reliability diagram: bin edges (bins + 1,); pixels, mean probability and vessel share, (bins,) each.
 
-        Mean and share of an empty bin are NaN. A bin holds its lower edge, the last also its upper.
+        Mean and share of an empty bin are NaN. A bin includes its lower edge, the last one its upper edge, too.
         """
         total = self.negatives + self.positives
         levels = np.arange(LEVELS)
@@ -174,19 +174,19 @@ class ProbabilityCounts:
         return np.linspace(0, 1, bins + 1), counts, mean, share
 
     def roc(self) -> tuple[np.ndarray, np.ndarray]:
-        """False and true positive rate, both rising from 0 to 1; the counts must be of both classes."""
+        """False and true positive rates, both rising from 0 to 1; there must be pixels of both classes."""
         annotated, probability, weights = self._samples()
         false_rate, true_rate, _ = roc_curve(annotated, probability, sample_weight=weights)
         return false_rate, true_rate
 
     def precision_recall(self) -> tuple[np.ndarray, np.ndarray]:
-        """Precision and sensitivity by rising threshold; there must be a vessel pixel."""
+        """Precision and sensitivity for rising thresholds; there must be a vessel pixel."""
         annotated, probability, weights = self._samples()
         precision, recall, _ = precision_recall_curve(annotated, probability, sample_weight=weights)
         return precision, recall
 
     def dice(self, thresholds: np.ndarray) -> np.ndarray:
-        """Dice of the masks that the thresholds give, (n,); NaN without a vessel pixel."""
+        """Dice of the mask at each threshold, (n,); NaN without vessel pixels."""
         if not self.positives.any():
             return np.full(len(thresholds), np.nan)
         first = np.ceil(np.asarray(thresholds) * (LEVELS - 1) - 0.5).astype(int).clip(0, LEVELS - 1)
@@ -202,7 +202,7 @@ class ProbabilityCounts:
 
 
 class Vessels:
-    """A mask with what its shape is described by, each computed once when it is asked for.
+    """A mask and descriptions of its shape, each computed once, on first use.
 
     Args:
         mask: (H, W), non-zero on vessels, cut to the pixels that count.
@@ -223,9 +223,9 @@ class Vessels:
 
     @cached_property
     def calibres(self) -> np.ndarray:
-        """The calibre of the vessel that each pixel of the mask belongs to, in pixels; (H, W), float32, else 0.
+        """The calibre of the vessel that each mask pixel belongs to, in pixels; (H, W), float32, 0 outside the mask.
 
-        That at the nearest point of the skeleton, see ``drive_seg.calibre``.
+        It is the calibre at the nearest point of the skeleton, see ``drive_seg.calibre``.
         """
         widths = np.zeros(self.mask.shape, np.float32)
         box = _box(self.mask)
@@ -240,12 +240,12 @@ class Vessels:
 
 
 def cldice(pred: Vessels, label: Vessels) -> float:
-    """Centreline Dice: harmonic mean of the shares of either skeleton that lie within the other mask, 0 to 1.
+    """Centreline Dice: harmonic mean of the shares of each skeleton that lie within the other mask, 0 to 1.
 
     Shit et al., CVPR 2021, doi:10.1109/CVPR46437.2021.01629, eq. 1 and 2, with scikit-image's skeleton.
 
     Returns:
-        NaN without a vessel in the annotation; 0 if there is one there and none in the prediction.
+        The score; NaN without vessels in the annotation, 0 if only the prediction has none.
     """
     if not label.mask.any():
         return math.nan
@@ -259,8 +259,8 @@ def cldice(pred: Vessels, label: Vessels) -> float:
 def betti_numbers(vessels: np.ndarray) -> tuple[int, int]:
     """Betti-0, the number of connected pieces, and Betti-1, the number of holes.
 
-    Pixels are connected to all eight neighbours, background pixels to four. Always defined: an empty mask has (0, 0).
-    The errors that are reported are absolute differences over all pixels that count, not means over patches.
+    Vessel pixels are connected to all eight neighbours, background pixels to four. Always defined: (0, 0) for an empty
+    mask. The reported errors are absolute differences over all pixels that count, not means over patches.
 
     Args:
         vessels: (H, W), bool, cut to the pixels that count.
@@ -275,14 +275,14 @@ def betti_numbers(vessels: np.ndarray) -> tuple[int, int]:
 def surface_distances(pred: np.ndarray, label: np.ndarray) -> dict[str, float]:
     """``hd95`` and ``asd``: 95 % Hausdorff distance and average symmetric surface distance, in pixels.
 
-    The surface is the outermost pixels of a mask; distances are MONAI's. ``hd95`` is the larger of both directions'
-    95th percentiles, ``asd`` the mean over the distances of both directions together.
+    The surface consists of the outermost pixels of a mask; distances are MONAI's. ``hd95`` is the larger of the two
+    directions' 95th percentiles, ``asd`` the mean over all distances of both directions.
 
     Args:
         pred, label: (H, W), non-zero on vessels, cut to the pixels that count.
 
     Returns:
-        NaN for both if either mask is empty: there is nothing to measure a distance to.
+        Both figures; NaN if either mask is empty, because there is nothing to measure a distance to.
     """
     pred, label = pred != 0, label != 0
     box = _box(pred | label)
@@ -303,7 +303,7 @@ def shape_scores(pred: Vessels, label: Vessels, surfaces: bool = True) -> dict[s
 
     Args:
         pred, label: cut to the pixels that count.
-        surfaces: False leaves out the distances, which take longest.
+        surfaces: False leaves out the surface distances, which take longest.
     """
     return {
         "cldice": cldice(pred, label),
@@ -316,15 +316,15 @@ def shape_scores(pred: Vessels, label: Vessels, surfaces: bool = True) -> dict[s
 def calibre_counts(pred: Vessels, label: Vessels, edges: Sequence[float]) -> list[Confusion]:
     """Counts by vessel calibre, from thin to wide.
 
-    An annotated pixel belongs to the calibre of the annotated vessel, a falsely predicted one to that of the
-    predicted vessel, so that every positive is counted once. True negatives belong to no calibre and are 0.
+    An annotated pixel counts towards the calibre of the annotated vessel, a false positive towards that of the
+    predicted vessel, so that every positive is counted once. True negatives have no calibre and are 0.
 
     Args:
         pred, label: cut to the pixels that count.
         edges: rising calibres in pixels at which one class ends and the next begins.
 
     Returns:
-        One more than there are edges.
+        The counts of each class, one class more than there are edges.
     """
     of_label = np.digitize(label.calibres[label.mask], edges)
     of_false = np.digitize(pred.calibres[pred.mask & ~label.mask], edges)

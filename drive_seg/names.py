@@ -1,4 +1,4 @@
-"""What files are called: image files by their suffixes, and which of them belong together."""
+"""File names: which files are images, by suffix, and which of them belong together."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _NAME_ENDING = re.compile(r"(_(training|test))?(_mask|_manual\d*|_av)?$", re.IGN
 
 
 def as_path(value: Any) -> Any:
-    """A folder may be called 2026, which is a number on a command line; anything else stays as it is."""
+    """An integer as text, because a folder named 2026 is a number on a command line; anything else unchanged."""
     return str(value) if type(value) is int else value
 
 
 def case_id(path: str | os.PathLike) -> str:
-    """The case a file belongs to: its name without its format's suffix and without DRIVE's endings.
+    """The id of a file's case: its name without the format's suffix and without DRIVE's endings.
 
     >>> case_id("training/mask/21_training_mask.gif"), case_id("1st_manual/Image_01L_manual1.png")
     ('21', 'Image_01L')
@@ -38,7 +38,7 @@ def case_id(path: str | os.PathLike) -> str:
 
 
 def picture_name(path: str | os.PathLike) -> str:
-    """A file's name without the suffix of its format, which for NIfTI may be two.
+    """A file's name without the suffix of its format, which is double for ``.nii.gz``.
 
     >>> picture_name("a/eye.v2.jpg"), picture_name("eye.nii.gz")
     ('eye.v2', 'eye')
@@ -48,7 +48,7 @@ def picture_name(path: str | os.PathLike) -> str:
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """Image files directly in ``folder``, in order of name; hidden files and other kinds are left out."""
+    """Image files directly in ``folder``, sorted by name; hidden files and other kinds are left out."""
     folder = Path(folder)
     if not folder.is_dir():
         return []
@@ -57,10 +57,10 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
 
 
 def by_case(paths: Sequence[Path]) -> dict[str, Path]:
-    """Each file under its case id.
+    """Files by case id.
 
     Raises:
-        DriveSegError: if two are of one case.
+        DriveSegError: if two files are of one case.
     """
     found: dict[str, Path] = {}
     for path in paths:

@@ -1,9 +1,8 @@
-"""The padded U-Net, from small blocks to the whole.
+"""The padded U-Net, from its blocks to the whole network.
 
 Source: O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
-MICCAI 2015, doi:10.1007/978-3-319-24574-4_28. As in MONAI's networks the convolutions are padded and followed
-by batch normalisation, so that an image of any size comes out at its own size; ``padded=False`` gives the design
-of the paper.
+MICCAI 2015, doi:10.1007/978-3-319-24574-4_28. As in MONAI's networks, the convolutions are padded, so that the output
+has the size of the input, and followed by batch normalisation; ``padded=False`` gives the paper's unpadded design.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from drive_seg.errors import ArgumentError
 __all__ = ["EXPORTED_SINCE", "ConvBlock", "DecoderStage", "EncoderStage", "OutputLayer", "UNet"]
 
 EXPORTED_SINCE = "2.13"
-"""The first torch whose ``torch.export`` takes the network for any size: earlier ones export pooling of even sizes."""
+"""First PyTorch whose ``torch.export`` takes the network for any size: earlier ones export pooling of even sizes."""
 
 
 class ConvBlock(nn.Sequential):
@@ -31,9 +30,9 @@ class ConvBlock(nn.Sequential):
         spatial_dims: 2 for (B, C, H, W), 3 for (B, C, D, H, W).
         in_channels: channels in.
         out_channels: channels out of both convolutions.
-        norm: ``"batch"``, or None for none; only without normalisation do the convolutions have a bias, which
-            batch normalisation would cancel.
-        padded: pad by 1, so that the size stays; otherwise every spatial side loses 4.
+        norm: ``"batch"``, or None for none; the convolutions have a bias only without normalisation, which would
+            cancel it.
+        padded: pad by 1 to keep the size; otherwise every spatial side loses 4.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class ConvBlock(nn.Sequential):
 
 
 class EncoderStage(nn.Module):
-    """2×2 max pooling, then a ``ConvBlock``: half the size, other channels. Arguments as there."""
+    """2×2 max pooling, then a ``ConvBlock``, whose arguments it takes: half the size, ``out_channels`` channels."""
 
     def __init__(
         self, spatial_dims: int, in_channels: int, out_channels: int, norm: str | None = "batch", padded: bool = True
@@ -76,8 +75,8 @@ class DecoderStage(nn.Module):
         in_channels: channels from below; the transposed convolution halves them.
         skip_channels: channels from the encoder.
         out_channels: channels out.
-        spatial_dims, norm, padded: as in ``ConvBlock``. Padded, the upsampled features are padded to the size of the
-            encoder's (one pixel more where that is odd); otherwise the encoder's are cropped at the centre.
+        spatial_dims, norm, padded: as in ``ConvBlock``. If padded, the upsampled features are padded to the size of
+            the encoder's (by one pixel where that is odd); otherwise the encoder's are cropped at the centre.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class DecoderStage(nn.Module):
     ) -> None:
         super().__init__()
         self.padded = padded
-        self.padding_mode = "replicate"  # an attribute, so that a conversion can choose what its target does well
+        self.padding_mode = "replicate"  # an attribute, so that a conversion can choose what suits its target
         self.up = Conv[Conv.CONVTRANS, spatial_dims](in_channels, in_channels // 2, kernel_size=2, stride=2)
         self.convs = ConvBlock(spatial_dims, in_channels // 2 + skip_channels, out_channels, norm, padded)
 
@@ -108,7 +107,7 @@ class DecoderStage(nn.Module):
 
 
 class OutputLayer(nn.Module):
-    """1×1 convolution from features to one logit a class."""
+    """1×1 convolution from features to one logit per class."""
 
     def __init__(self, spatial_dims: int, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -122,20 +121,19 @@ class OutputLayer(nn.Module):
 class UNet(nn.Module):
     """U-Net whose output has the size of its input.
 
-    At the defaults it has 23 convolution layers and 31,037,698 parameters, which come in the order encoder →
-    decoder → output.
+    With the defaults it has 23 convolution layers and 31,037,698 parameters, in the order encoder → decoder → output.
 
     Args:
         in_channels: channels of the image, 3 for a colour photograph.
-        num_classes: classes including the background, hence logits a pixel.
+        num_classes: number of classes including the background, hence of logits per pixel.
         base_channels: channels of the first stage; each of the ``depth`` stages below has twice as many as the last.
         depth: how often the size is halved; images must have at least ``2**depth`` pixels a side.
         spatial_dims: 2 or 3.
         norm: ``"batch"`` or None.
-        padded: False gives the original design, valid convolutions and cropped skip connections, in which
-            572×572 comes out as 388×388.
+        padded: False gives the original design with valid convolutions and cropped skip connections, which turns
+            572×572 into 388×388.
         adaptation: share of an image's own statistics in batch normalisation when the network is evaluated, 0 to 1, see
-            ``drive_seg.adaptation``; in the stages below half the size and in the last layer.
+            ``drive_seg.adaptation``; applies to the stages below half the size and the last normalisation.
 
     Raises:
         ArgumentError: if an argument is out of its range.
@@ -184,7 +182,7 @@ class UNet(nn.Module):
         self.output = OutputLayer(spatial_dims, channels[0], num_classes)
         if adaptation:
             self._adapt(adaptation, norm)
-        # torch.export makes a constant of a size of 1: of the features at the bottom, or of the rows that are measured.
+        # torch.export makes a size of 1 constant: that of the features at the bottom, or of the rows that are measured.
         self.smallest_exported_size = self.smallest_size * (EVERY + 1 if adaptation else 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -208,8 +206,7 @@ class UNet(nn.Module):
     def _adapt(self, share: float, norm: str | None) -> None:
         if norm != "batch":
             raise ArgumentError(f"adaptation: expected 0 where norm is {norm!r}, got {share!r}")
-        # Below half the size, and the last one: as good as all of them with a camera that had not been seen, at a third
-        # of the work.
+        # Below half the size, and the last one: on an unseen camera as good as adapting all, at a third of the work.
         last = self.decoder[-1].get_submodule("convs")
         last.add_module("4", adapt_batch_norm(last.get_submodule("4"), share))
         for stage in (*self.encoder[1:], *self.decoder[:-2]):
@@ -232,10 +229,10 @@ class UNet(nn.Module):
 
 
 def _with_gradient_in_one_piece(x: torch.Tensor) -> torch.Tensor:
-    """The same values; the gradient that comes back is copied.
+    """The same values, with the gradient copied on its way back.
 
-    What a concatenation gives back is a slice. On a CPU, to add it to the gradient of the pooling takes three times as
-    long as to copy it first, a thirtieth of a training step.
+    The gradient of a concatenation is a slice. On a CPU, adding it to the gradient of the pooling takes three times as
+    long as copying it first, a thirtieth of a training step.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not x.requires_grad or x.device.type != "cpu":
         return x
@@ -249,7 +246,7 @@ def _in_one_piece(gradient: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _pad_to(x: torch.Tensor, skip: torch.Tensor, mode: str) -> torch.Tensor:
-    # A padding of nothing copies all the same. Exported graphs have no branch: they serve odd and even sizes alike.
+    # Padding by nothing still copies. Exported graphs have no branches: they serve odd and even sizes alike.
     if torch.jit.is_scripting():
         fits = x.shape[2:] == skip.shape[2:]
     else:
@@ -269,7 +266,7 @@ def _pad_to(x: torch.Tensor, skip: torch.Tensor, mode: str) -> torch.Tensor:
 
 
 def _with_last_repeated(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-    """What padding makes of upsampled features, which lack one pixel at most."""
+    """Pad upsampled features, which lack at most one pixel per side."""
     for dim in range(2, x.dim()):
         if x.shape[dim] < skip.shape[dim]:
             x = torch.cat([x, x.narrow(dim, x.shape[dim] - 1, 1)], dim=dim)
@@ -283,8 +280,8 @@ def _crop_to(skip: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _smallest_unpadded_size(depth: int) -> int:
-    # Each decoder stage turns n pixels into 2n - 4, so the bottom must end in 3 (one stage) or 4 pixels for one to
-    # be left at the top; on the way down the two valid convolutions of each stage take 4.
+    # Each decoder stage turns n pixels into 2n - 4, so the bottom must end with 3 (one stage) or 4 pixels to leave at
+    # least one at the top; on the way down, the two valid convolutions of each stage take 4.
     size = (3 if depth == 1 else 4) + 4
     for _ in range(depth):
         size = size * 2 + 4

@@ -1,8 +1,8 @@
 """Photographs and vessel masks as NIfTI.
 
-nibabel's first axis is x: an array (x, y) of a file is (columns, rows) of a photograph, in the order in which
-they are stored, as in ITK. The affine says where the picture lies in space. It turns nothing here, and is handed on,
-so that a mask lies in space as its photograph does.
+nibabel's first axis is x: a file's array (x, y) is (columns, rows) of the photograph, in stored order, as in ITK. The
+affine, which says where the picture lies in space, never reorients it here. It is passed on, so that a mask lies where
+its photograph does.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from drive_seg.sizes import check_size
 __all__ = ["PICTURE_AFFINE", "is_nifti", "read_nifti", "save_nifti"]
 
 PICTURE_AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""Of a picture that is not NIfTI: x to the patient's left, y to the back, as ITK places a PNG. Viewers then show mask
-and photograph one upon the other, and upright."""
+"""For a picture that is not NIfTI: x to the patient's left, y to the back, as ITK places a PNG. Viewers then show mask
+and photograph upright and on top of each other."""
 
 _GZIP = b"\x1f\x8b"
 _HEADERS = {b"n+1\0": (344, nibabel.Nifti1Header), b"n+2\0": (4, nibabel.Nifti2Header)}
 _MOST_EXTENSIONS = 1 << 24
-"""Bytes between header and pixels."""
+"""Most bytes between header and pixels."""
 
 
 def is_nifti(path: str | os.PathLike) -> bool:
@@ -37,7 +37,7 @@ def is_nifti(path: str | os.PathLike) -> bool:
         try:
             return _header_type(file.read(540)) is not None
         except (OSError, EOFError):
-            # Not gzip after all, or damaged: only what should be NIfTI is gzipped.
+            # Not gzip after all, or damaged: only NIfTI should be gzipped.
             return False
 
 
@@ -45,14 +45,14 @@ def read_nifti(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Read one slice.
 
     Args:
-        path: of (x, y) pixels, or more axes of length 1; colours are a structured type or a last axis of 3 or 4, of
-            which the fourth, alpha, is left out. (x, y, 3) is taken as colours, not as three slices.
+        path: file of (x, y) pixels, perhaps with further axes of length 1. Colours are a structured type or a last axis
+            of 3 or 4, whose fourth, alpha, is dropped; (x, y, 3) is taken as colours, not as three slices.
 
     Returns:
         Pixels (H, W) or (H, W, 3), as stored, scaled if the header has a slope; affine (4, 4).
 
     Raises:
-        DriveSegError: if it is no single slice, or too large to be true.
+        DriveSegError: if the file is not NIfTI, not a single slice or implausibly large, or its header is damaged.
     """
     with _open(path) as file:
         block = file.read(540)
@@ -83,17 +83,17 @@ def read_nifti(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def save_nifti(mask: np.ndarray, path: str | os.PathLike, affine: np.ndarray | None = None) -> None:
-    """Write class values (H, W), uint8, as one slice (W, H, 1), gzipped, whole or not at all.
+    """Write class values (H, W), uint8, as one gzipped slice (W, H, 1), whole or not at all.
 
     Args:
         mask: class values, rows first.
         path: ends in ``.nii.gz``.
-        affine: (4, 4), of the photograph; None if it was not NIfTI.
+        affine: the photograph's, (4, 4); None if it was not NIfTI.
     """
     image = nibabel.Nifti1Image(mask.T[..., None], PICTURE_AFFINE if affine is None else affine)
     image.header.set_intent("label")
     with replacing(path) as temporary:
-        temporary.write_bytes(gzip.compress(image.to_bytes(), mtime=0))  # the same bytes whenever it is written
+        temporary.write_bytes(gzip.compress(image.to_bytes(), mtime=0))  # same bytes whenever written
 
 
 def _open(path: str | os.PathLike) -> BinaryIO | gzip.GzipFile:
@@ -108,7 +108,7 @@ def _header_type(block: bytes) -> type[nibabel.Nifti1Header] | None:
 
 
 def _channels(shape: tuple[int, ...], dtype: np.dtype) -> int | None:
-    """How many channels an array of one slice has; None if it is something else."""
+    """Number of channels if the array is a single slice, else None."""
     if len(shape) < 2 or min(shape) < 1:
         return None
     more = [length for length in shape[2:] if length > 1]

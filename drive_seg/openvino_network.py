@@ -1,4 +1,4 @@
-"""A network run by OpenVINO, which is several times as fast as PyTorch on CPUs, from the same weights."""
+"""Run a network with OpenVINO, several times as fast as PyTorch on CPUs, from the same weights."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ ENGINES = ("auto", "torch", "openvino")
 PRECISIONS = {"auto": None, "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 PADDING = "decoder_padding_"
-"""What the nodes of the decoder's padding are called, with a number."""
+"""Name of the nodes of the decoder's padding, followed by a number."""
 
 CONVERSION = 5
-"""Counts the ways in which networks were converted; one in the cache that was converted otherwise is not taken."""
+"""Version of the conversion; a cached network from another version is not used."""
 
 BOUNDED_CACHE = {"CPU_RUNTIME_CACHE_CAPACITY": 100}
-"""OpenVINO keeps what it prepares for an image's size, by default of 5,000 operations a stream, which for photographs
-that all differ in size comes to gigabytes; with this it is 25 sizes without any loss of time, more at some."""
+"""OpenVINO caches what it prepares for an image size, by default for 5,000 operations per stream, which takes gigabytes
+if all photographs differ in size. This limit allows 25 sizes without any loss of time, more at some loss."""
 
 TOLERANCE = 0.05
-"""Largest difference of a probability from PyTorch's in float32 that half precision may make."""
+"""Largest difference in probability from PyTorch's float32 that half precision may cause."""
 
 
 def choose_engine(engine: str, device: torch.device, network: nn.Module) -> str:
-    """``torch`` or ``openvino``: what is asked for, and for ``auto`` OpenVINO on a CPU if it can be used.
+    """``torch`` or ``openvino``, as requested; ``auto`` takes OpenVINO on a CPU if it can be used.
 
     Raises:
         DriveSegError: if the engine is unknown, not installed, or not for this device or network.
@@ -67,21 +67,21 @@ def choose_engine(engine: str, device: torch.device, network: nn.Module) -> str:
 
 
 class OpenVINONetwork(nn.Module):
-    """What ``openvino_network`` returns; called like the network it was made from.
+    """A network converted by ``openvino_network``, called like the original.
 
-    Two graphs are compiled, each when it is first needed: one for any size, and one without the decoder's padding for
-    sides that are multiples of ``2**depth``, because padding takes a tenth of the time even where it adds nothing.
+    Two graphs are compiled, each on first use: one for any size, and one without the decoder's padding for sides that
+    are multiples of ``2**depth``, because padding takes a tenth of the time even where it adds nothing.
 
     Args:
-        network: in PyTorch, for images that are smaller than the converted one takes.
-        model: the same for OpenVINO.
-        properties: what OpenVINO compiles it with.
-        smallest: height and width that it takes at least, pixels.
-        streams: threads that may call it at once; None: one, which has all cores.
+        network: the PyTorch network, for images too small for the converted one.
+        model: the converted network.
+        properties: OpenVINO's properties for compiling it.
+        smallest: smallest height and width that it takes, pixels.
+        streams: number of threads that may call it at once; None: one, which has all cores.
     """
 
     memory_format = torch.contiguous_format
-    """That it takes images in, for ``PrecisionInferer``."""
+    """Memory format of its input, for ``PrecisionInferer``."""
 
     def __init__(
         self, network: UNet, model: Any, properties: dict[str, Any], smallest: int, streams: int | None = None
@@ -100,7 +100,7 @@ class OpenVINONetwork(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_channels, H, W), float32, on the CPU → logits (B, num_classes, H, W), float32.
 
-        A ``MetaTensor`` gives one of the same metadata, as in PyTorch.
+        A ``MetaTensor`` gives a ``MetaTensor`` with the same metadata, as in PyTorch.
         """
         if min(x.shape[2:]) < self.smallest:
             return self.network(x)
@@ -118,14 +118,14 @@ class OpenVINONetwork(nn.Module):
         return next((name for name, hint in PRECISIONS.items() if hint == used), used)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, also in another process, is made from the same network: compiled graphs cannot be handed on."""
+        """Copies, also in other processes, are converted anew, because compiled graphs cannot be passed on."""
         return openvino_network, (self.network, *self.made_with)
 
     def compiled(self, padded: bool) -> Any:
         """The graph with or without the decoder's padding, checked against PyTorch.
 
         Raises:
-            DriveSegError: if the probabilities are not PyTorch's.
+            DriveSegError: if the probabilities differ from PyTorch's.
         """
         with self._compiling:
             if padded not in self._compiled:
@@ -141,7 +141,7 @@ class OpenVINONetwork(nn.Module):
         core = openvino.Core()
         try:
             compiled = core.compile_model(model, "CPU", {**self.properties, **BOUNDED_CACHE})
-        except RuntimeError:  # a version that does not know it
+        except RuntimeError:  # a version that does not know the bound
             compiled = core.compile_model(model, "CPU", self.properties)
         request = compiled.create_infer_request()
         difference = largest_difference(self.network, lambda x: _infer(request, x), (padded,))
@@ -161,13 +161,13 @@ def openvino_network(
     Args:
         network: with its weights, on the CPU.
         precision: ``auto`` (what the processor is fastest at), ``float32``, ``bfloat16`` or ``float16``.
-        cache_dir: where converted networks are kept; None: the user's cache folder. One that cannot be written to costs
-            the conversion, a few seconds, every time.
-        streams: so many threads may call it at once and share the cores, for more images a second, each of them later;
-            None: each image has all cores.
+        cache_dir: folder for converted networks; None: the user's cache folder. If it cannot be written to, the network
+            is converted every time, which takes a few seconds.
+        streams: number of threads that may call it at once and share the cores, for more images per second but a longer
+            time for each; None: each image has all cores.
 
     Raises:
-        DriveSegError: if the probabilities are not PyTorch's.
+        DriveSegError: if the probabilities differ from PyTorch's.
     """
     import openvino
 
@@ -179,7 +179,7 @@ def openvino_network(
     path = _cache_folder(cache_dir) / _key(network, openvino.__version__) / "network.xml"
     try:
         model = core.read_model(path)
-    except RuntimeError:  # it is not there, or was written by something else
+    except RuntimeError:  # it is missing, or not a model that can be read
         model = _convert(network, smallest)
         _keep(model, path)
     hint = PRECISIONS[precision]
@@ -190,7 +190,7 @@ def openvino_network(
     }
     converted = OpenVINONetwork(network, model, properties, smallest, streams)
     converted.made_with = (precision, cache_dir, streams)
-    converted.compiled(padded=False)  # the other graph when it is first needed
+    converted.compiled(padded=False)  # the other graph on first use
     return converted
 
 
@@ -198,11 +198,11 @@ def openvino_network(
 def largest_difference(
     network: UNet, converted: Callable[[torch.Tensor], torch.Tensor], padded: Sequence[bool] = (False, True)
 ) -> float:
-    """Largest absolute difference of a probability between two networks, on noise.
+    """Largest absolute difference in probability between two networks, on noise.
 
     Args:
         network, converted: called with the same images.
-        padded: whether the sides are such that the decoder has to pad; one image for each.
+        padded: for each test image, whether its sides are such that the decoder has to pad.
     """
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
@@ -215,20 +215,20 @@ def largest_difference(
 
 
 def _infer(request: Any, x: torch.Tensor) -> torch.Tensor:
-    # OpenVINO rearranges the image as its first convolution wants it, sooner than PyTorch would.
+    # OpenVINO rearranges the image for its first convolution faster than PyTorch would.
     return torch.from_numpy(request.infer([plain(x).float().contiguous().numpy()], share_inputs=True)[0])
 
 
 def _convert(network: UNet, smallest: int) -> Any:
     """An OpenVINO model of a network, for any height and width.
 
-    The decoder repeats the last row or column where a size is odd. ``torch.export`` would make indexing of that, for
-    which OpenVINO rearranges whole feature maps, and the network would take more than twice as long; padding with a
-    constant comes out as OpenVINO's own padding, which is then told to repeat.
+    The decoder repeats the last row or column where a size is odd. ``torch.export`` would turn that into indexing, for
+    which OpenVINO rearranges whole feature maps, more than doubling the network's time. Padding with a constant becomes
+    OpenVINO's own padding, which is then set to repeat.
     """
     import openvino
     from openvino import opset14
-    from torch.export import Dim, export  # a quarter of a second, and converted networks are kept
+    from torch.export import Dim, export  # takes a quarter of a second, and converted networks are cached
 
     sides = {axis: Dim(name, min=smallest, max=1 << 16) for axis, name in ((2, "height"), (3, "width"))}
     example = torch.zeros(1, network.in_channels, 3 * smallest, 4 * smallest)
@@ -275,4 +275,4 @@ def _keep(model: Any, path: Path) -> None:
             openvino.save_model(model, folder / path.name, compress_to_fp16=False)
             folder.rename(path.parent)
     except (OSError, RuntimeError):
-        return  # another process was faster, or there is no room: it is a cache
+        return  # another process was faster, or there is no space: it is only a cache

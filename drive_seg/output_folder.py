@@ -1,7 +1,7 @@
-"""What an output folder holds of photographs, told by the journals of the processes that segmented them into it.
+"""The results in an output folder, as recorded in the journals of the processes that wrote them.
 
-A photograph is known by its path, size and time, and so are its results: what has changed since, or is another's
-of the same name, is not taken for done.
+Photographs and results are identified by path, size and modification time: a file that has changed since, or a
+namesake, does not count as done.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Entry = dict[str, Any]
 
 
 class OutputFolder:
-    """The journals of a folder and the files they tell of.
+    """The journals of a folder and the files they list.
 
     Args:
-        path: the folder, which exists.
-        settings: of everything that a result depends on beside its photograph, as a text.
+        path: the folder, which must exist.
+        settings: text that identifies everything a result depends on besides its photograph.
     """
 
     def __init__(self, path: Path, settings: str) -> None:
@@ -36,22 +36,22 @@ class OutputFolder:
         self.settings = settings
 
     def journal(self, rank: int) -> Journal:
-        """That of a process, to add to."""
+        """The journal of a process, open for adding entries."""
         return Journal(self.path / JOURNALS.replace("*", str(rank)))
 
     def identity(self, case: Case) -> Entry:
-        """What tells a photograph and its field of view from others, to be noted with what became of it."""
+        """Identifies a photograph and its field of view; recorded together with the outcome."""
         about: Entry = {"case_id": case["case_id"], "photograph": case["image"], "settings": self.settings, "fov": None}
         try:
             about["bytes"], about["modified_ns"] = _stamp(case["image"])
             if "fov" in case:
                 about["fov"] = [case["fov"], *_stamp(case["fov"])]
-        except OSError:  # gone since the folder was listed, which its error tells
+        except OSError:  # deleted since the folder was listed, as its error will say
             pass
         return about
 
     def latest(self, cases: Sequence[Case]) -> dict[str, Entry]:
-        """By case id, what is noted of the photographs as they are now: done, if the files are there, or failed."""
+        """Entries that match the photographs as they are now, by case id: done, if all files are there, or failed."""
         wanted = {case["case_id"]: self.identity(case) for case in cases}
         present = _stamps(self.path)
         found: dict[str, Entry] = {}
@@ -59,7 +59,7 @@ class OutputFolder:
             identity = wanted.get(entry["case_id"])
             if identity is None or not identity.items() <= entry.items():
                 continue
-            # The journals of several processes have no common order; what succeeded once outlasts a failure.
+            # The journals of several processes have no common order; a success overrides any failure.
             if "failed" in entry:
                 found.setdefault(entry["case_id"], entry)
             elif _is_there(entry, present):
@@ -78,7 +78,7 @@ class OutputFolder:
         return list(found.values())
 
     def refuse_to_replace(self, cases: Sequence[Case]) -> None:
-        """Two photographs of one name, in two runs with one output folder, would have the same files.
+        """Refuse to overwrite the results that an earlier run wrote for another photograph of the same name.
 
         Raises:
             DriveSegError: if the results of one of ``cases`` would replace those of another photograph.
@@ -97,10 +97,10 @@ class OutputFolder:
 
 
 def named_as_before(path: Path, cases: Sequence[Case]) -> list[Case]:
-    """The cases, those that have results in a folder under the names that these have.
+    """The cases, each renamed as its earlier results in a folder if there are any.
 
-    A name depends on the photographs that are given together, such as two of one name in folders of their own; without
-    this, the results of a run with fewer of them would stay beside those of the next.
+    A name depends on which photographs are given together, such as two namesakes in different folders; without this,
+    the results of a run with fewer of them would remain beside those of the next.
     """
     before = {entry["photograph"]: entry["case_id"] for entry in _entries(path) if "failed" not in entry}
     named = [{**case, "case_id": before.get(case["image"], case["case_id"])} for case in cases]
@@ -109,7 +109,7 @@ def named_as_before(path: Path, cases: Sequence[Case]) -> list[Case]:
 
 
 def entry_of(result: Mapping[str, Any]) -> Entry:
-    """What is noted of a photograph that was segmented, by the case that came out."""
+    """The journal entry of a photograph, from its segmented case."""
     height, width = result["pred"].shape[1:]
     saved = {kind: Path(path).name for kind, path in result.get("saved", {}).items()}
     measures = rounded(result.get("measures", {}))
@@ -124,7 +124,7 @@ def _entries(path: Path) -> Iterator[Entry]:
 
 
 def _stamp(path: str | os.PathLike) -> list[int]:
-    """Bytes and time of a file, which another run's result under the same name does not have."""
+    """Size and modification time of a file, which tell it from another run's result of the same name."""
     status = Path(path).stat()
     return [status.st_size, status.st_mtime_ns]
 

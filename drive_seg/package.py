@@ -1,4 +1,4 @@
-"""The bundle with its weights as one zip file, in the form that ``python -m monai.bundle download`` takes."""
+"""The bundle and its weights as one zip file, in the form that ``python -m monai.bundle download`` takes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["NAME", "package_bundle"]
 NAME = "drive_vessel_segmentation"
 """Name of the bundle; MONAI looks for a folder of this name in the zip file."""
 
-# What the entries are for stands in the file itself, where the one who unpacks it looks.
+# The file itself explains its entries, for whoever unpacks it.
 _LARGE_FILES = """\
 # Weights are too large for a repository and travel with this archive. "python -m monai.bundle download" unpacks the
 # archive and does not read this file; "download_large_files" compares every file with its SHA-256 (hash_val), and
@@ -44,22 +44,22 @@ def package_bundle(
 ) -> Path:
     """Write ``drive_vessel_segmentation_v<version>.zip``: configs, docs, licence and weights.
 
-    The same bundle and weights give the same bytes. Model card and data licence are of the bundle's own weights, and
-    others come without them. Figures are of these weights as the bundle uses them, so that overrides leave them out,
-    too.
+    The same bundle and weights give the same bytes. The model card and the data licence apply to the bundle's own
+    weights and are left out for others. The figures apply to these weights as the bundle uses them, so overrides leave
+    the figures out, too.
 
     Args:
-        root: the bundle; the version is that of its ``metadata.json``.
-        output_dir: where the zip file goes.
+        root: the bundle, whose ``metadata.json`` gives the version.
+        output_dir: folder for the zip file.
         checkpoint: state dict of the network in ``inference.json``; None for ``models/model.pt`` of the bundle.
-        overrides: keys of ``inference.json`` and their values, such as ``base_channels``, which the packed configs get.
+        overrides: keys of ``inference.json`` and their values, such as ``base_channels``, to set in the packed configs.
 
     Returns:
         The zip file.
 
     Raises:
-        DriveSegError: if a file is missing, the weights are not those of the network in ``inference.json``, or an
-            override is of no key of it.
+        DriveSegError: if a file is missing, the weights do not fit the network in ``inference.json``, or an override
+            names a key that it does not have.
     """
     overrides = dict(overrides or {})
     weights = checkpoint or root / "models" / "model.pt"
@@ -83,7 +83,7 @@ def package_bundle(
         }
         others = sha256(weights) != _sha256_of_own(root)
         learnt = root / "models" / "model.json"
-        if learnt.is_file() and not others:  # of other weights the photographs may be called after patients
+        if learnt.is_file() and not others:  # for other weights, file names of photographs may identify patients
             members["models/model.json"] = learnt
         if others:
             members = {name: content for name, content in members.items() if not name.startswith("docs/")}
@@ -96,13 +96,13 @@ def package_bundle(
 
 
 def _sha256_of_own(root: Path) -> str | None:
-    """Of the weights that the card and the figures are of; trainings may have put others in their place."""
+    """Hash of the weights that the card and figures apply to; trainings may have replaced the file since."""
     (metadata,) = config_files(root, "metadata")
     return json.loads(Path(metadata).read_text(encoding="utf-8")).get("weights_sha256")
 
 
 def _configs_of_others(root: Path, overrides: Mapping[str, Any], others: Path | None) -> dict[str, bytes]:
-    """What they say of weights that are not the bundle's, or that are used in another way."""
+    """The configs and metadata for weights that are not the bundle's, or that are used with overrides."""
     members = {}
     for file in map(Path, config_files(root, "train", "inference")):
         known = config_keys(json.loads(file.read_text(encoding="utf-8")))

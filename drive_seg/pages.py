@@ -1,4 +1,4 @@
-"""Pages of HTML from the package's templates; jinja2 comes with the extra ``report``."""
+"""HTML pages from the package's templates; jinja2 comes with the extra ``report``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["render"]
 
 
 def render(template: str, **values: Any) -> str:
-    """A page with the values in it, escaped for HTML.
+    """A page filled with the values, escaped for HTML.
 
     Args:
         template: a file in ``drive_seg/templates``.
-        values: what it names.
+        values: the variables it names.
 
     Raises:
         ModuleNotFoundError: without jinja2.
@@ -23,6 +23,6 @@ def render(template: str, **values: Any) -> str:
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["urlencode"] = lambda name: quote(os.fsencode(name))  # jinja's own takes no name but Unicode
+    environment.filters["urlencode"] = lambda name: quote(os.fsencode(name))  # jinja's own needs names in Unicode
     text = (resources.files("drive_seg") / "templates" / template).read_text(encoding="utf-8")
     return environment.from_string(text).render(**values)

@@ -1,4 +1,4 @@
-"""Whose eye a case is of: both eyes of a person are alike, so a split that parts them scores what it has trained on."""
+"""Whose eye a case shows: a person's two eyes are alike, so a split between them scores what it was trained on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _SIDE = re.compile(r"(?<=\d)[LR]$|(?<=\d)O[DS]$|[ ._-]+(L|R|OD|OS|LE|RE|left|rig
 
 
 def person(case: Mapping[str, str]) -> str:
-    """What the case names as its ``person``, else its id without the side, where it ends in one.
+    """The case's ``person`` if it has one, else its id without a side at the end.
 
-    Sides are ``L`` and ``R``, ``OD`` and ``OS`` after a digit, these, ``LE``, ``RE``, ``left`` and ``right`` after a
-    space, a dot, an underscore or a hyphen, in capitals or not.
+    Sides are ``L``, ``R``, ``OD`` and ``OS`` after a digit; and these, ``LE``, ``RE``, ``left`` and ``right`` after a
+    space, a dot, an underscore or a hyphen. Upper and lower case are the same.
 
     >>> [person({"case_id": name}) for name in ("Image_01L", "p07_OD", "10_left", "21", "01_dr")]
     ['Image_01', 'p07', '10', '21', '01_dr']
@@ -23,5 +23,5 @@ def person(case: Mapping[str, str]) -> str:
 
 
 def every_nth_person(cases: Sequence[Mapping[str, str]], first: int, step: int) -> set[str]:
-    """Every ``step``-th person in the order of the cases, beginning with the one at position ``first``."""
+    """Every ``step``-th person in the order of the cases, starting at position ``first``, from 0."""
     return set(list(dict.fromkeys(map(person, cases)))[first::step])

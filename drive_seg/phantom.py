@@ -1,7 +1,7 @@
-"""Made-up fundus photographs with exact annotations, for tests, examples and trying things out without a dataset.
+"""Synthetic fundus photographs with exact annotations, for tests, examples and trying things out without a dataset.
 
-Nobody's eye is in them, so they may be handed on freely. They look like photographs of about 45 degrees at a
-glance; a network trained on them learns what vessels look like, not what it takes to read a real photograph.
+They show nobody's eye, so they may be shared freely. At a glance they look like photographs of about 45 degrees; a
+network trained on them learns what vessels look like, but not how to read a real photograph.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from drive_seg.phantom_vessels import (
 __all__ = ["ARTERY", "VEIN", "Branch", "Phantom", "make_phantom", "write_phantom_dataset"]
 
 SMALLEST = 64
-"""Pixels along the shorter side below which nothing of an eye can be told."""
+"""Pixels along the shorter side below which no eye is recognisable."""
 
 _DESCRIPTION_TAG = 270
 _DESCRIPTION = "drive-seg phantom, made up: nobody's eye"
-"""Written into every photograph, and looked for before one is overwritten."""
+"""Written into every photograph, and checked before one is overwritten."""
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """A synthetic photograph and the truth about it. A pixel is vessel if its centre lies inside one.
+    """A synthetic photograph and its ground truth. A pixel is vessel if its centre lies inside a vessel.
 
     Attributes:
         image: (H, W, 3), uint8, RGB.
         vessels: (H, W), bool, every vessel in the field of view, down to a width of one pixel.
-        artery_vein: (H, W), uint8, 0 background, 1 artery, 2 vein; where they cross, the one that is on top
-            in the photograph. Above 0 exactly where ``vessels`` is True.
+        artery_vein: (H, W), uint8, 0 background, 1 artery, 2 vein; where they cross, the one on top in the photograph.
+            Above 0 exactly where ``vessels`` is True.
         fov: (H, W), bool, the circle of retina.
-        second_observer: (H, W), bool, ``vessels`` as another observer might draw them: the finest are missed, ends
-            are cut short, borders and centrelines are off by a fraction of a pixel.
-        branches: what ``vessels`` was drawn from, parents before their children; see ``Branch``.
+        second_observer: (H, W), bool, ``vessels`` as another observer might draw them: the finest missed, ends cut
+            short, borders and centrelines off by a fraction of a pixel.
+        branches: the branches that ``vessels`` was drawn from, parents before their children; see ``Branch``.
         disc: centre of the optic disc, (row, column) in pixels.
-        disc_radius: its mean radius in pixels.
+        disc_radius: mean radius of the optic disc in pixels.
         fovea: centre of the macula, (row, column) in pixels.
     """
 
@@ -71,13 +71,13 @@ class Phantom:
 def make_phantom(seed: int, height: int = 584, width: int = 565) -> Phantom:
     """A synthetic fundus photograph: the same pixels for the same arguments, another eye for another seed.
 
-    The same seed at another size is the same eye; with fewer pixels its finest branches are left out, because they
-    would be narrower than one. Left or right eye, landmarks, pigment, light, sharpness and contrast vary.
+    The same seed at another size is the same eye; with fewer pixels, the finest branches are left out, because they
+    would be narrower than one pixel. Side, landmarks, pigment, light, sharpness and contrast vary.
 
     Args:
         seed: any whole number from 0.
-        height: of the photograph in pixels; ``SMALLEST`` (64) or more.
-        width: likewise.
+        height: height of the photograph in pixels; ``SMALLEST`` (64) or more.
+        width: width of the photograph, likewise.
 
     Raises:
         DriveSegError: if the seed is negative or the size too small.
@@ -129,30 +129,29 @@ def write_phantom_dataset(
     width: int = 565,
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> None:
-    """Write phantoms in DRIVE's layout and in DRIVE's formats, so that whatever reads DRIVE reads them.
+    """Write phantoms in DRIVE's layout and formats, so that anything that reads DRIVE reads them.
 
     For every case: ``images`` (RGB tif), ``1st_manual`` and ``mask`` (palette gif, raw values 0 and 255), ``av``
-    (palette png, raw values 0, 1 artery, 2 vein), and for test cases ``2nd_manual`` (palette gif, raw values 0 and
-    1, as DRIVE has it). There is no ``dataset.json``.
+    (palette png, raw values 0 background, 1 artery, 2 vein), and for test cases ``2nd_manual`` (palette gif, raw values
+    0 and 1, as in DRIVE). There is no ``dataset.json``.
 
-    Test cases are numbered from 01. Training cases are numbered from 21, or if there are more than 20 test
-    cases, from the number after the last of them, so that no number is used twice. Every number has as many digits
-    as the largest one, and at least two. The n-th training or test case of a seed is the same eye however
-    many cases there are.
+    Test cases are numbered from 01. Training cases are numbered from 21, or, with more than 20 test cases, from the
+    number after the last of them, so that no number is used twice. Every number has as many digits as the largest one,
+    and at least two. The n-th training or test case of a seed is the same eye however many cases there are.
 
     Args:
-        output_dir: made if missing. What an earlier run with the same numbers of cases left is replaced, with the
+        output_dir: made if missing. The files of an earlier run with the same numbers of cases are replaced, with the
             same bytes if all arguments are the same.
         training: number of training cases.
         test: number of test cases.
         seed: any whole number from 0.
-        height: of the photographs in pixels.
-        width: likewise.
+        height: height of the photographs in pixels.
+        width: width of the photographs in pixels.
         progress: wraps the sequence of case numbers, as ``tqdm`` does.
 
     Raises:
-        DriveSegError: if an argument is out of range, if the folder cannot be written to, or if it holds
-            photographs or a ``dataset.json`` that this run would not write: nothing real is ever mixed or overwritten.
+        DriveSegError: if an argument is out of range, the folder cannot be written to, or it holds photographs or a
+            ``dataset.json`` that this run would not write: real data is never mixed in or overwritten.
     """
     if min(training, test) < 0 or training + test == 0:
         raise DriveSegError(f"training and test: expected at least one case in all, got {training} and {test}")
@@ -213,10 +212,10 @@ def _write_case(folder: Path, name: str, section: str, phantom: Phantom) -> None
 
 
 def _write_palette_image(path: Path, values: np.ndarray, palette: dict[int, tuple[int, int, int]]) -> None:
-    """Write (H, W), uint8, with the raw values as they are.
+    """Write (H, W), uint8, with unchanged raw values.
 
-    Pillow merges equal entries of a palette and renumbers the pixels, and reads a palette that is all grey levels in
-    order as a grey image. Hence entries nobody uses differ from each other and from black, white and grey.
+    Pillow merges equal palette entries and renumbers the pixels, and reads a palette of all grey levels in order as a
+    grey image. Unused entries therefore differ from each other and from black, white and grey.
     """
     entries = [palette.get(index, (index, 0, 128)) for index in range(max(palette) + 1)]
     image = Image.frombytes("P", values.shape[::-1], np.ascontiguousarray(values).tobytes())
@@ -226,9 +225,9 @@ def _write_palette_image(path: Path, values: np.ndarray, palette: dict[int, tupl
 
 
 def _drawings(branches: Sequence[Branch], view: View, rng: np.random.Generator) -> dict[int, Drawing]:
-    """Arteries and veins drawn apart, with ranks that say which is on top: a whole tree is above or below another.
+    """Separate drawings of arteries and veins, ranked by which is on top: a whole tree lies above or below another.
 
-    Arteries pass above veins at about seven crossings of ten.
+    Arteries pass above veins at about seven of ten crossings.
     """
     ranks: list[float] = []
     for branch in branches:

@@ -1,7 +1,7 @@
-"""From the branches of a synthetic eye to pixels: annotations, and a photograph of it.
+"""From the branches of a synthetic eye to pixels: annotations and a photograph.
 
-Light that comes back from the retina is written as a colour times ``exp(-density)``: vessels, pigment and the
-macula add density (as in Beer and Lambert's law), so that they keep their contrast where the light is dim.
+Light reflected by the retina is modelled as a colour times ``exp(-density)``: vessels, pigment and the macula add
+density (as in the Beer-Lambert law), so that they keep their contrast in dim light.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _COLOURS = np.array([
     (0.84, 0.29, 0.17),
     (0.64, 0.31, 0.12),
 ])  # fmt: skip
-"""Retinas from lightly to strongly pigmented, as seen through different cameras: red, green, blue from 0 to 1."""
+"""Retinas from light to strong pigmentation, through different cameras: red, green, blue from 0 to 1."""
 
 _VESSEL_DENSITY = {ARTERY: (0.12, 0.52, 0.46), VEIN: (0.25, 0.68, 0.58)}
-"""In red, green and blue, along the middle of a vessel of medium width."""
+"""Density in red, green and blue along the middle of a vessel of medium width."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class View:
 
     Attributes:
         shape: height and width in pixels.
-        centre: of the field of view, (row, column) in pixels.
-        radius: of the field of view in pixels.
-        disc, fovea: centres, (row, column) in pixels.
-        disc_radius: in pixels.
+        centre: centre of the field of view, (row, column) in pixels.
+        radius: radius of the field of view in pixels.
+        disc, fovea: their centres, (row, column) in pixels.
+        disc_radius: mean radius of the optic disc in pixels.
     """
 
     shape: tuple[int, int]
@@ -46,25 +46,25 @@ class View:
     disc_radius: float
 
     def distance(self, place: tuple[float, float]) -> np.ndarray:
-        """(H, W), float32, pixels from ``place``."""
+        """Distance from ``place``, (H, W), float32, pixels."""
         rows, columns = self.offsets(place)
         return np.sqrt(rows**2 + columns**2)
 
     def offsets(self, place: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-        """(H, 1) and (1, W), float32, pixels below and to the right of ``place``."""
+        """Offsets below and to the right of ``place``, (H, 1) and (1, W), float32, pixels."""
         rows = np.arange(self.shape[0], dtype=np.float32)[:, None] - np.float32(place[0])
         return rows, np.arange(self.shape[1], dtype=np.float32)[None] - np.float32(place[1])
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """The nearest branch at every pixel near one, for the vessels of one kind.
+    """The nearest branch at each pixel close to a vessel, for the vessels of one kind.
 
     Attributes:
-        depth: (H, W), float32, pixels from the pixel's centre to the border of the vessel, negative inside; -0 is
-            inside and what is far from any vessel is infinite.
-        radius: (H, W), float32, of that branch there, in pixels; 1 where there is none.
-        rank: (H, W), float32, of that branch.
+        depth: (H, W), float32, pixels from the pixel's centre to the border of the vessel, negative inside; zero counts
+            as inside, and pixels far from any vessel are infinite.
+        radius: (H, W), float32, radius of that branch there, in pixels; 1 where there is none.
+        rank: (H, W), float32, rank of that branch; 0 where there is none.
     """
 
     depth: np.ndarray
@@ -73,10 +73,10 @@ class Drawing:
 
 
 def draw(branches: Sequence[Branch], ranks: Sequence[float], shape: tuple[int, int]) -> Drawing:
-    """Exact distances to the borders of tapering vessels, as far as two pixels around them.
+    """Exact distances to the borders of tapering vessels, up to two pixels outside them.
 
-    Strategy: every piece of centreline is a capsule whose radius changes evenly; a square window around it is
-    compared with it, all windows of a branch at once, and of all capsules over a pixel the deepest counts.
+    Strategy: every piece of centreline is a capsule whose radius changes linearly. Distances are computed in a square
+    window around it, for all windows of a branch at once; each pixel keeps the capsule in which it lies deepest.
     """
     height, width = shape
     depth = np.full(height * width, np.inf, dtype=np.float32)
@@ -117,13 +117,13 @@ def draw(branches: Sequence[Branch], ranks: Sequence[float], shape: tuple[int, i
 def photograph(
     view: View, drawings: dict[int, Drawing], artery_on_top: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """A photograph, (H, W, 3), uint8, of the vessels in ``drawings`` with everything that is around them.
+    """A photograph, (H, W, 3), uint8, of the vessels in ``drawings`` and everything around them.
 
     Args:
         view: where things lie.
-        drawings: of ``ARTERY`` and of ``VEIN``.
-        artery_on_top: (H, W), bool, where an artery hides a vein.
-        rng: the look of this eye and of its camera.
+        drawings: by kind, ``ARTERY`` and ``VEIN``.
+        artery_on_top: (H, W), bool, where an artery is on top.
+        rng: draws the look of this eye and its camera.
     """
     weights = rng.dirichlet(np.full(len(_COLOURS), 0.8))
     colour = weights @ _COLOURS * rng.uniform(0.88, 1.08)
@@ -135,10 +135,10 @@ def photograph(
 
 
 def smooth_noise(shape: tuple[int, int], cells: float, rng: np.random.Generator) -> np.ndarray:
-    """(H, W), float32, noise of mean 0 and standard deviation about 1 with ``cells`` bumps along the shorter side.
+    """Noise of mean 0 and standard deviation about 1, ``cells`` bumps along the shorter side, (H, W), float32.
 
-    Cubic B-splines on a coarse grid. Written out as sums, because a matrix product rounds differently from one
-    processor to the next, and the same seed must give the same pixels.
+    Cubic B-splines on a coarse grid. Written out as sums, because matrix products round differently between
+    processors, and the same seed must give the same pixels.
     """
     pitch = min(shape) / cells
     rows, columns = (np.arange(size) / pitch for size in shape)
@@ -148,7 +148,7 @@ def smooth_noise(shape: tuple[int, int], cells: float, rng: np.random.Generator)
 
 
 def _spline_weights(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The four knots next to every place and their weights, float32, in a cubic B-spline with knots 1 apart."""
+    """The four knots nearest to every place and their float32 weights in a cubic B-spline with knots 1 apart."""
     first = places.astype(np.int64)
     part = places - first
     for number, weight in enumerate((
@@ -161,7 +161,7 @@ def _spline_weights(places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray
 
 
 def _illumination(view: View, rng: np.random.Generator) -> np.ndarray:
-    """(H, W): brightest off the centre, falling off towards the rim, with a broad shadow."""
+    """Light, (H, W): brightest off the centre, dimmer towards the rim and darkest along it, slightly uneven."""
     angle, shift = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.35) * view.radius
     bright = (view.centre[0] + shift * np.sin(angle), view.centre[1] + shift * np.cos(angle))
     away = view.distance(bright) / view.radius
@@ -172,7 +172,7 @@ def _illumination(view: View, rng: np.random.Generator) -> np.ndarray:
 
 
 def _shine_through(light: np.ndarray, view: View, rng: np.random.Generator) -> None:
-    """Dim ``light`` (3, H, W) by pigment, choroid, nerve fibres around the disc (which brighten) and macula."""
+    """Vary ``light`` (3, H, W) by pigment, choroid, nerve fibres around the disc (brighter) and macula (darker)."""
     shape, radius = view.shape, view.radius
     mottling = sum(
         amplitude * smooth_noise(shape, cells, rng)
@@ -209,7 +209,7 @@ def _shine_through(light: np.ndarray, view: View, rng: np.random.Generator) -> N
 
 
 def _add_disc(light: np.ndarray, view: View, rng: np.random.Generator) -> None:
-    """Paint the optic disc with its cup into ``light`` (3, H, W), and the glow or the crescent around it."""
+    """Paint the optic disc and its cup into ``light`` (3, H, W), with a glow and perhaps a crescent around it."""
     reach = 3.5 * view.disc_radius
     window = tuple(
         slice(max(int(place - reach), 0), min(int(place + reach) + 1, size))
@@ -243,7 +243,7 @@ def _add_disc(light: np.ndarray, view: View, rng: np.random.Generator) -> None:
 def _add_vessels(
     light: np.ndarray, view: View, drawings: dict[int, Drawing], artery_on_top: np.ndarray, rng: np.random.Generator
 ) -> None:
-    """Dim ``light`` (3, H, W) by blood, less along the middle of arteries, where their wall reflects."""
+    """Dim ``light`` (3, H, W) by blood, less along the middle of vessels, above all arteries, whose wall reflects."""
     contrast = rng.uniform(0.78, 1.15)
     unevenness = np.exp(0.12 * smooth_noise(view.shape, 14, rng))
     reflex = {ARTERY: rng.uniform(0.22, 0.5), VEIN: rng.uniform(0.02, 0.12)}
@@ -263,7 +263,7 @@ def _add_vessels(
 
 
 def _exposed(light: np.ndarray, view: View, rng: np.random.Generator) -> np.ndarray:
-    """Lens and sensor: blur, colours that do not quite meet, the round aperture, noise."""
+    """Effects of lens and sensor: blur, chromatic aberration, the round aperture, noise."""
     fine = view.radius / 268
     blur = float(rng.choice([0.6, 0.8, 1.3], p=[0.45, 0.4, 0.15])) * rng.uniform(0.85, 1.15) * fine
     colour_error = rng.uniform(-0.0022, 0.0022, 2)

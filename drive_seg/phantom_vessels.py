@@ -1,8 +1,7 @@
 """Vessel trees of a synthetic eye: where the branches run and how wide they are.
 
-Everything here is measured in radii of the field of view, with its centre as the origin: a place is a complex
-number, column + 1j * row, with rows counted downwards. Pixels come in with ``Branch.placed``, so that one seed is one
-eye at every size.
+The unit is the radius of the field of view, and the origin its centre: a place is a complex number, column + 1j * row,
+with rows counted downwards. Only ``Branch.placed`` converts to pixels, so that a seed gives the same eye at every size.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ ARTERY = 1
 VEIN = 2
 
 FINEST = 0.0016
-"""Radius at which growth ends; half a pixel where the field of view is 625 pixels wide."""
+"""Radius at which growth ends; half a pixel in a field of view 625 pixels wide."""
 
 _STEP = 0.011
 _CELLS = 72
@@ -29,23 +28,23 @@ _REACH = 1.15
 """Half the width of the square in which vessels claim their territory."""
 
 _TRUNK_RADIUS = {ARTERY: 0.0126, VEIN: 0.0166}
-"""At the optic disc: 6.7 and 8.9 pixels of width in a photograph like those of DRIVE."""
+"""At the optic disc; 6.7 and 8.9 pixels wide in a photograph like DRIVE's."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One vessel between where it leaves its parent (or the optic disc) and where it ends.
+    """One vessel, from where it leaves its parent (or the optic disc) to its end.
 
     Attributes:
         kind: ``ARTERY`` (1) or ``VEIN`` (2).
         points: (N, 2), float64, (row, column) of the centreline in pixels, (0, 0) being the centre of the first
-            pixel. Neighbours are joined by straight lines. The first point lies on the parent's centreline, and the
-            last may lie just outside the field of view.
+            pixel. Neighbours are joined by straight lines. The first point lies on the parent's centreline; the last
+            may lie just outside the field of view.
         radius: (N,), float64, half the width at each point in pixels, at least 0.5, never growing along the branch.
-            It drops where a branch leaves, after Murray's law: the cube of the radius before is the sum of those
+            It drops where a branch leaves, by Murray's law: the cube of the radius before equals the sum of the cubes
             of the two after.
-        level: 0 leaves the optic disc, n + 1 leaves a branch of level n.
-        parent: index of the branch it leaves in the same sequence, None for level 0.
+        level: 0 if it leaves the optic disc, n + 1 if it leaves a branch of level n.
+        parent: index, in the same sequence, of the branch that it leaves; None for level 0.
     """
 
     kind: int
@@ -56,11 +55,11 @@ class Branch:
 
     @property
     def length(self) -> float:
-        """Along the centreline, in the unit of ``points``."""
+        """Length of the centreline, in the unit of ``points``."""
         return float(np.hypot(*np.diff(self.points, axis=0).T).sum())
 
     def placed(self, centre: tuple[float, float], scale: float, mirror: float = 1.0) -> Branch:
-        """The same branch with ``scale`` pixels to the unit and the origin at ``centre`` (row, column).
+        """The same branch in pixels, with ``scale`` pixels per unit and the origin at ``centre`` (row, column).
 
         A ``mirror`` of -1 swaps left and right.
         """
@@ -70,7 +69,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Where the landmarks lie. The optic disc is on the left here, as in a left eye.
+    """Where the landmarks lie. The optic disc is on the left, as in a left eye.
 
     Attributes:
         disc: centre of the optic disc.
@@ -86,7 +85,7 @@ class Anatomy:
 def random_anatomy(rng: np.random.Generator) -> Anatomy:
     """Landmarks at the distances found in healthy eyes, in a field of view of about 45 degrees.
 
-    Five of six photographs are centred between the macula and the disc, the others nearer to the disc.
+    Five of six photographs are centred between the macula and the disc, the others nearer the disc.
     """
     column = rng.uniform(-0.66, -0.45) if rng.random() < 5 / 6 else rng.uniform(-0.3, -0.1)
     disc = complex(column, rng.uniform(-0.09, 0.07))
@@ -98,8 +97,8 @@ def grow_vessels(anatomy: Anatomy, rng: np.random.Generator) -> list[Branch]:
     """Arteries and veins of one eye, parents before their children, in radii of the field of view.
 
     Strategy: four pairs of trunks follow guide lines from the disc, above and below, temporal (around the macula) and
-    nasal. Buds along them grow in order of calibre. A growing tip wanders, keeps away from the
-    vessels that are there (more from its own kind, which it never crosses) and heads for the fovea or the periphery.
+    nasal. Buds along them grow in order of calibre. A growing tip wanders, keeps away from existing vessels (more from
+    its own kind, which it never crosses) and heads for the fovea or the periphery.
     """
     territory = _Territory()
     branches: list[Branch] = []
@@ -141,7 +140,7 @@ class _Bud:
 
 
 class _Territory:
-    """Which cells of a coarse grid hold a vessel of each kind, and which way leads out of the crowd."""
+    """Which cells of a coarse grid hold a vessel of each kind, and in which direction they get more crowded."""
 
     def __init__(self) -> None:
         self._held = {kind: np.zeros((_CELLS, _CELLS)) for kind in (ARTERY, VEIN)}
@@ -163,7 +162,7 @@ class _Territory:
         return bool(self._held[kind][self._cell(place)])
 
     def slope(self, kind: int) -> np.ndarray:
-        """(cells, cells), complex: where crowding increases, for a vessel of this kind."""
+        """Gradient of the crowding for a vessel of this kind, (cells, cells), complex."""
         if kind not in self._slope:
             crowd = self._held[kind] + 0.45 * self._held[ARTERY + VEIN - kind]
             rows, columns = np.gradient(ndimage.gaussian_filter(crowd, 2.2))
@@ -175,7 +174,7 @@ class _Territory:
 
 
 def _trunks(anatomy: Anatomy, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray, float]]:
-    """Kind, centreline and radius at the disc of the eight trunks that cross the rim of the disc."""
+    """Kind, centreline and radius at the disc of the eight trunks that cross the disc's rim."""
     axis = anatomy.fovea - anatomy.disc
     axis /= abs(axis)
     entry = anatomy.disc - axis * anatomy.disc_radius * rng.uniform(0.1, 0.35)
@@ -210,7 +209,7 @@ def _trunks(anatomy: Anatomy, rng: np.random.Generator) -> Iterator[tuple[int, n
 
 
 def _guided(guide: np.ndarray, origin: complex, axis: complex, rng: np.random.Generator) -> np.ndarray:
-    """A smooth winding line, in even steps, along guide points (towards the fovea, across) from ``origin``."""
+    """A smooth, winding line in even steps from ``origin`` along guide points (towards the fovea, across)."""
     places = guide[:, 0] + 1j * guide[:, 1]
     knots = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(places)))])
     along = np.arange(0.0, knots[-1], _STEP)
@@ -229,7 +228,7 @@ def _guided(guide: np.ndarray, origin: complex, axis: complex, rng: np.random.Ge
 
 
 def _inside(places: np.ndarray) -> np.ndarray:
-    """Up to and with the first place outside the field of view."""
+    """The places up to and including the first outside the field of view."""
     outside = np.flatnonzero(np.abs(places) > 1.0)
     return places[: outside[0] + 1] if len(outside) else places
 
@@ -266,7 +265,7 @@ def _wander(bud: _Bud, territory: _Territory, anatomy: Anatomy, rng: np.random.G
 def _calibre(
     centreline: np.ndarray, bud: _Bud, index: int, anatomy: Anatomy, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[_Bud]]:
-    """Radius along the branch, as far as it is not too fine, and the buds of the branches that leave it."""
+    """Radius along the branch, until it gets too fine, and the buds of the branches that leave it."""
     tangent = np.gradient(centreline)
     ends_inside = abs(centreline[-1]) <= 1.0
     radius = bud.radius
@@ -314,16 +313,16 @@ def _calibre(
 def _leaving_angle(before: float, leaving: float, staying: float) -> float:
     """Angle between a vessel and the branch that leaves it, in radians, after Murray (1926), doi:10.1085/jgp.9.6.835.
 
-    Fine side branches of the retina leave less than squarely, hence the limit.
+    Fine side branches of the retina leave at less than a right angle, hence the limit.
     """
     cosine = (before**4 + leaving**4 - staying**4) / (2 * before**2 * leaving**2)
     return min(math.acos(min(max(cosine, -1.0), 1.0)), 1.15)
 
 
 def visible_branches(branches: Sequence[Branch], scale: float) -> list[Branch]:
-    """The branches that a photograph shows, with the numbers of their parents put right.
+    """The branches visible in a photograph, with their parents' indices updated.
 
-    What is much finer than a pixel is left out, what is a little finer is drawn one pixel wide, as observers do.
+    Vessels much finer than a pixel are left out; slightly finer ones are drawn one pixel wide, as observers do.
     Children are never wider than their parent where they leave it, so no branch loses its parent.
 
     Args:
@@ -345,12 +344,12 @@ def visible_branches(branches: Sequence[Branch], scale: float) -> list[Branch]:
 
 
 def redrawn_branches(branches: Sequence[Branch], scale: float, rng: np.random.Generator) -> list[Branch]:
-    """The branches as another observer would draw them: borders shifted, ends cut short, some fine ones missed.
+    """The branches as another observer might draw them: borders shifted, ends cut short, some fine ones missed.
 
     Args:
         branches: in pixels.
         scale: radius of the field of view in pixels.
-        rng: what this observer does.
+        rng: draws what this observer does.
     """
     drawn: list[Branch] = []
     half_missed = max(0.0028 * scale, 0.42) * float(rng.uniform(0.85, 1.15))

@@ -1,4 +1,4 @@
-"""Photographs without annotation, from anywhere: files and folders become cases with names of their own."""
+"""Photographs without annotations, from anywhere: files and folders become cases with unique names."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from drive_seg.names import IMAGE_SUFFIXES, as_path, by_case, case_id, list_imag
 __all__ = ["left_out", "photograph_cases", "with_fov_masks"]
 
 _LONGEST_NAME = 200
-"""Bytes of a case id: file systems take 255 for a name, and its files' endings are part of it."""
+"""Bytes of a case id: file systems allow 255 for a file name, endings included."""
 
 
 def photograph_cases(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Case]:
-    """Cases of photographs without annotation: files, and folders of which every image file is taken.
+    """Cases of photographs without annotations: the given files, and every image file in the given folders.
 
     Args:
         paths: one file or folder, or several.
 
     Returns:
         Dictionaries with ``case_id`` and ``image``, in the order given, each file once. The case id is the file's name
-        without suffix; where several would have the same, its suffix is added, then its folder's name, then a hash.
+        without suffix; where several would be the same, the suffix is added, then the folder's name, then a hash.
 
     Raises:
         DriveSegError: if a path does not exist or there is no photograph at all.
     """
-    files: dict[Path, Path] = {}  # by the file itself, whatever links lead to it; it keeps the name that it was given
+    files: dict[Path, Path] = {}  # by the file that links resolve to; the value keeps the given name
     paths = as_path(paths)
     for path in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else map(as_path, paths)):
         if path.is_dir():
@@ -55,7 +55,7 @@ def photograph_cases(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> 
 def _itself(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError):  # a link that leads to itself, which will be reported when it is read
+    except (OSError, RuntimeError):  # a link to itself, which will be reported when it is read
         return path.absolute()
 
 
@@ -67,7 +67,7 @@ def _unique_names(files: Sequence[Path]) -> list[str]:
     )
     names = [picture_name(file) for file in files]
     for spelling in spellings:
-        counts = Counter(name.casefold() for name in names)  # some file systems take a for A
+        counts = Counter(name.casefold() for name in names)  # some file systems ignore case
         names = [
             spelling(file) if counts[name.casefold()] > 1 or len(os.fsencode(name)) > _LONGEST_NAME else name
             for file, name in zip(files, names, strict=True)
@@ -76,13 +76,13 @@ def _unique_names(files: Sequence[Path]) -> list[str]:
 
 
 def with_fov_masks(cases: Sequence[Case], folder: str | os.PathLike) -> list[Case]:
-    """The cases of ``photograph_cases``, those with ``fov`` added that have a mask in ``folder``.
+    """The cases of ``photograph_cases``, with ``fov`` added to those that have a mask in ``folder``.
 
-    Masks belong to photographs by name, as in the DRIVE layout: ``21_mask.gif`` or ``21.png`` to ``21_training.tif``.
-    Where several photographs have one name, in folders of their own, they go by the names of their results.
+    Masks are matched by name, as in the DRIVE layout: ``21_mask.gif`` or ``21.png`` belongs to ``21_training.tif``.
+    Photographs of the same name from different folders are matched by the names of their results.
 
     Raises:
-        DriveSegError: if no photograph has a mask there, or a name is not of one photograph or mask alone.
+        DriveSegError: if no photograph has a mask there, or a name belongs to several photographs or masks.
     """
     if not Path(folder).is_dir():
         raise DriveSegError(f"{folder}: there is no such folder, expected one of FOV masks")
@@ -106,7 +106,7 @@ def with_fov_masks(cases: Sequence[Case], folder: str | os.PathLike) -> list[Cas
 
 
 def left_out(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """What ``photograph_cases`` passes over in the folders among ``paths``, a sentence for each folder that has any."""
+    """One sentence for each folder among ``paths`` with contents that ``photograph_cases`` passes over."""
     told = []
     for folder in (path for path in map(Path, paths) if path.is_dir()):
         taken = set(list_images(folder))

@@ -1,6 +1,6 @@
-"""Pictures to look at, as JPEG files, and the masks and probability maps that are handed on, as PNG files.
+"""Pictures to look at, as JPEG files, and masks and probability maps for further use, as PNG files.
 
-Arrays are rows first, (H, W) or (H, W, 3). The colours stay apart for colour-blind readers (Okabe & Ito, 2008).
+Arrays are rows first, (H, W) or (H, W, 3). Colour-blind readers can tell the colours apart (Okabe & Ito, 2008).
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from drive_seg.nifti import save_nifti
 __all__ = ["SaveVesselsd", "agreement", "overlay", "save_jpeg", "save_png", "save_thumbnail"]
 
 PICTURES = ("vessels", "probability", "overlay", "thumbnail")
-"""What ``SaveVesselsd`` can write of a photograph."""
+"""The pictures that ``SaveVesselsd`` can write."""
 
 ONE_CLASS = (0, 255, 200)
-"""Vessels, in a colour that no retina has."""
+"""Colour of vessels, one that no retina has."""
 
 CLASS_COLOURS = ((240, 228, 66), (0, 114, 178), (204, 121, 167), (86, 180, 233), (255, 255, 255))
-"""Several classes: artery yellow, vein blue, …"""
+"""Colours of several classes: artery yellow, vein blue, …"""
 
 OPACITY = 0.6
-"""Of the colour over the photograph: the vessel's own shade stays visible through it."""
+"""Opacity of the colour over the photograph: the vessel's own shade stays visible through it."""
 
-# Apart in grey print, too: 255, 162 and 87 of 255.
+# Distinct in greyscale print, too: 255, 162 and 87 of 255.
 TRUE_POSITIVE = (255, 255, 255)
 FALSE_POSITIVE = (230, 159, 0)
 FALSE_NEGATIVE = (0, 114, 178)
@@ -47,14 +47,14 @@ FALSE_NEGATIVE = (0, 114, 178)
 def save_png(array: np.ndarray, path: str | os.PathLike) -> None:
     """Write an (H, W) uint8 or uint16 or (H, W, 3) uint8 array as PNG, whole or not at all."""
     with replacing(path) as temporary:
-        # Run lengths make masks, maps and overlays smaller than zlib's quickest search for repetitions, and sooner.
+        # Run lengths compress masks and maps better and faster than zlib's quickest search for repetitions.
         Image.fromarray(array).save(temporary, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def save_jpeg(array: np.ndarray, path: str | os.PathLike, quality: int = 92) -> None:
     """Write an (H, W, 3) uint8 array as JPEG with colours at full resolution, whole or not at all.
 
-    It takes a tenth of the time and a fifth of the room that PNG takes for a photograph.
+    For a photograph, it takes a tenth of the time and a fifth of the space of PNG.
     """
     with replacing(path) as temporary:
         Image.fromarray(array).save(temporary, format="JPEG", quality=quality, subsampling=0)
@@ -65,8 +65,8 @@ def save_thumbnail(pictures: Sequence[np.ndarray], side: int, path: str | os.Pat
 
     Args:
         pictures: from left to right.
-        side: longer side of each, pixels; smaller ones are left as they are.
-        path: the file, whole or not at all.
+        side: longer side of each, pixels; smaller pictures are not enlarged.
+        path: the file, written whole or not at all.
     """
     small = []
     for picture in map(Image.fromarray, pictures):
@@ -78,12 +78,12 @@ def save_thumbnail(pictures: Sequence[np.ndarray], side: int, path: str | os.Pat
 
 
 def overlay(photograph: np.ndarray, mask: np.ndarray, one_class: bool = True) -> np.ndarray:
-    """The photograph with its vessels coloured, which shows at any magnification, as outlines do not.
+    """The photograph with its vessels coloured, which unlike outlines is visible at any magnification.
 
     Args:
         photograph: (H, W, 3), uint8.
         mask: (H, W), class values, 0 for background.
-        one_class: vessels are turquoise; otherwise they are yellow, blue, … by class.
+        one_class: whether vessels are turquoise; otherwise they are yellow, blue, … by class.
 
     Returns:
         (H, W, 3), uint8.
@@ -97,11 +97,11 @@ def overlay(photograph: np.ndarray, mask: np.ndarray, one_class: bool = True) ->
 
 
 def agreement(pred: np.ndarray, label: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Where prediction and annotation agree, as a picture: white both, orange predicted alone, blue annotated alone.
+    """Picture of the agreement: white for vessels in both, orange for predicted only, blue for annotated only.
 
     Args:
         pred: (H, W), non-zero where a vessel is predicted.
-        label: (H, W), non-zero where one is annotated.
+        label: (H, W), non-zero where a vessel is annotated.
         counted: (H, W), True where a pixel counts; the rest is dark grey.
 
     Returns:
@@ -116,28 +116,28 @@ def agreement(pred: np.ndarray, label: np.ndarray, counted: np.ndarray) -> np.nd
 
 
 class SaveVesselsd(Transform):
-    """Writes the result for one photograph, in the photograph's own size and orientation.
+    """Writes the results for a photograph, in the photograph's own size and orientation.
 
     ``<name>_vessels.png`` is the mask, 0 and 255 (several classes: the class values); ``<name>_probability.png`` the
-    probability of vessel in 16 bits, 0 to 65535; ``<name>_overlay.jpg`` the photograph with the vessels coloured;
+    probability of vessel in 16 bits, 0 to 65535; ``<name>_overlay.jpg`` the photograph with its vessels coloured;
     ``<name>_thumbnail.jpg`` the photograph and the overlay side by side, small. On request, ``<name>_vessels.nii.gz``
-    holds the class values where the photograph lies in space, see ``save_nifti``, and ``<name>_vessels.dcm`` is a DICOM
+    holds the class values at the photograph's place in space, see ``save_nifti``, and ``<name>_vessels.dcm`` is a DICOM
     Segmentation object, see ``save_dicom_seg``.
 
     Args:
         output_dir: folder to write into.
         pred_key: mask, (1, H, W), class values.
         probability_key: probability maps of the vessel classes, (num_classes - 1, H, W).
-        photograph_key: photograph, (3, H, W), uint8, of which the metadata tell the file name.
-        output_key: where the paths of the written files go.
-        pictures: which of ``vessels``, ``probability``, ``overlay`` and ``thumbnail`` are written.
-        thumbnail_side: longer side of either picture in the thumbnail, pixels.
-        save_nifti: write the mask as NIfTI, too.
-        save_dicom_seg: write the mask of a DICOM photograph as a DICOM Segmentation object, too; other photographs have
-            no patient and study that it could refer to.
+        photograph_key: photograph, (3, H, W), uint8, whose metadata give the file name.
+        output_key: key for the paths of the written files.
+        pictures: which of ``vessels``, ``probability``, ``overlay`` and ``thumbnail`` to write.
+        thumbnail_side: longer side of each picture in the thumbnail, pixels.
+        save_nifti: also write the mask as NIfTI.
+        save_dicom_seg: also write the mask of a DICOM photograph as a DICOM Segmentation object; other photographs have
+            no patient and study for it to refer to.
 
     Raises:
-        DriveSegError: if ``pictures`` names anything else.
+        DriveSegError: if ``pictures`` names any other picture.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class SaveVesselsd(Transform):
         self.save_dicom_seg = save_dicom_seg
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with the files that were written under ``output_key``."""
+        """The case with the paths of the written files under ``output_key``."""
         case = dict(data)
         photograph = case[self.photograph_key]
         if "filename_or_obj" not in photograph.meta:

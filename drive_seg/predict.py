@@ -1,7 +1,7 @@
-"""Segment files and folders, a few photographs or a hundred thousand, in one process or in many.
+"""Segment files and folders, a few photographs or a hundred thousand, in one process or many.
 
-A photograph that fails is listed and the others are finished; a run that is started again does what is missing. Each
-process notes what it has done in a journal of its own, ``progress_<rank>.jsonl``; the first puts them together.
+A photograph that fails is listed, and the rest are finished; a restarted run does only what is missing. Each process
+records its progress in its own journal, ``progress_<rank>.jsonl``; the first process combines them.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ __all__ = ["segment_photographs"]
 
 SETTINGS = "settings.json"
 ELSEWHERE = ("bundle_root", "dataset_dir", "output_dir", "checkpoint", "handlers", "evaluator", "run")
-"""Keys of the config that say where things are, or what MONAI's own engine does with them."""
+"""Config keys that say where things are, or that only MONAI's own engine uses."""
 
 KINDS = (*PICTURES, "vessels.nii")
 LONGEST_RUN = 365 * 24 * 3600.0
-"""Seconds that a process which is done waits for the others: their shares take as long as they take."""
+"""Seconds that a finished process waits for the others, whose shares may take any time."""
 
 
 def segment_photographs(
@@ -55,28 +55,28 @@ def segment_photographs(
     names: Sequence[str] = ("inference",),
     fov_dir: Path | None = None,
 ) -> list[tuple[str, str]]:
-    """Segment files and folders; one that fails is reported and the others are finished.
+    """Segment files and folders; photographs that fail are reported, and the rest are finished.
 
-    Under torchrun the processes share the photographs out. What an earlier run has finished in ``output_dir``, with
-    the same weights and settings and from the same bytes, is not done again.
+    Under torchrun, the processes share the photographs. Results that an earlier run wrote to ``output_dir`` are kept if
+    weights, settings and photograph are unchanged.
 
     Args:
         root: the bundle.
         paths: photographs and folders of photographs.
-        output_dir: where the results go, with ``vessels.csv``, one row a photograph, ``gallery.html`` to look at, and
-            ``failed.csv`` if one failed; these tell of earlier runs, too, if the settings are the same and the
-            photographs are still there. ``settings.json`` says what all of it was made with.
+        output_dir: folder for the results, with ``vessels.csv``, one row per photograph, ``gallery.html`` to look at,
+            and ``failed.csv`` if any failed; these include earlier runs if the settings are the same and the
+            photographs are still there. ``settings.json`` records what the results were made with.
         overrides: config keys and their values.
         names: configs, the base first.
-        fov_dir: folder of FOV masks, see ``drive_seg.photographs.with_fov_masks``; where a photograph has none, its
-            field of view is found.
+        fov_dir: folder of FOV masks, see ``drive_seg.photographs.with_fov_masks``; without a mask, the field of view of
+            a photograph is estimated.
 
     Returns:
-        Photograph and reason of those of this run that failed, in all processes.
+        Photograph and reason for each failure in this run, of all processes.
 
     Raises:
-        DriveSegError: if there is no photograph, an override or the weights do not fit, another run is writing into
-            ``output_dir``, or it holds photographs or results of others of the same names.
+        DriveSegError: if there is no photograph, an override or the weights do not fit, another run is writing to
+            ``output_dir``, or that folder holds some of the photographs or the results of namesakes.
     """
     cases = photograph_cases(paths)
     if fov_dir is not None:
@@ -89,7 +89,7 @@ def segment_photographs(
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Two runs in one folder would replace each other's pictures, and neither's tables would tell of all of them."""
+    """Lock a folder: two runs in it would replace each other's pictures, and neither's tables would list them all."""
     lock = FileLock(folder / ".predict.lock")
     take_lock(lock)
     try:
@@ -112,8 +112,8 @@ def _segment(
     rank, world_size = get_rank(), get_world_size()
     if world_size > 1:
         join_process_group(LONGEST_RUN, read_configs(files, values).get_parsed_content("device"))
-        cases = from_first(cases)  # a folder may have got another photograph since
-    segmenter = Segmenter.from_config(files, values, many=True)  # also of one: its last bits depend on the threads
+        cases = from_first(cases)  # a folder may have gained a photograph since
+    segmenter = Segmenter.from_config(files, values, many=True)  # even for one: its last bits depend on the threads
     for sentence in [*left_out(paths), *_without_mask(cases)] if rank == 0 else ():
         print(sentence, file=sys.stderr)  # noqa: T201
     made_with = from_first(_made_with(files, values, segmenter))  # machines may differ in what they have installed
@@ -124,7 +124,7 @@ def _segment(
     done = folder.latest(cases)
     folder.refuse_to_replace(cases)
     if world_size > 1:
-        distributed.barrier()  # nobody notes anything before all have read what is done
+        distributed.barrier()  # no process writes to its journal before all have read what is done
     todo = [case for case in cases if "failed" in done.get(case["case_id"], {"failed": ""})]
     if len(todo) < len(cases) and rank == 0:
         print(f"{len(cases) - len(todo)} of {len(cases)} are done already in {output_dir}", file=sys.stderr)  # noqa: T201
@@ -137,11 +137,11 @@ def _segment(
             journal.add({**folder.identity(case), **outcome})
             continue
         reason = str(outcome)
-        if not isinstance(outcome, DriveSegError):  # a mistake of this program, which costs one photograph and no more
+        if not isinstance(outcome, DriveSegError):  # a bug here, which must cost only one photograph
             tqdm.write("".join(traceback.format_exception(outcome)), file=sys.stderr)
             cause = first_cause(outcome)
             reason = f"{case['image']}: {type(cause).__name__}: {cause}"
-        # Tables have a column for the photograph.
+        # Tables have a separate column for the photograph.
         journal.add({**folder.identity(case), "failed": reason.removeprefix(f"{case['image']}: ")})
         tqdm.write(f"drive-seg: {reason}", file=sys.stderr)
     if world_size > 1:
@@ -164,7 +164,7 @@ def _segment(
 
 
 def _made_with(files: Sequence[str], values: Mapping[str, Any], segmenter: Segmenter) -> dict[str, Any]:
-    """All that a result depends on beside the photograph: what was set by hand as it is in the config is the same."""
+    """All that a result depends on besides the photograph; overrides that repeat the config change nothing."""
     config = without_descriptions(read_configs(files, values).get())
     config = {key: value for key, value in config.items() if key not in ELSEWHERE}
     return {
@@ -188,7 +188,7 @@ def _without_mask(cases: Sequence[Case]) -> list[str]:
 
 
 def _refuse_among_photographs(output_dir: Path, cases: Sequence[Case]) -> None:
-    """Results beside photographs would be taken for photographs by the next run, and might replace some of them."""
+    """Refuse to write beside photographs: the next run would read results as photographs, and might replace some."""
     folder = output_dir.resolve()
     for case in cases:
         if Path(case["image"]).parent.resolve() == folder:
@@ -199,7 +199,7 @@ def _refuse_among_photographs(output_dir: Path, cases: Sequence[Case]) -> None:
 
 
 def _of_earlier_runs(folder: OutputFolder, cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """What is noted of photographs that this run was not given; those it does not hold for any more are counted."""
+    """Entries of photographs that this run was not given; those that are out of date are only counted."""
     others = folder.other_cases(cases)
     entries = list(folder.latest(others).values())
     if len(entries) < len(others):
@@ -216,7 +216,7 @@ def _failures(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _keep_what_gets_lost(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A run with other settings measures anew, and what an earlier one has measured may have taken days."""
+    """Keep a table before it loses rows: a run with other settings measures anew, and the rows may have taken days."""
     if not table.is_file():
         return
     with table.open(encoding="utf-8", newline="") as file:
@@ -231,7 +231,7 @@ def _keep_what_gets_lost(table: Path, rows: Sequence[Mapping[str, Any]]) -> None
 
 
 def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    """In the order of the photographs' paths, whichever run each is of."""
+    """Write the tables in order of the photographs' paths, whichever run each is from."""
     entries = sorted(entries, key=lambda entry: str(entry["photograph"]))
     listing, failed = output_dir / "failed.csv", _failures(entries)
     if failed:

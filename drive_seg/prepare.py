@@ -1,8 +1,8 @@
-"""Public datasets as their sites hand them out → the DRIVE layout with a ``dataset.json``.
+"""Public datasets as distributed by their sites → the DRIVE layout with a ``dataset.json``.
 
-A script in ``data_scripts/`` states the facts of one dataset and calls ``main``. Nothing is guessed: which case is
-in which section, how many files there are and how large a photograph is all stand in the facts, and a source
-that differs is refused with the name of the file.
+A script in ``data_scripts/`` states the facts of one dataset and calls ``main``. Nothing is guessed: the facts include
+each case's section, the number of files and the size of the photographs. A source that differs is refused, and the
+error names the file.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class FileKind:
     """Where one kind of file is found and whether it may be missing.
 
     Attributes:
-        pattern: regular expression for the end of the path, from a folder's or file's first letter on, with a
+        pattern: regular expression for the end of the path, starting at the first letter of a folder or file, with a
             group named ``case``; upper and lower case are the same.
         name: such a path to show to people, with ``{case}`` and ``{folder}`` (``training`` or ``test``) to fill in.
-        required_in: the folders (``training``, ``test``) in which every case must have one. Elsewhere
-            either all cases have one or none has.
-        some: if a part of the cases may have one. Then a case without an annotation is left out, and a
-            FOV mask that is missing is estimated.
+        required_in: the folders (``training``, ``test``) in which every case must have one. Elsewhere, either all cases
+            have one or none.
+        some: whether only some of the cases may have one. Then cases without an annotation are left out, and missing
+            FOV masks are estimated.
     """
 
     pattern: str
@@ -58,7 +58,7 @@ class Dataset:
     """The facts of one public dataset.
 
     Attributes:
-        name: as it is known; stands in ``dataset.json``.
+        name: the name it is known by, written to ``dataset.json``.
         description: one or two sentences for ``--help`` and ``dataset.json``.
         homepage: address of its site.
         download: how to get it and what SOURCE may be.
@@ -67,10 +67,10 @@ class Dataset:
         size: width and height of every picture in pixels.
         kinds: by folder name in the DRIVE layout: ``images``, ``1st_manual``, ``2nd_manual``, ``mask``. Without
             ``mask``, FOV masks are estimated.
-        training, validation, test: case ids of the sections, which together are all there are.
+        training, validation, test: case ids of the sections, which together are all cases.
         split: where this split comes from.
-        archives: names of the archives that its site splits it into: given one, those beside it are used, too.
-        unchanged: whether annotations and masks are copied as they are because they are in the layout already.
+        archives: names of the archives that its site splits it into; given one, those beside it are used, too.
+        unchanged: whether annotations and masks are copied as they are, because they already follow the layout.
     """
 
     name: str
@@ -115,16 +115,16 @@ def prepare(dataset: Dataset, source: str | Path, output_dir: str | Path) -> lis
     """Verify ``source`` and write it to ``output_dir`` in the DRIVE layout with a ``dataset.json``.
 
     Photographs are stored without loss: JPEG, TIFF and PNG files byte for byte, others as PNG. Annotations and FOV
-    masks become 8-bit PNG of 0 and 255, unless ``dataset.unchanged``. Files that are there already with the same
-    content are not touched, so a run that was interrupted can be repeated. ``source`` is only read.
+    masks become 8-bit PNG of 0 and 255, unless ``dataset.unchanged``. Existing files with the same content are not
+    touched, so an interrupted run can be repeated. ``source`` is only read.
 
     Args:
-        dataset: what is expected.
-        source: folder or archive as the site hands it out.
-        output_dir: folder to write to, made if it is missing.
+        dataset: facts of the expected dataset.
+        source: folder or archive as distributed by the site.
+        output_dir: folder to write to, made if missing.
 
     Returns:
-        Sentences for the user: what was left out, estimated and written.
+        Sentences for the user that say what was left out, estimated and written.
 
     Raises:
         DriveSegError: if ``source`` is not what ``dataset`` says, an archive is unsafe, or a file cannot be written.
@@ -166,11 +166,11 @@ def prepare(dataset: Dataset, source: str | Path, output_dir: str | Path) -> lis
 def read_binary(path: Path, content: bytes, size: tuple[int, int]) -> np.ndarray:
     """An annotation or FOV mask, (H, W), bool.
 
-    Palettes are looked up, as where the file is read for a training.
+    Palettes are looked up, as when the file is read for training.
 
     Raises:
-        DriveSegError: if it cannot be read, is not ``size`` (width, height), has more than black and one other
-            value, or has only one.
+        DriveSegError: if the file cannot be read, is not of ``size`` (width, height), is in colours, or does not have
+            exactly two values, black and one other.
     """
     picture = _open(path, content, size)
     pixels = grey_levels(picture) if picture.mode == "P" else np.asarray(picture)
@@ -255,7 +255,7 @@ def _find_files(dataset: Dataset, source: Path, roots: Sequence[Path]) -> dict[s
 def _verified_sections(
     dataset: Dataset, source: Path, files: Mapping[str, Mapping[str, Path]], notices: list[str]
 ) -> dict[str, list[str]]:
-    """Case ids by section, less those that are left out for want of an annotation."""
+    """Case ids by section, without those left out for lack of an annotation."""
     sections = {section: list(cases) for section, cases in dataset.sections().items()}
     folders = {"training": sections["training"] + sections["validation"], "test": sections["test"]}
     for kind, it in dataset.kinds.items():
@@ -347,7 +347,7 @@ def _write_case(
 
 
 def _open(path: Path, content: bytes, size: tuple[int, int]) -> Image.Image:
-    """The whole picture, decoded; its size is checked first, because that is cheap and bounds the memory."""
+    """The decoded picture; its size is checked first, which is cheap and bounds the memory."""
     try:
         picture = Image.open(io.BytesIO(content))
         if picture.size != size:

@@ -1,8 +1,8 @@
 """Whether a photograph is good enough to be measured: a few named problems, judged at one scale for every camera.
 
-A vessel mask of a bad photograph looks like one of a retina with few vessels, and one of a picture of something else
-looks like a mask, too. The checks find what is plainly wrong with the view, the light, the focus or the mask; they do
-not replace looking at the picture.
+The vessel mask of a bad photograph looks like that of a retina with few vessels, and a picture of anything else gives a
+mask, too. The checks find obvious problems with the view, the light, the focus or the mask; they do not replace looking
+at the picture.
 """
 
 from __future__ import annotations
@@ -44,49 +44,49 @@ PROBLEMS = (
     *(NO_BORDER, CUT_OFF, TOO_SMALL, TOO_DARK, TOO_BRIGHT, TOO_BLURRED),
     *(FEW_VESSELS, MANY_VESSELS, IMPLAUSIBLE_SPACING),
 )
-"""All that can be found, in the order in which they are named."""
+"""All problems, in the order in which they are reported."""
 
 _DIAMETER = 500
-"""Of the field of view on the copy that light and focus are judged on, pixels: less than any fundus camera gives."""
+"""Diameter of the field of view, in pixels, on the copy used to judge light and focus; fundus cameras give more."""
 
 _CORNER = 50
-"""How many times the corners that are looked at fit into the diameter: less than the border of any mask is off by."""
+"""Diameter over the side of the corners that are checked; the side is less than the border of any mask is off by."""
 
 _FULLEST = 1.05
-"""Share of a circle of its diameter that a field of view can have; more has lost its sides and its top and bottom."""
+"""Largest area of a field of view, as a share of a circle of its diameter; with more it has lost all four sides."""
 
 _BURNT = 250
-"""Green value from which on nothing is told apart: cameras and JPEG end between this and 255."""
+"""Green value from which nothing can be distinguished: cameras and JPEG saturate between this and 255."""
 
 
 @dataclass(frozen=True)
 class QualityCheck:
-    """Finds problems of a photograph and its mask.
+    """Finds problems with a photograph and its mask.
 
-    Where all of a picture is field of view, it is the middle of a photograph or none of a retina at all, and its scale
-    is a guess. Light and focus are judged in the green channel, in which vessels stand out. The bundle's limits are far
-    from what sound photographs have; the figures are those of all 28 photographs of CHASE_DB1 and all 45 of HRF, of
-    which none is flagged.
+    A picture that is all field of view shows the middle of a photograph or no retina at all, so its scale is a guess.
+    Light and focus are judged in the green channel, in which vessels stand out. The bundle's limits are far from the
+    values of sound photographs; figures below are for all 28 photographs of CHASE_DB1 and all 45 of HRF, none of which
+    is flagged.
 
     Args:
-        fov_share: area of the field of view, of that of a circle of its diameter, 0 to 1, below which it is cut off, as
-            where a corner of its box is retina: its diameter, and with it the scale, is then a guess, too. The
-            photographs have 0.83 at least.
-        smallest_diameter: of the field of view, pixels, below which it is too small. Fine vessels are then narrower
-            than the single pixels that they are drawn with. The photographs have 892 to 3262.
-        darkest: median of green in the field of view below which it is too dark, 0 to 255. Vessels are darker than
-            their surroundings by about a sixth, hence by 4 of 256 levels at the bundle's limit of 24, which is what
-            noise and JPEG leave uncertain. The photographs have 38 to 100.
-        burnt_share: share of the field of view, 0 to 1, with green at its upper end above which it is too bright. The
-            optic disc, which is often overexposed alone, is about 2 % of a view of 45 degrees. The photographs have
-            0.84 % at most.
-        sharpness: value of ``sharpness`` below which it is too blurred. The photographs have 0.67 to 0.93; copies
-            of them that are blurred by a Gaussian with a standard deviation of 0.5 % of the FOV's diameter, which is
-            half the width of a large vessel, 0.46 at most, with 0.3 % 0.50 to 0.63.
+        fov_share: area of the field of view, as a share of a circle of its diameter, 0 to 1, below which it counts as
+            cut off. So does a view with retina in a corner of its box. Either way, the diameter and with it the scale
+            are guesses. The photographs have at least 0.83.
+        smallest_diameter: diameter of the field of view, in pixels, below which the photograph is too small, because
+            fine vessels are narrower than the single pixels they are drawn with. The photographs have 892 to 3262.
+        darkest: median of green in the field of view, 0 to 255, below which the photograph is too dark. Vessels are
+            darker than their surroundings by about a sixth, hence by 4 of 256 levels at the bundle's limit of 24, which
+            is as much as noise and JPEG leave uncertain. The photographs have 38 to 100.
+        burnt_share: share of the field of view with saturated green, 0 to 1, above which the photograph is too bright.
+            The optic disc, often the only overexposed part, is about 2 % of a view of 45 degrees. The photographs have
+            at most 0.84 %.
+        sharpness: value of ``sharpness`` below which the photograph is too blurred. The photographs have 0.67 to 0.93.
+            Copies blurred by a Gaussian with a standard deviation of 0.5 % of the FOV's diameter, half the width of a
+            large vessel, have at most 0.46; with 0.3 %, they have 0.50 to 0.63.
         smallest_vessel_share, largest_vessel_share: share of the field of view that is vessel, 0 to 1, below which
-            there is hardly any and above which there are too many to be. The manual annotations have 6 % to 13 %.
-        smallest_mm, largest_mm: across the field of view on the retina, outside of which the pixel spacing cannot be
-            right: cameras see 20 to 200 degrees, of about 0.3 mm each.
+            there is hardly any and above which there are implausibly many. The manual annotations have 6 % to 13 %.
+        smallest_mm, largest_mm: range of plausible diameters of the field of view on the retina; outside it, the pixel
+            spacing cannot be right. Cameras see 20 to 200 degrees, of about 0.3 mm each.
     """
 
     fov_share: float
@@ -102,11 +102,11 @@ class QualityCheck:
     def assess(
         self, photograph: np.ndarray, fov: np.ndarray, mask: np.ndarray, pixel_spacing_mm: float | None = None
     ) -> list[str]:
-        """The problems of a photograph, out of ``PROBLEMS``; none of a good one.
+        """The problems of a photograph, from ``PROBLEMS``; empty for a good one.
 
         Args:
             photograph: (H, W, 3), uint8, RGB.
-            fov: (H, W), non-zero on the retina; what lies outside has no influence.
+            fov: (H, W), non-zero on the retina; pixels outside are ignored.
             mask: (H, W), non-zero on vessels.
             pixel_spacing_mm: size of a pixel on the retina; None: unknown.
 
@@ -137,7 +137,7 @@ class QualityCheck:
         return [problem for problem in PROBLEMS if found[problem]]
 
     def _is_cut_off(self, fov: np.ndarray) -> bool:
-        """A circle, also without its top and bottom, leaves the corners of its box free; what was cropped does not."""
+        """A circle, even without its top and bottom, leaves the corners of its box free; a cropped one does not."""
         inside = fov[fov_box(fov)]
         diameter = max(inside.shape)
         side = max(1, diameter // _CORNER)
@@ -148,19 +148,19 @@ class QualityCheck:
 
 
 def sharpness(photograph: np.ndarray, fov: np.ndarray) -> float:
-    """How much finer detail there is than coarser, whatever contrast, brightness and resolution are.
+    """Ratio of fine to coarse detail, independent of contrast, brightness and resolution.
 
-    Green is scaled to a field of view of 500 pixels across and smoothed by Gaussians of 1, 2 and 4 pixels. The result
-    is the standard deviation, over the field of view without its rim, of what gets lost from 1 to 2 divided by that of
-    what gets lost from 2 to 4: bands as wide as small and as large vessels. Sensor noise and JPEG's blocks are
-    smaller than either, and the contrast cancels.
+    Green is scaled to a field of view 500 pixels across and smoothed by Gaussians of 1, 2 and 4 pixels. The result is
+    the standard deviation, over the field of view without its rim, of the detail lost from 1 to 2 divided by that of
+    the detail lost from 2 to 4: bands as wide as small and as large vessels. Sensor noise and JPEG blocks are finer
+    than either, and the contrast cancels.
 
     Args:
         photograph: (H, W, 3), uint8, RGB.
         fov: (H, W), bool.
 
     Returns:
-        From 0 to about 1; 0 where there is no detail at all.
+        The ratio, from 0 to about 1; 0 if there is no detail at all.
 
     Raises:
         ValueError: if the field of view is empty.
@@ -169,7 +169,7 @@ def sharpness(photograph: np.ndarray, fov: np.ndarray) -> float:
 
 
 def _small_green(photograph: np.ndarray, fov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Green and field of view, cropped to the latter and scaled so that it is 500 pixels across."""
+    """Green and field of view, cropped to the latter and scaled to make it 500 pixels across."""
     box = fov_box(fov)
     height, width = (side.stop - side.start for side in box)
     scale = _DIAMETER / max(height, width)
@@ -180,7 +180,7 @@ def _small_green(photograph: np.ndarray, fov: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _sharpness(green: np.ndarray, inside: np.ndarray) -> float:
-    # The step at the rim would be the sharpest detail of all: three times the widest Gaussian is kept away from it.
+    # The step at the rim would be the sharpest detail, so a border of three times the widest Gaussian is left out.
     core = ndimage.minimum_filter(inside, size=25, mode="constant")
     one, two, four = (ndimage.gaussian_filter(green, sigma) for sigma in (1, 2, 4))
     fine, coarse = (one - two)[core], (two - four)[core]

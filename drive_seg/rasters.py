@@ -1,6 +1,6 @@
-"""Picture files as Pillow opens them, with all their bits.
+"""Picture files opened with Pillow, but with all their bits.
 
-Pillow keeps 8 of the 16 bits a channel of colours, which is black where a camera's 12 bits are put into 16.
+Pillow keeps only 8 of 16 bits per colour channel, which leaves black where a camera's 12 bits are stored in 16.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["is_tiff", "open_raster", "read_deep"]
 _logger = logging.getLogger(__name__)
 
 FORMATS = ("TIFF", "PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "WEBP")
-"""Not all that Pillow opens: some formats are recognised by almost any bytes, and one starts another program."""
+"""Not all that Pillow opens: some formats match almost any bytes, and one starts another program."""
 
 _ORIENTATION = 0x0112
 _BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284
@@ -50,8 +50,8 @@ def is_tiff(path: str | os.PathLike) -> bool:
 def grey_levels(image: Image.Image) -> np.ndarray:
     """An annotation or mask in grey levels, (H, W), uint8.
 
-    Palettes are looked up. One that gives both of two indices the same grey, such as black and nearly black, tells
-    nothing, and the indices are taken themselves.
+    Palettes are looked up. If a palette gives the only two indices the same grey, such as black and nearly black, the
+    indices themselves are used: 0 and 255.
     """
     levels = np.array(image.convert("L"))
     if image.mode == "P" and levels.min() == levels.max():
@@ -62,10 +62,10 @@ def grey_levels(image: Image.Image) -> np.ndarray:
 
 
 def open_raster(path: str | os.PathLike) -> Image.Image:
-    """The first frame, decoded and turned as its EXIF orientation says.
+    """The first frame, decoded and turned by its EXIF orientation.
 
     Raises:
-        DriveSegError: if it is too large to be true.
+        DriveSegError: if it is implausibly large.
     """
     with Image.open(path, formats=FORMATS) as image:
         check_size(path, image.height, image.width)
@@ -74,15 +74,15 @@ def open_raster(path: str | os.PathLike) -> Image.Image:
 
 
 def read_deep(path: str | os.PathLike) -> tuple[np.ndarray, float | None] | None:
-    """The pixels of a file of more than 8 bits a channel, in which Pillow would lose some.
+    """The pixels of a file with more than 8 bits per channel, some of which Pillow would lose.
 
     Returns:
         Pixels (H, W) or (H, W, 3), uint16, turned by the EXIF orientation, and the value of white if the file declares
         it; None for any other file.
 
     Raises:
-        DriveSegError: if it is too large to be true.
-        PIL.UnidentifiedImageError: if it is of none of the formats.
+        DriveSegError: if the picture is implausibly large.
+        PIL.UnidentifiedImageError: if the file is in none of the formats.
     """
     try:
         opened = Image.open(path, formats=FORMATS)
@@ -97,7 +97,7 @@ def read_deep(path: str | os.PathLike) -> tuple[np.ndarray, float | None] | None
         raw_mode = _raw_mode(tiles[0][3]) if tiles else ""
         if image.format == "PPM" and coder == "ppm" and tiles[0][3][1] > 255:
             return _read_ppm(path, image, tiles[0][2]), float(tiles[0][3][1])
-        if image.format == "PPM" and image.mode == "I":  # written as text, which Pillow brings to 16 bits
+        if image.format == "PPM" and image.mode == "I":  # written as text, which Pillow scales to 16 bits
             image.load()
             return np.asarray(image).astype(np.uint16), 65535.0
         if image.format == "TIFF" and image.mode in ("RGB", "RGBA", "RGBX") and _is_planar(image):
@@ -109,12 +109,12 @@ def read_deep(path: str | os.PathLike) -> tuple[np.ndarray, float | None] | None
             image.load()
             values = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
             return _from_black(values) if white_is_zero else (values, None)
-        if raw_mode == "LA;16B":  # two bytes of grey and two of alpha, which are as long as four channels of one
+        if raw_mode == "LA;16B":  # two bytes each of grey and alpha, as long as four channels of one
             image.tile = [_with_raw_mode(tile, "RGBA") for tile in image.tile]
             grey = _bytes(image)
             return _visible(grey[..., 0].astype(np.uint16) << 8 | grey[..., 1], grey[..., 2] | grey[..., 3]), None
         if image.mode in ("RGB", "RGBA", "RGBX") and raw_mode[-3:] in _SWAPPED:
-            # Told that the bytes of a channel come the other way round, Pillow keeps the lower byte instead.
+            # If told that the bytes of a channel are swapped, Pillow keeps the lower byte instead.
             high = _bytes(image)
             with Image.open(path, formats=FORMATS) as again:
                 swapped = raw_mode[:-3] + _SWAPPED[raw_mode[-3:]]
@@ -127,8 +127,8 @@ def read_deep(path: str | os.PathLike) -> tuple[np.ndarray, float | None] | None
 
 
 def _tell_of_pages(path: str | os.PathLike) -> None:
-    """Beside a photograph there may be its thumbnail, or other photographs that would be missed in silence."""
-    # Opened once more, because counting moves through the pages. Damaged ones do not count, if the first is whole.
+    """Warn of further pages: they may be a thumbnail, but also photographs that would be missed silently."""
+    # Opened again, because counting moves through the pages. Errors in later pages do not matter.
     with contextlib.suppress(Exception), Image.open(path, formats=("TIFF",)) as image:
         pages = getattr(image, "n_frames", 1)
         if pages > 1:
@@ -140,7 +140,7 @@ def _raw_mode(arguments: Any) -> str:
 
 
 def _with_raw_mode(tile: Any, raw_mode: str) -> Any:
-    """The tile, with its bytes taken for others than the file says."""
+    """The tile, with its bytes read in another mode than the file says."""
     arguments = (raw_mode, *tile[3][1:]) if isinstance(tile[3], (tuple, list)) else raw_mode
     return type(tile)(*tile[:3], arguments) if hasattr(tile, "_fields") else (*tile[:3], arguments)
 
@@ -151,7 +151,7 @@ def _bytes(image: Image.Image) -> np.ndarray:
 
 
 def _visible(values: np.ndarray, alpha: np.ndarray | None = None) -> np.ndarray:
-    """Black where nothing can be seen, as in files of 8 bits, unless nothing can be seen anywhere."""
+    """Black where fully transparent, as in files of 8 bits, unless all of the picture is."""
     if alpha is None or not alpha.any():
         return values
     return np.where((alpha > 0).reshape(*alpha.shape, *[1] * (values.ndim - 2)), values, values.dtype.type(0))
@@ -162,7 +162,7 @@ def _is_white_zero(image: Image.Image) -> bool:
 
 
 def _from_black(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Of 16 bits in which zero is white; black is then the greatest number there is, which makes it declared."""
+    """Invert 16 bits in which zero is white; black is then 65535, so that the scale is known."""
     return 65535 - values, 65535.0
 
 
@@ -180,7 +180,7 @@ def _read_ppm(path: str | os.PathLike, image: Image.Image, offset: int) -> np.nd
 
 
 def _read_grey_tiff(path: str | os.PathLike) -> tuple[np.ndarray, float | None]:
-    """A TIFF of 16 bits that Pillow does not know: with alpha, or where white is zero in a big-endian file."""
+    """A grey TIFF of 16 bits that Pillow cannot read: with alpha, or big-endian with white as zero."""
     if not is_tiff(path):
         raise UnidentifiedImageError
     with tifffile.TiffFile(path) as tiff:

@@ -24,10 +24,10 @@ CONTENTS = ("photograph", "binary", "classes")
 
 
 class PhotographReader(PILReader):
-    """MONAI's ``PILReader`` for the files of a case: every usual format, rows first, errors that name the file.
+    """MONAI's ``PILReader`` for the files of a case: all common formats, rows first, errors that name the file.
 
-    MONAI's own reader swaps rows and columns, knows four suffixes and lets ``LoadImage`` bury what went wrong
-    in a page of tracebacks. That last is why files are opened in ``get_data``, which ``LoadImage`` does not guard.
+    MONAI's own reader swaps rows and columns, knows four suffixes and lets ``LoadImage`` bury the error in a page of
+    tracebacks. This is why files are opened in ``get_data``, which ``LoadImage`` does not guard.
 
     Args:
         content: what the files hold and how pixels become numbers, see ``read_image``.
@@ -39,21 +39,21 @@ class PhotographReader(PILReader):
         self.content = content
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """True: the content is looked at, not the name."""
+        """Always True: the content decides, not the name."""
         return True
 
     def read(self, data: Sequence[PathLike] | PathLike | np.ndarray, **kwargs: object) -> list[str]:
-        """The file names, to be opened by ``get_data``."""
+        """The file names, for ``get_data`` to open."""
         return [os.fspath(name) for name in ensure_tuple(data)]
 
     def get_data(self, img: Sequence[str]) -> tuple[np.ndarray, dict]:
         """Array (H, W, 3) of a photograph or (H, W) of anything else, uint8, and its metadata.
 
-        Of a NIfTI file these have its affine as ``nifti_affine``: MONAI's own ``affine`` would be changed by every
-        transform of the picture, and is wanted as it was for what is written.
+        The affine of a NIfTI file is stored as ``nifti_affine``: MONAI's own ``affine`` changes with every transform of
+        the picture, but the results need the original.
 
         Raises:
-            DriveSegError: if the file is missing, not an image, truncated or of a kind that does not fit.
+            DriveSegError: if the file is missing, not an image, truncated or of an unsuitable kind.
         """
         if len(img) != 1:
             raise DriveSegError(f"{', '.join(img)}: expected one file, got {len(img)}")
@@ -71,12 +71,12 @@ def read_image(path: str | os.PathLike, content: str = "photograph") -> np.ndarr
     """Read one image file: TIFF, PNG, JPEG, BMP, GIF, PPM, JPEG 2000, WebP, NIfTI or DICOM, whatever its name ends in.
 
     Args:
-        path: the file; of several frames of a GIF or TIFF the first is read, and an EXIF orientation is applied.
-        content: ``photograph``: RGB, uint8, (H, W, 3); grey, palette, alpha, CMYK and 16 bits a channel are converted,
-            for the latter see ``to_8_bit``.
-            ``binary``: an annotation or mask of two values, uint8, (H, W), in grey levels: palettes are looked up,
-            so that both {0, 255} and the raw indices {0, 1} of DRIVE's second observer come out with a zero
-            background. ``classes``: an annotation of several classes, uint8, (H, W), raw values or palette indices.
+        path: the file; the first of several frames of a GIF or TIFF is read, and any EXIF orientation is applied.
+        content: ``photograph``: RGB, uint8, (H, W, 3); grey, palette, alpha, CMYK and 16 bits per channel are
+            converted, for the latter see ``to_8_bit``.
+            ``binary``: an annotation or mask of two values, uint8, (H, W), in grey levels: palettes are looked up, so
+            that the background is zero both for {0, 255} and for the raw indices {0, 1} of DRIVE's second observer.
+            ``classes``: an annotation of several classes, uint8, (H, W), raw values or palette indices.
 
     Raises:
         DriveSegError: naming the file, if it cannot be read.
@@ -92,7 +92,7 @@ def _check_content(content: str) -> None:
 
 
 def _read(path: str, content: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """The pixels, and the affine of a NIfTI file."""
+    """The pixels, and for a NIfTI file its affine."""
     try:
         if is_nifti(path):
             values, affine = read_nifti(path)
@@ -117,13 +117,13 @@ def _read(path: str, content: str) -> tuple[np.ndarray, np.ndarray | None]:
         raise DriveSegError(
             f"{path}: expected a photograph of at most {MOST_PIXELS // 1_000_000} million pixels, it declares more"
         ) from error
-    except Exception as error:  # given damaged bytes, decoders raise almost anything, from KeyError to MemoryError
+    except Exception as error:  # damaged bytes make decoders raise almost anything, from KeyError to MemoryError
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DriveSegError(f"{path}: cannot be read as an image, it seems damaged ({reason})") from error
 
 
 def _from_values(values: np.ndarray, full_scale: float | None, content: str, path: str) -> np.ndarray:
-    """From numbers without a palette, (H, W) or (H, W, 3)."""
+    """Convert numbers without a palette, (H, W) or (H, W, 3)."""
     if content == "photograph":
         try:
             pixels = to_8_bit(values, full_scale)
@@ -153,7 +153,7 @@ def _from_raster(image: Image.Image, content: str, path: str) -> np.ndarray:
         pixels = np.array(image.convert("RGB"))
         if image.has_transparency_data:
             clear = np.asarray(image.convert("RGBA"))[..., 3] == 0
-            if not clear.all():  # what cannot be seen is no retina, whatever colour lies there
+            if not clear.all():  # transparent pixels are not retina, whatever their colour
                 pixels[clear] = 0
         return pixels
     if content == "classes":

@@ -1,6 +1,6 @@
-"""``report.html``: an evaluation to look at, one file that opens from disk without network.
+"""``report.html``: an evaluation to look at, one file that opens from disk without a network.
 
-jinja2 and matplotlib, which it needs, come with the extra ``report``.
+It needs jinja2 and matplotlib, which come with the extra ``report``.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ _logger = logging.getLogger(__name__)
 
 
 class Report:
-    """Writes ``report.html`` at the end of an evaluation; says what to install where jinja2 or matplotlib is missing.
+    """Writes ``report.html`` after an evaluation; if jinja2 or matplotlib is missing, says what to install.
 
     Args:
-        scores: what to report of; attach it to the evaluator first.
+        scores: the scores to report; attach them to the evaluator first.
         path: the file.
         writes: False in all but one of several processes.
     """
@@ -74,7 +74,7 @@ class Report:
             self.path.unlink(missing_ok=True)
 
     def __call__(self, engine: Engine) -> None:
-        """Write."""
+        """Write the report."""
         if not self.writes or not self.scores.results:
             return
         try:
@@ -86,11 +86,11 @@ class Report:
 
 
 def write_report(results: Sequence[CaseResult], summary: Mapping[str, Any], path: str | Path) -> None:
-    """Write the report of scored cases.
+    """Write the report on scored cases.
 
     Args:
         results: at least one, with probabilities.
-        summary: what ``CaseScores`` made of them.
+        summary: summary of them by ``CaseScores``.
         path: HTML file.
 
     Raises:
@@ -123,7 +123,7 @@ def write_report(results: Sequence[CaseResult], summary: Mapping[str, Any], path
 
 
 def _figures(names: Collection[str]) -> dict[str, tuple[str, str]]:
-    """What each figure is called and what it is, in the order of ``FIGURES``, those of single classes at the end."""
+    """Title and explanation of each figure, in the order of ``FIGURES``, with those of single classes at the end."""
     known = {name: about for name, about in FIGURES.items() if name in names}
     classes = {name: name.rpartition("_")[2] for name in names if name.startswith("dice_class_")}
     return known | {name: (f"Dice, class {value}", "Dice of this class alone") for name, value in classes.items()}
@@ -145,7 +145,7 @@ def _charts(results: Sequence[CaseResult], summary: Mapping[str, Any]) -> list[d
 
 
 def _best_median_worst(results: Sequence[CaseResult]) -> list[tuple[str, CaseResult]]:
-    """By Dice inside the field of view; of two cases there is no median, of one only the best."""
+    """By Dice inside the field of view; two cases have no median, and one is only the best."""
 
     def dice(result: CaseResult) -> float:
         return result.scores[PREDICTION][FOV].counts.scores()["dice"]
@@ -180,7 +180,7 @@ def _picture(role: str, result: CaseResult) -> dict[str, Any]:
 
 
 def _agreement(result: CaseResult, name: str, size: tuple[int, int]) -> str:
-    """True and false positives and false negatives in colour on nothing, to be laid over the photograph."""
+    """True and false positives and false negatives in colour, transparent elsewhere, to lay over the photograph."""
     inside = result.mask("fov")
     scored, annotated = result.mask(name) & inside, result.mask("label") & inside
     classes = Image.fromarray((scored + 2 * annotated).astype(np.uint8), mode="P")
@@ -199,7 +199,7 @@ def _css(colour: Sequence[int]) -> str:
 
 
 def _number(value: float | None, name: str = "dice") -> str:
-    """A figure as it is printed."""
+    """A figure as printed."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:.{DIGITS.get(name, 3)}f}"

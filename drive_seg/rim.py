@@ -1,4 +1,4 @@
-"""The rim of a field of view: the circle, and the straight cuts, that explain where the retina ends.
+"""The rim of a field of view: the circle and the straight cuts that explain where the retina ends.
 
 Positions are (row, column) in pixels, where (0, 0) is the centre of the first pixel.
 """
@@ -13,19 +13,19 @@ from scipy import ndimage, optimize
 __all__ = ["Rim", "brightest", "fit_rim", "sharp_share", "sharpen"]
 
 _TOLERANCE = 1.5
-"""Distance, in pixels of the copy that is searched, within which a point counts as lying on a circle or a line."""
+"""Distance, in pixels of the searched copy, within which a point counts as lying on a circle or line."""
 
 _CONTRAST = 0.2
-"""Share of the step from black to typical retina that an edge must rise by to count as the rim."""
+"""Smallest rise of an edge that counts as the rim, as a share of the step from black to typical retina."""
 
 
 @dataclass(frozen=True)
 class Rim:
-    """A disc, less what lies beyond straight cuts.
+    """A disc without the parts beyond straight cuts.
 
-    ``cuts`` are (n, 5): a point on the line, its unit normal away from the retina, and half the length over which
-    it was seen. ``explained`` is how much of it is borne out: of the points where the lit region
-    ends, the share that lie on it; once moved to the steepest place, the share of the circle that is a sharp edge.
+    ``cuts`` are (n, 5): a point on the line, its unit normal pointing away from the retina, and half the length over
+    which it was seen. ``explained`` says how far the rim is confirmed: from ``fit_rim``, of the points where the lit
+    region ends, the share that lies on the rim; from ``sharpen``, the share of the circle that is a sharp edge.
     """
 
     centre: np.ndarray
@@ -34,14 +34,14 @@ class Rim:
     explained: float
 
     def scaled(self, factor: int, shift: float) -> Rim:
-        """The same on a grid where a position is ``factor`` times what it is here, and ``shift`` pixels more."""
+        """The same rim on a grid where each position is ``factor`` times that here plus ``shift`` pixels."""
         cuts = self.cuts.copy()
         cuts[:, :2] = cuts[:, :2] * factor + shift
         cuts[:, 4] *= factor
         return Rim(self.centre * factor + shift, self.radius * factor, cuts, self.explained)
 
     def draw(self, size: tuple[int, int]) -> np.ndarray:
-        """What is inside, in a picture of this height and width, (H, W), bool."""
+        """The inside, for a picture of this height and width, (H, W), bool."""
         rows = np.arange(size[0], dtype=np.float32)[:, None]
         columns = np.arange(size[1], dtype=np.float32)[None]
         half_width = np.sqrt(np.maximum(self.radius**2 - (rows - self.centre[0]) ** 2, 0))
@@ -52,17 +52,17 @@ class Rim:
 
 
 def _rim_points(region: np.ndarray) -> np.ndarray:
-    """(n, 2) positions where the region ends inside the picture, three pixels or more from its edge."""
+    """Positions, (n, 2), where the region ends inside the picture, three or more pixels from its edge."""
     inner = region[3:-3, 3:-3]
     surrounded = region[2:-4, 3:-3] & region[4:-2, 3:-3] & region[3:-3, 2:-4] & region[3:-3, 4:-2]
     return np.argwhere(inner & ~surrounded).astype(float) + 3
 
 
 def fit_rim(region: np.ndarray) -> Rim | None:
-    """A circle, then lines, through the rim; None where most of the rim lies on neither.
+    """Fit a circle, then lines, to the rim; None if most of the rim lies on neither.
 
-    Strategy: consensus of random samples (RANSAC). Up to half of the rim may be dim, cut or overprinted, so a
-    least squares fit comes only after the points that agree with each other are known.
+    Strategy: consensus of random samples (RANSAC). Up to half of the rim may be dim, cut off or overprinted, so a least
+    squares fit follows only once the points that agree with each other are known.
     """
     points = _rim_points(region)
     if len(points) < 20:
@@ -99,16 +99,16 @@ def _beyond_circle(points: np.ndarray, centre: np.ndarray, radius: float) -> np.
 
 
 def _within(points: np.ndarray, centre: np.ndarray, radius: float, limit: float) -> np.ndarray:
-    """Those of the points that are no further than ``limit`` from the circle."""
+    """The points at most ``limit`` from the circle."""
     return points[np.abs(_beyond_circle(points, centre, radius)) <= limit]
 
 
 def _consensus_circle(
     points: np.ndarray, size: tuple[int, ...], random: np.random.Generator
 ) -> tuple[np.ndarray, float] | None:
-    """The circle that most points lie on and few lie outside of."""
+    """The circle with the most points on it and few outside."""
     a, b, c = points[random.integers(len(points), size=(3, 600))]
-    # Centre from the two perpendicular bisectors: (b - a) · x = (|b|² - |a|²) / 2, and the same for c.
+    # Centre from two perpendicular bisectors: (b - a) · x = (|b|² - |a|²) / 2, and the same for c.
     ab, ac = b - a, c - a
     twice_area = ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
     usable = np.abs(twice_area) > 10
@@ -121,7 +121,7 @@ def _consensus_circle(
     centres, radii = centres[usable], radii[usable]
     if len(radii) == 0:
         return None
-    # Distances are compared squared, |p - c|² = |p|² - 2 p · c + |c|², which is one product of matrices.
+    # Squared distances are compared, |p - c|² = |p|² - 2 p · c + |c|², which takes one matrix product.
     squared = centres @ (-2 * points.T)
     squared += (points**2).sum(axis=1)
     squared += (centres**2).sum(axis=1)[:, None]
@@ -136,7 +136,7 @@ def _consensus_circle(
 def _circle_near(points: np.ndarray) -> tuple[np.ndarray, float]:
     """Algebraic least squares, ``|x|² = 2 c · x + r² - |c|²`` (Kåsa, IEEE Trans. Instrum. Meas. 25:8, 1976).
 
-    Solved at once, in a thirtieth of the time of the geometric fit, for which it is a start.
+    Solved directly, in a thirtieth of the time of the geometric fit, for which it is the start.
     """
     middle = points.mean(axis=0)
     x = points - middle
@@ -153,13 +153,13 @@ def _circle_through(points: np.ndarray, centre: np.ndarray, radius: float) -> tu
         jac=lambda circle: _growth(points, circle[:2]),
         loss="soft_l1",
         f_scale=max(0.5, radius / 1000),
-        xtol=1e-5,  # of the circle's size: a small part of a pixel
+        xtol=1e-5,  # relative to the circle's size: a small part of a pixel
     )
     return fit.x[:2], float(fit.x[2])
 
 
 def _growth(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """How the distance from the circle changes with the centre's row and column and the radius, (n, 3)."""
+    """Derivatives of the distance from the circle by the centre's row and column and the radius, (n, 3)."""
     outward = (points - centre) / np.maximum(np.hypot(*(points - centre).T), 1e-9)[:, None]
     return np.concatenate([-outward, -np.ones((len(points), 1))], axis=1)
 
@@ -167,7 +167,7 @@ def _growth(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
 def _consensus_line(
     points: np.ndarray, centre: np.ndarray, radius: float, random: np.random.Generator
 ) -> np.ndarray | None:
-    """A cut (row, column, normal, half length) that many points lie on and none of the rim lies beyond."""
+    """A cut (row, column, normal, half length) with many points on it and little of the rim beyond."""
     a, b = points[random.integers(len(points), size=(2, 300))]
     length = np.hypot(*(b - a).T)
     a, b, length = a[length > 0.15 * radius], b[length > 0.15 * radius], length[length > 0.15 * radius]
@@ -181,7 +181,7 @@ def _consensus_line(
     best = int(score.argmax())
     on_line = points[np.abs(distances[:, best]) <= _TOLERANCE]
     along = on_line @ np.array([-normals[best, 1], normals[best, 0]])
-    # A chance alignment on a round, dim rim is short or has gaps.
+    # Chance alignments on a round, dim rim are short or have gaps.
     if score[best] < 10 or np.ptp(along) < 0.3 * radius or np.diff(np.sort(along)).max() > 0.1 * radius:
         return None
     middle, normal = _line_through(on_line, normals[best])
@@ -195,10 +195,10 @@ def _line_through(points: np.ndarray, normal: np.ndarray) -> tuple[np.ndarray, n
 
 
 def sharpen(shape: Rim, image: np.ndarray, step: float, uncertainty: float) -> Rim | None:
-    """Move the shape to the steepest rise of brightness in the full photograph; None where there is hardly any.
+    """Move the shape to the steepest rise of brightness in the full photograph; None if there is hardly any.
 
     Args:
-        shape: in pixels of ``image``, right to within ``uncertainty`` pixels.
+        shape: in pixels of ``image``, accurate to ``uncertainty`` pixels.
         image: (H, W, C).
         step: brightness of typical retina above black.
         uncertainty: how far to look, in pixels.
@@ -209,7 +209,7 @@ def sharpen(shape: Rim, image: np.ndarray, step: float, uncertainty: float) -> R
         along = np.linspace(-0.9, 0.9, 200)[:, None] * cut[4] * np.array([-cut[3], cut[2]])
         found, rise = _steepest(image, cut[:2] + along, np.tile(cut[2:4], (200, 1)), reach)
         seen = rise > _CONTRAST * step
-        if seen.mean() >= 0.6:  # otherwise a dim crescent, which belongs to the circle
+        if seen.mean() >= 0.6:  # otherwise a dim crescent that belongs to the circle
             typical = np.median((found[seen] - cut[:2]) @ cut[2:4])
             seen &= np.abs((found - cut[:2]) @ cut[2:4] - typical) < reach / 2
             middle, normal = _line_through(found[seen], cut[2:4])
@@ -241,7 +241,7 @@ def sharpen(shape: Rim, image: np.ndarray, step: float, uncertainty: float) -> R
 
 
 def sharp_share(region: np.ndarray, image: np.ndarray, step: float, factor: int, shift: float) -> float:
-    """How much of the rim of a region of the small copy is a sharp edge in the photograph, 0 to 1."""
+    """Share of a region's rim, found on the small copy, that is a sharp edge in the photograph, 0 to 1."""
     points = _rim_points(region)
     if len(points) == 0:
         return 0.0
@@ -255,7 +255,7 @@ def sharp_share(region: np.ndarray, image: np.ndarray, step: float, factor: int,
 def _steepest(
     image: np.ndarray, points: np.ndarray, normals: np.ndarray, reach: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where brightness falls to half on the way out along each normal, (n, 2), and by how much it falls, (n,)."""
+    """Where brightness falls below half-way on the way out along each normal, (n, 2), and its fall, (n,)."""
     offsets = np.linspace(-2 * reach, 2 * reach, 81)
     last = np.array(image.shape[:2]) - 1
     ends = points + offsets[[0, -1], None, None] * normals
@@ -268,7 +268,7 @@ def _steepest(
     profiles = ndimage.uniform_filter(profiles, size=(5, 3), mode="nearest")
     # Medians of 27; ``np.median`` takes three times as long.
     inner, outer = (np.partition(end, 13, axis=1)[:, 13] for end in (profiles[:, :27], profiles[:, -27:]))
-    # The last crossing of the half level seen from the retina's side, because vessels cross it, too.
+    # The last crossing of the half level as seen from the retina, because vessels cross it, too.
     above = profiles > ((inner + outer) / 2)[:, None]
     crossing = above.shape[1] - 1 - above[:, ::-1].argmax(axis=1)
     rise = np.where(leaves_picture | ~above.any(axis=1), 0.0, inner - outer)
@@ -276,5 +276,5 @@ def _steepest(
 
 
 def brightest(image: np.ndarray) -> np.ndarray:
-    """The strongest channel; a maximum over an axis as short as this one takes ten times as long."""
+    """The strongest channel at each pixel; a maximum over so short an axis would take ten times as long."""
     return image[..., 0] if image.shape[2] == 1 else np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])

@@ -1,9 +1,9 @@
-"""Scores of cases and what is said of all of them together: arrays in, rows of a table out.
+"""Scores of single cases and summaries of all of them: arrays in, rows of a table out.
 
-A comparison is of one mask with one annotation: the prediction with the reference, the second observer with the
-reference, and on request the prediction with the second observer. Each is made in two regions, inside the field of
-view and on the whole image. Of several vessel classes the figures are of vessel against background, but for
-``dice_class_1``, ``dice_class_2``, …, which are of one class against all else.
+A comparison is between a mask and an annotation: the prediction with the reference, the second observer with the
+reference, and on request the prediction with the second observer. Each is made in two regions, inside the field of view
+and on the whole image. With several vessel classes, figures compare vessel with background, except ``dice_class_1``,
+``dice_class_2``, …, which compare one class with everything else.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ COMPARISONS = {
     AGAINST_SECOND: "prediction against second observer",
 }
 DIGITS = {"betti0_error": 1, "betti1_error": 1, "hd95": 1, "asd": 2}
-"""After the point, to print figures that are no shares."""
+"""Decimal places to print of figures that are not shares."""
 
 FOV, WHOLE = "fov", "whole"
 REGIONS = {FOV: "inside the field of view", WHOLE: "whole image"}
@@ -57,15 +57,15 @@ REGIONS = {FOV: "inside the field of view", WHOLE: "whole image"}
 
 @dataclass(frozen=True)
 class Scoring:
-    """What is computed of a case.
+    """What to compute for a case.
 
     Args:
-        bins: of the reliability diagram and the expected calibration error.
+        bins: number of bins of the reliability diagram and the expected calibration error.
         surfaces: whether to measure surface distances, which take longest.
         whole_image: whether to score the whole image, too.
-        against_second: whether to take the second observer as reference, too.
-        calibre_edges: where thin, medium, … vessels end, as shares of the field of view's diameter, rising.
-        num_classes: with more than 2, background and vessel, Dice is computed of each class, too.
+        against_second: whether to score the prediction against the second observer, too.
+        calibre_edges: rising upper limits of thin, medium, … vessels, as shares of the field of view's diameter.
+        num_classes: 2 for background and vessel; with more, Dice is also computed for each class.
     """
 
     bins: int
@@ -79,7 +79,7 @@ class Scoring:
         if self.bins < 1:
             raise DriveSegError(f"bins: expected at least 1, got {self.bins}")
         for name in ("surfaces", "whole_image", "against_second"):
-            if not isinstance(getattr(self, name), bool):  # python -m monai.bundle makes a text of false
+            if not isinstance(getattr(self, name), bool):  # python -m monai.bundle turns false into text
                 raise DriveSegError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         if list(self.calibre_edges) != sorted(set(self.calibre_edges)) or min(self.calibre_edges, default=1) <= 0:
             raise DriveSegError(f"calibre_edges: expected rising shares above 0, got {list(self.calibre_edges)}")
@@ -87,9 +87,9 @@ class Scoring:
 
 @dataclass(frozen=True)
 class RegionScores:
-    """One comparison in one region: counts that can be pooled, and figures of shape that cannot.
+    """One comparison in one region: counts, which can be pooled, and figures of shape, which cannot.
 
-    ``calibres`` has counts from thin to wide inside the field of view and is empty for the whole image.
+    ``calibres`` has counts from thin to wide inside the field of view; it is empty for the whole image.
     """
 
     counts: Confusion
@@ -98,18 +98,18 @@ class RegionScores:
     probabilities: ProbabilityCounts | None = None
 
     def figures(self, bins: int) -> dict[str, float]:
-        """Every figure of one case by name, NaN where it is undefined."""
+        """All figures of a case by name, NaN where undefined."""
         return {**self.counts.scores(), **self._of_probability(bins), **self.shapes}
 
     def pooled(self, bins: int) -> dict[str, float]:
-        """The figures that sums of counts give."""
+        """The figures that can be computed from summed counts."""
         return {**self.counts.scores(), **self._of_probability(bins)}
 
     def _of_probability(self, bins: int) -> dict[str, float]:
         return {} if self.probabilities is None else self.probabilities.scores(bins)
 
     def __add__(self, other: RegionScores) -> RegionScores:
-        """Counts of both together, without the shapes."""
+        """Summed counts, without the shapes."""
         both = self.probabilities is not None and other.probabilities is not None
         return RegionScores(
             self.counts + other.counts,
@@ -124,13 +124,13 @@ class CaseResult:
     """A scored case.
 
     Args:
-        case_id: which.
-        scores: by comparison and region.
-        diameter: of the field of view, pixels.
+        case_id: id of the case.
+        scores: scores by comparison and region.
+        diameter: diameter of the field of view, pixels.
         shape: height and width, pixels.
-        masks: ``pred``, ``label``, ``fov`` and if there is one ``second`` as packed bits, for pictures of them.
-        about: what else is known of it: the ``section`` it is of, where the FOV mask is from, the photograph's path,
-            the ``person``.
+        masks: ``pred``, ``label``, ``fov`` and, if there is one, ``second`` as packed bits, to make pictures.
+        about: what else is known of the case: its ``section``, the source of its FOV mask, the photograph's path, the
+            ``person``.
     """
 
     case_id: str
@@ -163,21 +163,21 @@ def score_case(
 ) -> CaseResult:
     """Score one case.
 
-    Outside the field of view nothing is predicted: there the prediction and its probability count as background, as
-    in the masks that ``drive-seg predict`` writes. Annotations are taken as they are drawn.
+    Nothing is predicted outside the field of view: prediction and probability count as background there, as in the
+    masks that ``drive-seg predict`` writes. Annotations are taken as drawn.
 
     Args:
-        case_id: to name it in errors.
-        pred: (H, W), non-zero where a vessel is predicted, class values if there are several.
+        case_id: id of the case, to name it in errors.
+        pred: (H, W), non-zero where a vessel is predicted, class values if there are several classes.
         label: (H, W), reference annotation, as ``pred``.
         fov: (H, W), non-zero inside the field of view.
-        probability: (H, W), float, 0 to 1, of vessel; None leaves out the figures that need it.
-        second: (H, W), the second observer's annotation; None where there is none.
+        probability: (H, W), float, 0 to 1, probability of vessel; None leaves out the figures that need it.
+        second: (H, W), the second observer's annotation; None if there is none.
         scoring: what to compute.
 
     Raises:
-        DriveSegError: if sizes differ, if no pixel is inside the field of view, or if a probability is not a number
-            from 0 to 1.
+        DriveSegError: if sizes differ, no pixel is inside the field of view, or a probability is not a number from 0
+            to 1.
     """
     arrays = {"prediction": pred, "FOV mask": fov, "probability map": probability, "second annotation": second}
     for name, array in arrays.items():
@@ -225,7 +225,7 @@ def score_case(
 
 
 def check_probability(case_id: str, probability: np.ndarray) -> None:
-    """See that a probability map is one.
+    """Check that a probability map holds probabilities.
 
     Raises:
         DriveSegError: naming the case, if a pixel is NaN, infinite or not from 0 to 1.
@@ -241,7 +241,7 @@ def check_probability(case_id: str, probability: np.ndarray) -> None:
 
 
 def of_fewer(defined: int, cases: int) -> str:
-    """What to say beside a mean over the cases in which a figure is defined, if that is not in all of them."""
+    """Note to print beside a mean if its figure is not defined in all cases."""
     return "" if defined == cases else f" (in {defined} of {cases})"
 
 
@@ -272,7 +272,7 @@ def _by_class(pred: np.ndarray, label: np.ndarray, counted: np.ndarray, num_clas
 
 
 def case_row(result: CaseResult, comparison: str, bins: int) -> dict[str, Any]:
-    """One row of ``metrics.csv``: figures inside the field of view, then those of the whole image as ``whole_…``."""
+    """One row of ``metrics.csv``: figures inside the field of view, then those on the whole image as ``whole_…``."""
     row: dict[str, Any] = {"case_id": result.case_id, "photograph": result.about.get("photograph", "")}
     for region, scores in result.scores[comparison].items():
         prefix = "" if region == FOV else f"{region}_"
@@ -289,11 +289,11 @@ def summarise(results: Sequence[CaseResult], scoring: Scoring, bootstrap: Bootst
         bootstrap: for the intervals.
 
     Returns:
-        Dictionaries with ``comparison``, ``region``, ``cases`` (how many), ``per_image`` (by figure: ``mean``, ``sd``
-        with n - 1, ``ci`` and ``defined``, the number of cases in which it is defined, which alone are counted),
-        ``pooled`` (by figure, from counts summed over all cases) and ``calibres`` (the same of Dice and sensitivity by
-        calibre, inside the field of view only) and ``reliability`` (by bin of the pooled pixels, mean probability and
-        share of them that is annotated; nothing of an annotation). What is undefined is NaN.
+        Dictionaries with ``comparison``, ``region``, ``cases`` (their number), ``per_image`` (by figure: ``mean``,
+        ``sd`` with n - 1, ``ci`` and ``defined``, the number of cases in which the figure is defined, the only ones
+        used), ``pooled`` (by figure, from counts summed over all cases), ``calibres`` (the same for Dice and
+        sensitivity by calibre, inside the field of view only) and ``reliability`` (by bin of the pooled pixels, their
+        mean probability and annotated share; empty without probabilities). Undefined figures are NaN.
     """
     rows = []
     for comparison in COMPARISONS:

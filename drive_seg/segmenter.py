@@ -1,4 +1,4 @@
-"""Segment photographs one after another with the parts of the bundle's inference config."""
+"""Segment photographs with the parts of the bundle's inference config."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from drive_seg.openvino_network import OpenVINONetwork, choose_engine, openvino_
 __all__ = ["Segmentation", "Segmenter"]
 
 _LOST_DEVICE: Any = getattr(torch, "AcceleratorError", ())
-"""After such an error a GPU fails at everything: no photograph's fault. Too little memory is none of these."""
+"""After such an error, which no photograph causes, a GPU fails at everything. Lack of memory is not one of them."""
 
 WORKERS = 4
-"""Photographs at once, at most, where the engine can work on several: each needs memory of its own."""
+"""Most photographs that an engine works on at once, if it can: each needs memory of its own."""
 
 WORKERS_BESIDE_GPU = 8
-"""Threads, at most, that read and write while a GPU computes, which is many times as fast as one of them."""
+"""Most threads that read and write while a GPU computes, which is many times as fast as one of them."""
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What was found in a photograph, at its own size.
+    """The result for a photograph, at its own size.
 
     Attributes:
         probability: of vessel, all vessel classes together, (H, W), float32, 0 to 1; 0 outside the field of view.
@@ -61,9 +61,9 @@ class Segmenter:
     Args:
         network: with its weights.
         preprocessing, inferer, postprocessing: as in ``inference.json``.
-        device: where the network is.
+        device: device of the network.
         checkpoint: file of its weights, for the record.
-        engine: what runs the network, ``torch`` or ``openvino``, for the record.
+        engine: engine that runs the network, ``torch`` or ``openvino``, for the record.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class Segmenter:
         Args:
             files: configs, the base first.
             overrides: config keys and their values.
-            many: for ``each`` rather than for one photograph now and then: an engine that can works on several at once.
+            many: for ``each``, with several photographs at once if the engine can, rather than for one now and then.
 
         Raises:
-            DriveSegError: if an override is of no key of theirs, or the weights are missing or do not fit.
+            DriveSegError: if an override names a key they do not have, or the weights are missing or do not fit.
         """
         parser = read_configs(files, overrides)
         check_device(parser.get_parsed_content("device"))
@@ -124,13 +124,13 @@ class Segmenter:
 
         Args:
             photograph: a file, or an array (H, W, 3), uint8, RGB, rows first.
-            fov: its FOV mask, a file or an array (H, W) that is non-zero inside; None: it is found in the photograph.
+            fov: its FOV mask, a file or an array (H, W) that is non-zero inside; None: it is estimated.
 
         Returns:
             Probabilities and masks at the photograph's own size.
 
         Raises:
-            DriveSegError: if the photograph cannot be read or nothing in it is a field of view.
+            DriveSegError: if the photograph cannot be read or has no field of view.
         """
         case: dict[str, Any] = {"image": _channel_first(photograph, "image", 3)}
         if fov is not None:
@@ -142,17 +142,17 @@ class Segmenter:
         return Segmentation(probability, to_numpy(result["pred"])[0], to_numpy(result["fov"])[0] > 0)
 
     def segment_case(self, case: Mapping[str, Any]) -> dict[str, Any]:
-        """Segment one case of a datalist, and write its files where the postprocessing does.
+        """Segment one case of a datalist, and write its files if the postprocessing does.
 
         Args:
-            case: ``image`` (path of a photograph), and if there is one ``fov`` (path of its FOV mask) and ``case_id``.
+            case: ``image`` (path of a photograph) and optionally ``fov`` (path of its FOV mask) and ``case_id``.
 
         Returns:
             The case with ``pred`` (1, H, W), uint8, class values; ``probability`` of the vessel classes,
             (num_classes - 1, H, W), float32; and whatever the postprocessing adds, all at the photograph's own size.
 
         Raises:
-            DriveSegError: if the photograph cannot be read or nothing in it is a field of view.
+            DriveSegError: if the photograph cannot be read or has no field of view.
         """
         with unwrapped():
             return self._finish(self._predict(self._prepare(case)))
@@ -164,23 +164,23 @@ class Segmenter:
         keep: Callable[[dict[str, Any]], Any] | None = None,
         catch: type[Exception] = DriveSegError,
     ) -> Iterator[tuple[Case, Any]]:
-        """Segment all, and go on after one that fails.
+        """Segment all cases, continuing after failures.
 
-        While the network works on one photograph the next ones are read and the last ones written. No more than
-        ``ahead`` wait at either side, so memory does not grow with the number of photographs. Where the network was
-        built for many, and OpenVINO works on several at once, a thread sees each through from file to files.
+        While the network works on one photograph, the next ones are read and the last ones written. At most ``ahead``
+        wait on either side, so memory does not grow with the number of photographs. If OpenVINO was prepared for many,
+        it works on several at once, and one thread handles each photograph from start to end.
 
         Args:
             cases: as for ``segment_case``.
-            ahead: photographs that wait for the network, and that wait to be written, at least 1; None: as many as keep
-                the threads busy that read and write, 2 beside a network on a CPU, more beside a GPU.
-            keep: what is needed of a result, so that the rest is dropped at once, not when its turn has come.
-            catch: errors that come in the place of a photograph's result; others end the run.
+            ahead: photographs that may wait for the network, and that may wait to be written, at least 1; None: enough
+                to keep the threads that read and write busy, 2 beside a network on a CPU, more beside a GPU.
+            keep: returns what is needed of a result; the rest is dropped at once rather than when it is yielded.
+            catch: errors that take the place of a photograph's result; others end the run.
 
         Yields:
-            Each case, in order, with its result, or what is kept of it, or with its error.
+            Each case, in order, with its result, what ``keep`` returned for it, or its error.
         """
-        # Beside the network on a CPU more would only wait for the cores that it is using.
+        # Beside the network on a CPU, more would only wait for the cores that it uses.
         threads = 2
         if self.device.type != "cpu":
             threads = max(threads, min(WORKERS_BESIDE_GPU, _threads()))
@@ -193,12 +193,12 @@ class Segmenter:
             return result if keep is None else keep(result)
 
         if isinstance(self.network, OpenVINONetwork) and self.network.streams is not None:
-            # One more than streams, so that none waits while a photograph is read or written.
+            # One more than streams, so that no stream waits while a photograph is read or written.
             yield from self._each_in_streams(cases, finish, self.network.streams + 1, ahead, catch)
             return
         rest = iter(cases)
-        torch.get_num_threads()  # a thread that asks first after others have set theirs, as below, gets their number
-        # Threads of torch within these threads would wait for the cores that the network is using.
+        torch.get_num_threads()  # asked first after others have set theirs, as below, a thread gets their number
+        # Threads of torch within these threads would wait for the cores that the network uses.
         with ThreadPoolExecutor(threads, "photograph", initializer=torch.set_num_threads, initargs=(1,)) as pool:
             prepared = deque((case, pool.submit(self._prepare, case)) for case in islice(rest, ahead))
             finishing: deque[tuple[Case, Future]] = deque()
@@ -253,16 +253,16 @@ class Segmenter:
     def _prepare(self, case: Mapping[str, Any]) -> dict[str, Any]:
         in_memory = isinstance(case["image"], torch.Tensor)
         transforms = self.preprocessing.transforms
-        # What is an array already need not be loaded.
+        # Arrays need not be loaded.
         start = sum(isinstance(transform, LoadImaged) for transform in transforms) if in_memory else 0
         return self.preprocessing(dict(case), start=start)
 
     @torch.inference_mode()
     def _predict(self, case: dict[str, Any]) -> dict[str, Any]:
-        # A batch of this one alone: MONAI's collation would copy the photograph and its masks, too.
+        # A batch of this one alone, because MONAI's collation would copy the photograph and its masks.
         logits = self.inferer(case["image"][None].to(self.device), self.network)[0]
-        # Two threads that use Apple's GPU at once can end the process (pytorch/pytorch#197805): others get what they
-        # are to write in the memory of the CPU.
+        # Two threads that use Apple's GPU at once can end the process (pytorch/pytorch#197805), so the others get their
+        # data in CPU memory.
         return {**case, "pred": logits.cpu() if self.device.type == "mps" else logits}
 
     @torch.inference_mode()
@@ -286,7 +286,7 @@ def _channel_first(picture: str | os.PathLike | np.ndarray, name: str, channels:
 
 
 def _threads() -> int:
-    """Threads that this process may keep busy; torchrun tells torch that there is one."""
+    """Number of threads that this process may keep busy; under torchrun, torch believes that there is one."""
     return torch.get_num_threads() if get_world_size() == 1 else usable_cores()
 
 
@@ -298,10 +298,10 @@ def _failed(error: Exception) -> Future:
 
 
 def _outcome(done: Future, catch: type[Exception]) -> Any:
-    error = done.exception()  # not by raising it, which would have it keep this frame, and this frame keep it
+    error = done.exception()  # not raised, which would make the error keep this frame, and this frame the error
     if error is None:
         return done.result()
-    outcome = user_error(error) or error  # MONAI wraps what a transform says into errors of its own
+    outcome = user_error(error) or error  # MONAI wraps a transform's errors in its own
     if not isinstance(outcome, catch) or isinstance(first_cause(error), _LOST_DEVICE):
         raise error
     _forget_locals(error)
@@ -309,7 +309,7 @@ def _outcome(done: Future, catch: type[Exception]) -> Any:
 
 
 def _forget_locals(error: BaseException | None) -> None:
-    """An error that is kept keeps the frames it came through, and they keep images and features, perhaps on a GPU."""
+    """Clear an error's frames: a stored error would keep them, and they images and features, perhaps on a GPU."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

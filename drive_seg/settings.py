@@ -1,4 +1,4 @@
-"""What a training was begun with, as texts: whether one that is resumed is still the same."""
+"""The settings of a training as texts, to check that a resumed training is still the same."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["described", "where_they_differ"]
 
 
 def described(part: Any) -> str:
-    """What a part of a training is and does, as a text that tells it from others: its kind and its plain values.
+    """A text that identifies a part of a training: its type and its plain values.
 
     Args:
-        part: transforms, loss, schedule, optimizer, …, or a list of them; such parts in it are described, too. A
-            function goes by its name, an optimizer by what all of its parameters begin with.
+        part: transforms, loss, schedule, optimizer, …, or a list of them; nested parts are described, too. A function
+            is described by its name, an optimizer by its defaults for all parameters.
     """
     if isinstance(part, (list, tuple)):
         return f"[{', '.join(map(described, part))}]"
@@ -39,7 +39,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def where_they_differ(one: str, other: str) -> tuple[str, str]:
-    """Both texts, of long ones what stands around the first difference."""
+    """Both texts, shortened to the surroundings of their first difference if long."""
     differing = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     same = next(differing, min(len(one), len(other)))
     start = 0 if max(len(one), len(other)) <= 60 else max(0, same - 30)

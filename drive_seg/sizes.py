@@ -1,4 +1,4 @@
-"""How large a photograph and a patch of it may be."""
+"""Permitted sizes of photographs and patches."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from drive_seg.errors import DriveSegError
 __all__ = ["MOST_PIXELS", "check_size", "patch_sides"]
 
 MOST_PIXELS = 100_000_000
-"""Fundus cameras give up to about 20 million, montages some more. A file of a few bytes can declare any size."""
+"""Fundus cameras give up to about 20 million, montages somewhat more; a file of a few bytes can declare any size."""
 
 
 def check_size(path: str | os.PathLike, height: int, width: int) -> None:
-    """Refuse what is empty or too large to be a photograph, before memory is taken for it.
+    """Refuse a picture that is empty or too large to be a photograph, before allocating memory for it.
 
     Raises:
         DriveSegError: naming the file.
@@ -27,7 +27,7 @@ def check_size(path: str | os.PathLike, height: int, width: int) -> None:
 
 
 def patch_sides(patch_size: Sequence[int] | int) -> list[int]:
-    """Height and width of a patch, pixels, from both or from one number for both.
+    """Height and width of a patch, in pixels, from both numbers or one for both.
 
     Raises:
         DriveSegError: if it is neither.

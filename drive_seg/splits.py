@@ -1,7 +1,7 @@
 """Which cases are scored, and the folds of a cross-validation.
 
-Folds are made of the cases for training and validation alone; a test case is in none of them. Both eyes of one person
-are always in the same fold.
+Folds are made of the cases for training and validation only, never of test cases. Both eyes of a person are always in
+the same fold.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def cases_to_score(
     validation_every: int = 5,
     fold: str | None = None,
 ) -> list[Case]:
-    """The cases of a section, with what an evaluation says of each.
+    """The cases of a section, with details that an evaluation reports.
 
-    Where the test cases have no annotations at all, as DRIVE's site hands them out today, the held-out validation
-    cases take their place, and a warning says so: where these chose the weights, the figures are optimistic.
+    If no test case is annotated, as in DRIVE's present distribution, the held-out validation cases are scored instead,
+    and a warning is logged: if they chose the weights, the figures are optimistic.
 
     Args:
-        dataset_dir, annotations, validation_every: as for ``load_datalist``.
+        dataset_dir, annotations, validation_every: as for ``load_datalist``, but one dataset only.
         section: ``test``, ``validation`` or ``training``.
-        fold: ``k/n``: instead the cases that this fold holds out of the training.
+        fold: ``k/n``, to score the cases that this fold holds out of the training instead.
 
     Returns:
-        Cases as ``load_datalist`` has them. Each also has ``photograph``, the path of its image, which stays when the
-        image is loaded; ``section``, which it is of; and ``fov_source``, ``published mask`` or ``estimated``. A case
-        without the annotation ``label`` is among them where others have it, for the evaluation to report it.
+        Cases as from ``load_datalist``. Each also has ``photograph``, the path of its image, which remains after the
+        image is loaded; ``section``, the one it belongs to; and ``fov_source``, ``published mask`` or ``estimated``. A
+        case without the annotation ``label`` is included if others have it, so that the evaluation can report it.
 
     Raises:
         DriveSegError: as ``load_datalist``, or if there is no case to score.
@@ -88,9 +88,9 @@ def fold_cases(
     """The cases of one fold of a cross-validation over all cases that are not for test.
 
     Args:
-        dataset_dir, annotations: as for ``load_datalist``; of several datasets each is parted by itself, so that a
-            fold of one of them, which is what is scored, is the same.
-        fold: ``k/n``, the k-th of n folds, from 1: every n-th person in order, beginning with the k-th, is held out.
+        dataset_dir, annotations: as for ``load_datalist``; several datasets are split separately, so that the fold of
+            each is the same as when it is scored alone.
+        fold: ``k/n``, the k-th of n folds, from 1: every n-th person in order, starting with the k-th, is held out.
         section: ``validation`` for those held out, ``training`` for the others.
 
     Raises:
@@ -102,7 +102,7 @@ def fold_cases(
     dataset_dir = as_path(dataset_dir)
     if not isinstance(dataset_dir, (str, os.PathLike)):
         return of_several(dataset_dir, lambda folder: fold_cases(folder, fold, section, annotations))
-    # How the dataset itself parts the two does not matter here.
+    # The dataset's own split between the two does not matter here.
     parts = [part for part, held in read_sections(Path(dataset_dir), None).items() if held and part != "test"]
     both = [case for part in parts for case in load_datalist(dataset_dir, part, annotations, None)]
     cases = sorted(both, key=lambda case: case["case_id"])
@@ -114,7 +114,7 @@ def fold_cases(
 
 
 def parse_fold(fold: str) -> tuple[int, int]:
-    """Number of the fold, from 1, and of all folds.
+    """Number of the fold, from 1, and number of folds.
 
     >>> parse_fold("2/5")
     (2, 5)

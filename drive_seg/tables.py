@@ -18,7 +18,7 @@ __all__ = ["print_comparison", "print_scores"]
 
 
 def print_scores(summary: Mapping[str, Any]) -> None:
-    """Means, standard deviations and intervals inside the field of view, of a ``summary.json``, and its warnings."""
+    """Print a ``summary.json``: means, standard deviations and intervals inside the field of view, and warnings."""
     headings = {"prediction": "prediction", "second_observer": "second observer"}
     rows = {row["comparison"]: row for row in summary["rows"] if row["region"] == "fov"}
     shown = {heading: rows[key] for key, heading in headings.items() if key in rows}
@@ -38,7 +38,7 @@ def print_scores(summary: Mapping[str, Any]) -> None:
 
 
 def print_comparison(compared: Mapping[str, Any]) -> None:
-    """What ``drive_seg.compare`` gives: figures of both, their differences, and what else is not alike."""
+    """Print a result of ``drive_seg.compare``: both figures, their differences, and differences in settings."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"Second minus first, over {_counted(compared)}")
     for heading in ("", "first", "second", "change", f"{100 * compared['level']:g} % interval", "p"):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
@@ -68,7 +68,7 @@ def print_comparison(compared: Mapping[str, Any]) -> None:
 
 
 def _print(table: Table) -> None:
-    # In a file or a pipe there is no width to fit into, and figures must not be cut off.
+    # A file or pipe has no width to fit, and figures must not be cut off.
     Console(width=None if sys.stdout.isatty() else 100).print(table)
 
 
@@ -82,7 +82,7 @@ def _counted(compared: Mapping[str, Any]) -> str:
 
 
 def _p_value(p: float) -> str:
-    if math.isnan(p):  # where no case differs there is none
+    if math.isnan(p):  # undefined if no case differs
         return "–"
     return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
 

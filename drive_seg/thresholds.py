@@ -1,4 +1,4 @@
-"""Choosing the threshold on validation cases; the test cases have no say in it."""
+"""Choose the threshold on validation cases, never on test cases."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _logger = logging.getLogger(__name__)
 
 
 def best_threshold(cases: list[ProbabilityCounts], steps: int) -> tuple[float, float]:
-    """The threshold of highest mean Dice over cases, and that Dice.
+    """The threshold with the highest mean Dice over cases, and that Dice.
 
     Args:
-        cases: with at least one vessel pixel each, or they are left out.
-        steps: the thresholds tried are 1/steps, 2/steps, …; of equal ones the middle is taken.
+        cases: counts by case; those without vessel pixels are left out.
+        steps: the thresholds tried are 1/steps, 2/steps, …; of equally good ones, the middle one is taken.
 
     Raises:
         DriveSegError: if no case has a vessel pixel.
@@ -47,10 +47,10 @@ class ThresholdChoice:
     """Chooses the threshold with ``best_threshold`` inside the field of view, over the cases of all processes.
 
     Args:
-        path: file that tells of the choice, such as ``threshold.json``.
-        dataset_dir: for the record.
-        section: of the cases it is chosen on; ``test`` is refused.
-        checkpoint: weights that make the probabilities, one file or several.
+        path: file to record the choice in, such as ``threshold.json``.
+        dataset_dir: folder of the dataset, for the record.
+        section: section of the cases it is chosen on; ``test`` is refused.
+        checkpoint: weights that give the probabilities, one file or several.
         steps: as for ``best_threshold``.
         writes: False in all but one of several processes.
 
@@ -94,7 +94,7 @@ class ThresholdChoice:
         self._refuse(self.section)
 
     def collect(self, engine: Engine) -> None:
-        """Count the probabilities of a case."""
+        """Count the probabilities of each case in a batch."""
         if isinstance(engine.state.output, Mapping):
             raise DriveSegError(f"threshold: cannot be chosen without every case, {engine.state.output['error']}")
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
@@ -106,10 +106,10 @@ class ThresholdChoice:
             self._counts[str(case["case_id"])] = ProbabilityCounts.of(probability, label, fov != 0)
 
     def finish(self, engine: Engine) -> None:
-        """Choose and write."""
-        # With fewer cases than processes every process has counted all of them.
+        """Choose the threshold and write the file."""
+        # With fewer cases than processes, every process has counted all of them.
         merged = {case_id: counts for part in gather(self._counts) for case_id, counts in part.items()}
-        self._counts = {case_id: merged[case_id] for case_id in sorted(merged)}  # the order of summing shows
+        self._counts = {case_id: merged[case_id] for case_id in sorted(merged)}  # the order of summing matters
         threshold, dice = best_threshold(list(self._counts.values()), self.steps)
         self.choice = {
             "threshold": threshold,
@@ -126,7 +126,7 @@ class ThresholdChoice:
             write_text(self.path, json.dumps(self.choice, indent=2) + "\n")
 
     def overrides(self) -> dict[str, Any]:
-        """The choice as an evaluation takes it: ``threshold``, ``threshold_source`` and ``threshold_cases``."""
+        """The choice as overrides for an evaluation: ``threshold``, ``threshold_source`` and ``threshold_cases``."""
         choice = self.choice
         source = (
             f"chosen on {len(choice['cases'])} {choice['section']} cases of {choice['dataset_dir']} "

@@ -1,4 +1,4 @@
-"""An evaluation that one bad case does not end."""
+"""An evaluation that continues after a bad case."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["TolerantDataset", "TolerantEvaluator"]
 
 
 class TolerantDataset(Dataset):
-    """MONAI's ``Dataset``, in which a case that cannot be read is its ``case_id`` and an ``error``, one sentence.
+    """MONAI's ``Dataset``, in which an unreadable case becomes its ``case_id`` and an ``error``, one sentence.
 
     Args:
         data: cases; one without ``label`` cannot be scored and is an error, too.
-        transform: files to arrays.
+        transform: turns files into arrays.
     """
 
     def _transform(self, index: int) -> Any:

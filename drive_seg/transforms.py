@@ -1,6 +1,6 @@
-"""What MONAI's transforms do not have: the field of view, what is scaled to it, and labels that are checked.
+"""Transforms that MONAI lacks: finding the field of view, scaling to it, and checking labels.
 
-What is of one array is a function first and a thin dictionary transform after it. Arrays are channel first, (C, H, W).
+Operations on one array are a function, followed by a thin dictionary transform. Arrays are channel first, (C, H, W).
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 MOST_VESSELS = 0.5
-"""Share of the field of view that no annotation's vessels take: they take about a tenth, unless it is inverted."""
+"""Share of the field of view above which an annotation may be inverted: vessels take about a tenth."""
 
 
 class EnsureFOVd(MapTransform):
-    """Give every case a FOV mask of its image's size with the values 0 and 1, estimating it where it has none.
+    """Give every case a FOV mask of its image's size with values 0 and 1, estimating it if there is none.
 
     Args:
         image_key: photograph, (3, H, W), uint8.
-        fov_key: FOV mask, (1, H, W); what is brighter than half of its brightest value is inside. Comes out as uint8.
+        fov_key: FOV mask, (1, H, W); pixels above half of its brightest value are inside. The result is uint8.
 
     Raises:
-        DriveSegError: if the mask's size is not the image's, if it is empty, or if no field of view is found.
+        DriveSegError: if the mask differs in size from the image or is empty, or no field of view is found.
     """
 
     def __init__(self, image_key: str = "image", fov_key: str = "fov") -> None:
@@ -59,7 +59,7 @@ class EnsureFOVd(MapTransform):
         if self.fov_key in case:
             fov = as_tensor(case[self.fov_key])
             _check_size(fov, self.fov_key, image)
-            # JPEG leaves faint specks around a mask, and a soft rim is half in, half out.
+            # JPEG leaves faint specks around a mask; a soft rim is split at half its height.
             levels = plain(fov)[:1]
             if levels.dtype is not torch.uint8:
                 levels = levels.float().nan_to_num()
@@ -78,15 +78,15 @@ class EnsureFOVd(MapTransform):
 class EnsureLabeld(MapTransform):
     """Check annotations and turn their pixels into class values.
 
-    One without a vessel, or with too many to be one, is logged: it may be inverted.
+    An annotation without vessels, or with implausibly many, is logged: it may be inverted.
 
     Args:
-        keys: annotations, (1, H, W), of whole numbers from 0 to 255, whatever their type.
-        num_classes: 2: pixels have two values, 0 for the background and any other for vessel, which becomes 1.
-            More: pixels are class values below ``num_classes``.
+        keys: annotations, (1, H, W), whole numbers from 0 to 255 of any type.
+        num_classes: with 2, pixels have two values, 0 for background and any other for vessel, which becomes 1; with
+            more, pixels are class values below ``num_classes``.
         image_key: the image whose size they must have.
         fov_key: FOV mask, (1, H, W), if the case has one.
-        allow_missing_keys: let a case without an annotation pass.
+        allow_missing_keys: accept cases without an annotation.
 
     Raises:
         DriveSegError: naming both files if the sizes differ, and the annotation if its values do not fit.
@@ -108,7 +108,7 @@ class EnsureLabeld(MapTransform):
         self.fov_key = fov_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with class values for annotations, (1, H, W), uint8."""
+        """The case with its annotations as class values, (1, H, W), uint8."""
         case = dict(data)
         for key in self.key_iterator(case):
             label = as_tensor(case[key])
@@ -149,15 +149,15 @@ def resize(image: torch.Tensor, size: Sequence[int], nearest: bool = False) -> t
 
     Args:
         image: (C, H, W), any number type; whole numbers stay whole.
-        size: height and width wanted, pixels.
-        nearest: take the nearest pixel, for class values; otherwise bilinear, averaging where it gets smaller.
+        size: new height and width, pixels.
+        nearest: take the nearest pixel, for class values; otherwise bilinear, with averaging when it shrinks.
 
     Returns:
         (C, *size), of the type of ``image``.
     """
     if tuple(image.shape[1:]) == tuple(size):
         return image
-    # Of other types PyTorch has no interpolation, or rounds towards 0.
+    # For other types, PyTorch has no interpolation or rounds towards 0.
     batch = (image if image.dtype in (torch.uint8, torch.float32, torch.float64) else image.double())[None]
     if nearest:
         scaled = torch.nn.functional.interpolate(batch, size=tuple(size), mode="nearest-exact")[0]
@@ -169,19 +169,19 @@ def resize(image: torch.Tensor, size: Sequence[int], nearest: bool = False) -> t
 
 
 class ScaleToFOVd(MapTransform, InvertibleTransform):
-    """Crop to the field of view and scale so that its diameter is a given one, or in a given range.
+    """Crop to the field of view and scale it to a given diameter, or into a given range of diameters.
 
-    Cameras differ in resolution tenfold; the network sees every retina at about one scale. MONAI's crop and
-    resize would do it in two steps, ten times as slowly, and scale up again in blocks.
+    Cameras differ tenfold in resolution; this shows the network every retina at about the same scale. MONAI's crop and
+    resize would need two steps, take ten times as long, and scale up again in blocks.
 
     Args:
-        keys: what to crop and scale, (C, H, W).
-        diameter: of the field of view afterwards, pixels. Two numbers are the smallest and the largest that are left as
-            they are, so that a small photograph is not blown up and a large one keeps its fine vessels. None: it is
-            only cropped.
-        zoom_key: a case that has this key is scaled by its value once more, to learn from it at several sizes.
+        keys: arrays to crop and scale, (C, H, W).
+        diameter: diameter of the field of view afterwards, pixels. Two numbers are the smallest and largest diameter
+            that are kept, so that a small photograph is not enlarged more than needed and a large one keeps its fine
+            vessels. None: only crop.
+        zoom_key: key of a further scale factor, if the case has it, to learn from a photograph at several sizes.
         fov_key: FOV mask at the photograph's own size, (1, H, W), non-zero inside.
-        margin: pixels around the field of view, after scaling, that stay black or are added.
+        margin: pixels of zeros to add around the field of view after scaling.
         nearest: for each key, whether to take the nearest pixel (class values) rather than to interpolate.
     """
 
@@ -212,7 +212,7 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         self.nearest = ensure_tuple_rep(nearest, len(self.keys))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case cropped and scaled, (C, height, width) of each key, the margin included; ``inverse`` undoes it."""
+        """The case cropped and scaled, each key (C, height, width) with the margin; ``inverse`` undoes it."""
         case = dict(data)
         rows, columns = fov_box(plain(case[self.fov_key])[0].numpy() > 0)
         box = (rows.start, rows.stop, columns.start, columns.stop)
@@ -237,9 +237,9 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         return min(max(diameter, limits[0]), limits[-1]) / diameter
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Back to the photograph's own size; what was cropped away is 0."""
+        """The case at the photograph's own size; the part cropped away is 0."""
         case = dict(data)
-        # Which keys there must be is no question here: MONAI's Invertd switches that off and on for all threads.
+        # Missing keys are always allowed here: MONAI's Invertd switches the check off and on for all threads.
         for key in (key for key in self.keys if key in case):
             image = case[key]
             trace = self.pop_transform(image)
@@ -253,30 +253,30 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
 
 
 def normalize_in_fov(image: torch.Tensor, fov: torch.Tensor) -> torch.Tensor:
-    """Each channel to mean 0 and standard deviation 1 over the field of view, and 0 outside it.
+    """Normalise each channel to mean 0 and standard deviation 1 inside the field of view, and 0 outside.
 
     Args:
         image: (C, H, W), any number type.
         fov: (1, H, W), non-zero inside.
 
     Returns:
-        (C, H, W), float32. A channel that is constant inside becomes 0, and an image without a field of view, too.
+        (C, H, W), float32. A channel that is constant inside becomes 0, as does an image without a field of view.
     """
     inside = zeros_and_ones(fov).float()
     count = max(float(inside.sum()), 1.0)
     normalized = image.to(torch.float32, copy=True)
-    # Sums over all pixels, times 0 or 1: picking the pixels inside takes much longer.
+    # Sums over all pixels, times 0 or 1, because selecting the pixels inside takes much longer.
     mean = normalized.mul_(inside).sum(dim=(1, 2), keepdim=True) / count
     normalized.sub_(mean).mul_(inside)
-    # Not torch.sqrt of a sum: it calls MKL, whose first use by two threads of a process at once is now and then off by
-    # a fortieth of a percent, so that a repeated run would differ.
+    # Not torch.sqrt of a sum: it calls MKL, whose first use by two threads at once is sometimes off by a fortieth of a
+    # percent, so that a repeated run would differ.
     deviation = torch.linalg.vector_norm(normalized, dim=(1, 2), keepdim=True) / math.sqrt(count)
-    differs = deviation > 1e-6 * mean.abs()  # by more than the mean is rounded
+    differs = deviation > 1e-6 * mean.abs()  # by more than the rounding of the mean
     return normalized.mul_(torch.where(differs, 1 / deviation, torch.zeros_like(deviation)))
 
 
 class NormalizeInFOVd(MapTransform):
-    """``normalize_in_fov`` for a case: light and colour differ between cameras and eyes; the black frame is left out.
+    """``normalize_in_fov`` for a case, as light and colour differ between cameras and eyes; without the black frame.
 
     Args:
         keys: images, (C, H, W).
@@ -296,14 +296,14 @@ class NormalizeInFOVd(MapTransform):
 
 
 class IgnoreOutsideFOVd(MapTransform):
-    """Set labels outside the field of view to a value that neither loss nor metric counts.
+    """Set labels outside the field of view to a value that losses and metrics ignore.
 
     Args:
         keys: labels, (1, H, W), of a type that holds ``ignore_index``; booleans become uint8.
         fov_key: FOV mask, (1, H, W), non-zero inside.
         ignore_index: the value, 255 by the project's convention.
-        num_classes: background and the vessel classes, whose values it cannot be.
-        allow_missing_keys: let a case without an annotation pass.
+        num_classes: number of classes, background included, whose values it cannot be.
+        allow_missing_keys: accept cases without an annotation.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What results were made with, for the record: a paper's methods section, or somebody who wants the same again."""
+"""Versions of the software behind results, for a paper's methods section or for reproducing them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run the bundle's trainings and evaluations from Python: what the command line is a thin layer over."""
+"""Run the bundle's trainings and evaluations from Python; the command line is a thin layer over this."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["evaluate_weights", "quiet", "run_workflow"]
 
 
 def quiet() -> None:
-    """Messages for people on stderr: this project's, and from others what is wrong."""
+    """Log for people, on stderr: messages from this project, and only problems from others."""
     warnings.filterwarnings("ignore", module="(monai|ignite|torch)")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("SupervisedTrainer", "SupervisedEvaluator", "TolerantEvaluator"):  # they log what they raise
@@ -33,7 +33,7 @@ def quiet() -> None:
 
 
 def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mapping[str, Any]) -> ConfigWorkflow:
-    """Run one id of the bundle's configs, under torchrun with the overlay for several processes.
+    """Run one id of the bundle's configs; under torchrun, with the overlay for several processes.
 
     Args:
         root: the bundle.
@@ -42,11 +42,11 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
         overrides: config keys and their values.
 
     Returns:
-        The workflow after its run; its ``parser`` gives every part that took part.
+        The workflow after its run; its ``parser`` gives access to every part.
 
     Raises:
-        DriveSegError: if an override is of a key that the configs do not have or of a value that does not fit, or
-            if a folder cannot be written to.
+        DriveSegError: if an override has a key that the configs lack or a value that does not fit, or a folder cannot
+            be written to.
     """
     if torchrun_job() is not None or get_world_size() > 1:
         names = [*names, "multi_gpu_evaluate" if "evaluate" in names else "multi_gpu_train"]
@@ -57,7 +57,7 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
         check_device(values["device"])
     for key in ("output_dir", "ckpt_dir"):
         if key in values:
-            values[key] = str(values[key])  # a folder may be called 2026
+            values[key] = str(values[key])  # a folder may be named 2026
             if not values[key].startswith(SPECIAL):
                 make_folder(values[key])
     workflow = ConfigWorkflow(
@@ -76,15 +76,15 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
 
 
 _ABSENT = ("Cannot locate", "not compiled with CUDA", "No CUDA GPUs are available", "no NVIDIA driver")
-"""What MONAI says of a class and PyTorch of a device that is not there."""
+"""Messages of MONAI about a missing class and of PyTorch about a missing device."""
 
 
 def _refused_value(error: BaseException) -> DriveSegError | None:
-    """What a component said of a value that it refused, where MONAI could not make it or the training not start."""
+    """The reason why a component refused a value, if MONAI could not make it or the training could not start."""
     if user_error(error) is not None:
         return None
     reason = f"{first_cause(error)}".strip()
-    if "max_epochs" in reason:  # ignite's, which is asked when all else is made
+    if "max_epochs" in reason:  # from ignite, which checks it only after everything is made
         return DriveSegError(f"max_epochs: {reason}")
     if any(words in reason for words in _ABSENT):
         return DriveSegError(f"the config names a class or device that does not exist: {reason.splitlines()[0]}")
@@ -100,10 +100,10 @@ def evaluate_weights(root: Path, overrides: Mapping[str, Any], threshold: str | 
     Args:
         root: the bundle.
         overrides: config keys and their values.
-        threshold: a probability; ``auto`` chooses it on the validation cases, whatever is scored; None: the config's.
+        threshold: a probability; ``auto``: chosen on the validation cases, whatever is scored; None: the config's.
 
     Returns:
-        The scores, with ``summary`` and the cases that are ``unscored``.
+        The scores, with ``summary`` and the ``unscored`` cases.
 
     Raises:
         DriveSegError: if an override, the weights or the dataset do not fit.

@@ -1,4 +1,4 @@
-"""Small files and arrays that several test files are about."""
+"""Small files, arrays and objects for several test files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RGB = tuple[int, int, int]
 
 
 def save_palette(path: Path, indices: np.ndarray, palette: Mapping[int, RGB]) -> Path:
-    """A palette image of the indices (H, W), in the format of the path's suffix."""
+    """Save the indices (H, W) as a palette image in the format of the path's suffix."""
     picture = Image.fromarray(indices.astype(np.uint8))
     picture.putpalette([value for index in range(256) for value in palette.get(index, (0, 0, 0))])
     picture.save(path)
@@ -47,7 +47,7 @@ def write_drive_layout(
     second_observer: bool = True,
     masks: bool = True,
 ) -> Path:
-    """DRIVE with its own names and tiny pictures; the test cases alone have a second observer, as there."""
+    """Write DRIVE's files with tiny pictures; as in DRIVE, only test cases have a second observer."""
     for section, numbers in (("training", training), ("test", test)):
         annotated = section == "training" or annotated_test
         folders = {
@@ -67,18 +67,18 @@ def write_drive_layout(
 
 
 def tensor(array: np.ndarray | list, file: str | Path | None = None) -> MetaTensor:
-    """An array (C, H, W) as the loading transforms hand it on, with the name of the file it came from."""
+    """An array (C, H, W) as the loading transforms return it, with the name of its file."""
     return MetaTensor(torch.as_tensor(np.asarray(array)), meta={"filename_or_obj": str(file)} if file else {})
 
 
 def disc(height: int, width: int, row: float, column: float, radius: float) -> np.ndarray:
-    """(H, W), bool: the pixels nearer to a point than the radius."""
+    """The pixels closer to a point than the radius, (H, W), bool."""
     rows, columns = np.mgrid[:height, :width]
     return (rows - row) ** 2 + (columns - column) ** 2 < radius**2
 
 
 def fundus(height: int = 120, width: int = 180, row: int = 58, column: int = 84, radius: int = 50) -> np.ndarray:
-    """(H, W, 3), uint8: a lit disc with a dark L, so that no rotation or mirror image of it is the same."""
+    """A lit disc with a dark L, so that all rotations and mirror images differ, (H, W, 3), uint8."""
     picture = np.where(disc(height, width, row, column, radius)[..., None], np.array([200, 120, 60]), 0)
     figure = np.zeros((height, width), dtype=bool)
     figure[row - 30 : row + 10, column - 20 : column - 14] = True
@@ -88,12 +88,12 @@ def fundus(height: int = 120, width: int = 180, row: int = 58, column: int = 84,
 
 
 def shipped_scoring(**changes: Any) -> Scoring:
-    """With the values of the bundle."""
+    """A ``Scoring`` with the bundle's values."""
     return Scoring(**{**_arguments("evaluate", "scoring"), "num_classes": 2, **changes})
 
 
 def shipped_bootstrap(**changes: Any) -> Bootstrap:
-    """With the values of the bundle."""
+    """A ``Bootstrap`` with the bundle's values."""
     return Bootstrap(**{**_arguments("evaluate", "bootstrap"), **changes})
 
 
@@ -104,7 +104,7 @@ def _arguments(config: str, key: str) -> dict[str, Any]:
 
 
 def shipped_quality_check() -> QualityCheck:
-    """With the limits of the bundle."""
+    """A ``QualityCheck`` with the bundle's limits."""
     (file,) = config_files(bundle_root(), "inference")
     steps = json.loads(Path(file).read_text())["postprocessing"]["transforms"]
     (limits,) = (step["quality"] for step in steps if "quality" in step)
@@ -112,30 +112,30 @@ def shipped_quality_check() -> QualityCheck:
 
 
 def touch(*paths: Path) -> None:
-    """Empty files, with their folders."""
+    """Make empty files and their folders."""
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
 
 def names(folder: Path) -> list[str]:
-    """What lies in a folder, in order."""
+    """The sorted names of a folder's contents."""
     return sorted(path.name for path in folder.iterdir())
 
 
 def small(seed: int = 0, **arguments: Any) -> UNet:
-    """A small network whose weights follow from the seed."""
+    """A small network whose weights are determined by the seed."""
     torch.manual_seed(seed)
     return UNet(**{"base_channels": 2, "depth": 1, **arguments})
 
 
 def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    """Whether two networks of one kind have the same parameters and buffers."""
+    """Whether two networks of the same kind have equal parameters and buffers."""
     return all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
 def evaluator_with(best: float = -1.0, best_epoch: int = -1, epoch: int = 0) -> Engine:
-    """An evaluator that has come to an epoch and seen a best metric in one."""
+    """An evaluator at a given epoch, with its best metric so far and the epoch of that."""
     evaluator = Engine(lambda engine, batch: None)
     evaluator.state.best_metric = best
     evaluator.state.best_metric_epoch = best_epoch

@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Fixtures shared by several test files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def bundle() -> Path:
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DRIVE-layout folder of small phantoms, 6 for training (of which 1 for validation) and 2 for test."""
+    """A DRIVE-layout folder of small phantoms, 6 for training (1 of them for validation) and 2 for test."""
     from drive_seg.phantom import write_phantom_dataset
 
     folder = tmp_path_factory.mktemp("phantoms")
@@ -27,7 +27,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A generated source of each public dataset, by its name; tests that change one copy it first."""
+    """A generated source of each public dataset by name; tests that change one must copy it first."""
     from public_datasets import MAKERS
 
     root = tmp_path_factory.mktemp("pristine")
@@ -38,7 +38,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def five_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Phantoms of which 4 train and 1 validates: one batch of 4, or two of 2."""
+    """Phantoms, 4 for training (one batch of 4, or two of 2), 1 for validation and 1 for test."""
     from drive_seg.phantom import write_phantom_dataset
 
     folder = tmp_path_factory.mktemp("five")
@@ -48,7 +48,7 @@ def five_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Empty files with the names of DRIVE's."""
+    """Tiny pictures with the names of DRIVE's files."""
     from builders import write_drive_layout
 
     return write_drive_layout(tmp_path_factory.mktemp("drive"))
@@ -56,7 +56,7 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """Of 6 training and 2 test cases alone, to be changed."""
+    """DRIVE's files with only 6 training and 2 test cases, for tests that change them."""
     from builders import write_drive_layout
 
     return write_drive_layout(tmp_path, training=range(21, 27), test=range(1, 3))

@@ -1,4 +1,4 @@
-"""Small datasets in the layouts in which their sites hand them out, and the facts that the scripts know of each."""
+"""Small datasets in the layouts distributed by their sites, and the facts that the scripts state about each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from drive_seg.prepare import Dataset
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "data_scripts"
 SIZE = (100, 84)
-"""Width and height of the generated photographs: odd enough to notice an exchanged axis, small enough to be quick."""
+"""Width and height of the generated photographs: unequal, to notice swapped axes, and small, to be quick."""
 
 
 def facts(name: str) -> Dataset:
@@ -50,7 +50,7 @@ def annotation(value: int = 255) -> np.ndarray:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Save by suffix, through gzip where that is the last one."""
+    """Save in the format of the suffix; with ``.gz`` as gzipped PPM."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gz":
         buffer = io.BytesIO()
@@ -103,7 +103,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 
 
 def fingerprints(folder: Path) -> dict[str, tuple[str, int]]:
-    """SHA-256 and time of the last change of every file below a folder, by its name in it."""
+    """SHA-256 and modification time of every file below a folder, by its path in it."""
     return {
         path.relative_to(folder).as_posix(): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))

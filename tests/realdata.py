@@ -1,4 +1,4 @@
-"""Where the real photographs are, for tests that use them: none are in the repository."""
+"""Where to find the real photographs that some tests use: none are in the repository."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 
 
 def real_data(name: str) -> Path:
-    """The folder of one public dataset (``CHASE_DB1``, ``HRF``) as its site hands it out; skips where it is absent.
+    """The folder of a public dataset (``CHASE_DB1``, ``HRF``) as distributed; skips the test if it is missing.
 
-    Looked for in the folder that the environment variable ``DRIVE_SEG_DATA`` names, else in ``shared/data`` beside
+    It is looked for in the folder named by the environment variable ``DRIVE_SEG_DATA``, else in ``shared/data`` beside
     the repository.
     """
     default = Path(__file__).resolve().parents[2] / "shared" / "data"

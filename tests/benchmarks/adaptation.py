@@ -1,11 +1,11 @@
-"""What it is worth to let batch normalisation adapt to the photograph, by its share and by the size of the retina.
+"""The benefit of letting batch normalisation adapt to the photograph, by share and by size of the retina.
 
     .venv/bin/python tests/benchmarks/adaptation.py --dataset-dir data/CHASE_DB1 data/HRF \\
         --checkpoint bundle/models/model.pt
 
-Prints a table in Markdown: for each of the weights and each share, Dice of the validation photographs against the
-annotation, inside the field of view, per-image mean, threshold 0.5, float32 where the machine has no better, at the
-diameters that the field of view is scaled to. No test image is read.
+Prints a table in Markdown: for each checkpoint and share, Dice of the validation photographs against the annotation,
+inside the field of view, per-image mean, threshold 0.5, at each diameter that the field of view is scaled to; float32
+unless the machine has something faster. No test image is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AS_SHIPPED = [640, 1280]
 
 
 def adapted(checkpoint: str, share: float, diameter: int, everywhere: bool) -> Segmenter:
-    """What segments with a share of adaptation, in the layers that are shipped so or in all."""
+    """A segmenter with a share of adaptation, in the layers that adapt as shipped or in all."""
     scale = [diameter, diameter] if diameter else AS_SHIPPED
     segment = drive_seg.load(checkpoint, engine="torch", fov_diameter=scale, adaptation=0.0 if everywhere else share)
     if everywhere:

@@ -1,9 +1,9 @@
-"""What bad light, optics and files cost: validation photographs altered, segmented and scored.
+"""The cost of bad light, optics and files: validation photographs are altered, segmented and scored.
 
     .venv/bin/python tests/benchmarks/altered_photographs.py --dataset-dir data/CHASE_DB1 data/HRF
 
-Prints a table in Markdown: for each alteration and each dataset, Dice against the annotation, inside the field of view,
-per-image mean, threshold 0.5, one column for each share of adaptation and each of the weights. No test image is read.
+Prints a table in Markdown: for each alteration and dataset, Dice against the annotation, inside the field of view,
+per-image mean, threshold 0.5, with one column for each checkpoint and share of adaptation. No test image is read.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def tone(gamma: float) -> Callable[[Annotated], np.ndarray]:
 
 
 def gain(*of_channels: float) -> Callable[[Annotated], np.ndarray]:
-    """Each channel's brightness times a number."""
+    """Each channel multiplied by a number."""
     return lambda case: (case.photograph * np.array(of_channels)).clip(0, 255).round().astype(np.uint8)
 
 
 def channel_alone(channel: int) -> Callable[[Annotated], np.ndarray]:
-    """Grey, of one channel; green is much as red-free photographs are."""
+    """Grey, from one channel; green is much like red-free photographs."""
     return lambda case: np.repeat(case.photograph[..., channel : channel + 1], 3, axis=2)
 
 
 def lit(least: float, across: bool) -> Callable[[Annotated], np.ndarray]:
-    """Light that falls off to a share of itself: from the left side to the right, or from the centre to the rim."""
+    """Light that falls off to a share of itself, from left to right or from the centre to the rim."""
 
     def alter(case: Annotated) -> np.ndarray:
         rows, columns = fov_box(case.fov)
@@ -55,7 +55,7 @@ def lit(least: float, across: bool) -> Callable[[Annotated], np.ndarray]:
 
 
 def blurred(share: float) -> Callable[[Annotated], np.ndarray]:
-    """Out of focus: a Gaussian of this share of the field of view's diameter."""
+    """Out of focus: blurred by a Gaussian, whose width is a share of the field of view's diameter."""
 
     def alter(case: Annotated) -> np.ndarray:
         blur = ImageFilter.GaussianBlur(share * fov_diameter(case.fov))
@@ -65,7 +65,7 @@ def blurred(share: float) -> Callable[[Annotated], np.ndarray]:
 
 
 def noisy(deviation: float) -> Callable[[Annotated], np.ndarray]:
-    """Independent noise in every pixel and channel of the photograph, in grey levels."""
+    """Independent Gaussian noise in every pixel and channel, in grey levels."""
 
     def alter(case: Annotated) -> np.ndarray:
         noise = np.random.default_rng(0).normal(0, deviation, case.photograph.shape)
@@ -75,7 +75,7 @@ def noisy(deviation: float) -> Callable[[Annotated], np.ndarray]:
 
 
 def as_jpeg(quality: int) -> Callable[[Annotated], np.ndarray]:
-    """Kept as a JPEG file."""
+    """Saved as a JPEG file."""
 
     def alter(case: Annotated) -> np.ndarray:
         file = io.BytesIO()

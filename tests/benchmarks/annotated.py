@@ -1,4 +1,4 @@
-"""Annotated photographs of a dataset, and how well a segmenter does on them, for the benchmarks of the weights."""
+"""Annotated photographs of a dataset and a segmenter's Dice on them, for benchmarks of the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Annotated", "annotated_cases", "dice", "validation_cases"]
 
 
 class Annotated(NamedTuple):
-    """A photograph (H, W, 3), uint8, its annotation and its field of view (H, W), bool."""
+    """A photograph, (H, W, 3), uint8; its annotation and its field of view, both (H, W), bool."""
 
     photograph: np.ndarray
     label: np.ndarray
@@ -23,7 +23,7 @@ class Annotated(NamedTuple):
 
 
 def annotated_cases(dataset_dir: str, section: str) -> list[tuple[str, Annotated]]:
-    """Case ids and cases of a section of a dataset in the DRIVE layout with FOV masks."""
+    """Case ids and cases in a section of a dataset in the DRIVE layout with FOV masks."""
     return [
         (
             case["case_id"],
@@ -34,10 +34,10 @@ def annotated_cases(dataset_dir: str, section: str) -> list[tuple[str, Annotated
 
 
 def validation_cases(dataset_dir: str) -> list[Annotated]:
-    """Those that choices may be made by."""
+    """The validation cases, the only ones that choices may be based on."""
     return [case for _, case in annotated_cases(dataset_dir, "validation")]
 
 
 def dice(segment: Segmenter, case: Annotated) -> float:
-    """Inside the field of view, 0 to 1."""
+    """Dice inside the field of view, 0 to 1."""
     return confusion(segment(case.photograph, case.fov).mask, case.label, case.fov).scores()["dice"]

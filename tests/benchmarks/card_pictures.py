@@ -3,8 +3,9 @@
     .venv/bin/python tests/benchmarks/card_pictures.py --dataset-dir data/CHASE_DB1 data/HRF --output-dir bundle/docs
 
 ``retina.jpg`` is scikit-image's photograph of that name and its overlay. ``failures.jpg`` has a column for each group
-of test images, HRF's by what their names end in: of the image with the lowest Dice the square in which errors are the
-greatest share of the vessels, photograph above, agreement with the annotation below. Prints which images they are.
+of test images, those of HRF grouped by name ending. It shows, in the image with the lowest Dice, the square with the
+largest share of errors relative to vessels: the photograph above, agreement with the annotation below. Prints which
+images these are.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SIDE, GAP = 420, 8
 
 
 def beside(pictures: list[np.ndarray], axis: int) -> np.ndarray:
-    """Pictures (H, W, 3), uint8, in a row (axis 1) or a column (0), with white between them."""
+    """Pictures (H, W, 3), uint8, in a row (axis 1) or column (axis 0), with white between them."""
     shape = [3, 3, 3]
     shape[axis], shape[1 - axis] = GAP, pictures[0].shape[1 - axis]
     white = np.full(shape, 255, np.uint8)
@@ -39,7 +40,7 @@ def beside(pictures: list[np.ndarray], axis: int) -> np.ndarray:
 
 
 def worst_square(mask: np.ndarray, case: Annotated) -> tuple[slice, slice]:
-    """A third of the field of view wide, inside the picture, mostly retina, with enough vessels to speak of."""
+    """Worst square a third of the field of view wide, inside the picture, mostly retina, with enough vessels."""
     side = round(fov_diameter(case.fov) / 3)
     half = side // 2
 
@@ -55,7 +56,7 @@ def worst_square(mask: np.ndarray, case: Annotated) -> tuple[slice, slice]:
 
 
 def failures(segment: Segmenter, folders: list[str]) -> np.ndarray:
-    """A column for each group of test images."""
+    """The picture of failures, with a column for each group of test images."""
     groups: dict[str, list[tuple[float, str, Annotated, np.ndarray]]] = defaultdict(list)
     for folder in folders:
         for name, case in annotated_cases(folder, "test"):

@@ -1,7 +1,7 @@
-"""One network run by PyTorch, ONNX Runtime and OpenVINO: seconds an image and agreement, in one run.
+"""A network in PyTorch, ONNX Runtime and OpenVINO: seconds per image and agreement, measured in one run.
 
-The image is scikit-image's photograph of a retina, prepared as ``drive-seg predict`` does it. The engines take turns,
-so that a machine whose speed drifts slows all of them; medians are printed, as a table in Markdown.
+The image is scikit-image's photograph of a retina, prepared as in ``drive-seg predict``. The engines take turns, so
+that any drift in the machine's speed affects all of them. Prints medians, as a table in Markdown.
 
     .venv/bin/python tests/benchmarks/engines.py
 """
@@ -34,14 +34,14 @@ Compute = Callable[[torch.Tensor], torch.Tensor]
 
 
 def photograph(size: int) -> torch.Tensor:
-    """(1, 3, size, size), float32, normalised inside its field of view."""
+    """The photograph, (1, 3, size, size), float32, normalised inside its field of view."""
     segmenter = Segmenter.from_config(config_files(bundle_root(), "inference"), {"bundle_root": str(bundle_root())})
     case = segmenter.preprocessing({"image": str(Path(skimage.data.data_dir) / "retina.jpg")})
     return resize(case["image"].as_tensor(), (size, size))[None]
 
 
 def engines(network: UNet, exported: Path, threads: int) -> Iterator[tuple[str, Compute]]:
-    """Name of each engine and what it does with an image; those that are not installed are said to be."""
+    """Name and function of each engine; prints which are not installed."""
     reference = copy.deepcopy(network)
     yield "PyTorch, float32", reference
     fast, inferer = copy.deepcopy(network).to(memory_format=torch.channels_last), PrecisionInferer()

@@ -1,13 +1,12 @@
-"""Whole photographs a second, from the file to the written pictures, beside the bare network's speed.
+"""Photographs per second, from the file to the written pictures, compared with the bare network's speed.
 
     .venv/bin/python tests/benchmarks/predict_throughput.py --checkpoint bundle/models/model.pt
 
-Prints tables in Markdown: for each engine, photographs of DRIVE's size a second through ``drive-seg predict``, with all
-that it writes by default and with masks alone, and
-through the network alone, in one process and one run; the peak memory for few and for many photographs; and for sizes
-from 0.3 to 33 megapixels, each in a process of its own, the seconds and the memory of one photograph, cold start
-included, and the seconds per megapixel in a folder of several. Further ``--key value`` pairs, such as
-``--adaptation 0``, override ``inference.json``.
+Prints two tables in Markdown. The first has, for each engine, photographs of DRIVE's size per second through
+``drive-seg predict``, with its default output and with masks only, and through the network alone, all in one process
+and run; and the peak memory for few and for many photographs. The second has, for sizes from 0.3 to 33 megapixels, each
+in a process of its own, the seconds and memory for one photograph, cold start included, and the seconds per megapixel
+in a folder of several. Further ``--key value`` pairs, such as ``--adaptation 0``, override ``inference.json``.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from drive_seg.phantom import make_phantom
 MASKS_ALONE = {"pictures": ["vessels"], "measure": False}
 SIZES = {"0.3": (584, 565), "1": (1000, 1000), "8": (2336, 3504), "33": (4700, 7050)}
 FORWARDS = 60
-"""Of the bare network, before and again after the folder, because a machine's speed drifts."""
+"""Runs of the bare network, before and again after the folder, because a machine's speed drifts."""
 
 FOLDERS = {"0.3": 100, "1": 60, "8": 20, "33": 10}
-"""Photographs of each size in a folder, for seconds per megapixel."""
+"""Number of photographs in a folder by size, for seconds per megapixel."""
 
 
 def measure(folder: Path, settings: dict[str, Any], bare: bool) -> dict[str, float]:
-    """Seconds and memory of one folder in this process."""
+    """Seconds and memory for one folder in this process."""
     begun = time.perf_counter()
     import torch
 
@@ -79,7 +78,7 @@ def measure(folder: Path, settings: dict[str, Any], bare: bool) -> dict[str, flo
 
 
 def photographs(folder: Path, count: int, height: int, width: int) -> Path:
-    """A folder of phantoms of one size; few are drawn, and large ones are enlarged, because drawing takes long."""
+    """A folder of phantoms of one size; as drawing is slow, only three are drawn, and large ones are enlarged."""
     folder.mkdir()
     drawn = [make_phantom(seed, min(height, 700), min(height, 700) * width // height).image for seed in range(3)]
     for number in range(count):
@@ -89,7 +88,7 @@ def photographs(folder: Path, count: int, height: int, width: int) -> Path:
 
 
 def in_a_process(folder: Path, settings: dict[str, Any], engine: str, bare: bool = False) -> dict[str, float]:
-    """``measure`` in a process of its own, whose memory is nobody else's."""
+    """``measure`` in a process of its own, so that its memory is measured alone."""
     words = [
         sys.executable,
         "-W",

@@ -1,12 +1,12 @@
-"""What each choice of the recipe does to validation Dice, and what it costs.
+"""The effect of each choice of the recipe on validation Dice, and its cost.
 
     python tests/benchmarks/recipe.py --dataset-dir data/CHASE_DB1 --output recipe.csv --jobs 2 --max_epochs 150
 
-Trains ``train.json`` for every choice of ``recipe.json``, each with the keys of its choice, once for every seed, and
-prints a table of their means; no test case is read. Each training has one thread, so that as many of them as there are
-cores may run beside each other, and its cost is in minutes of one core, reading and validations left out. Trainings
-that stand in the output file already are not repeated; ``--choices`` and ``--seeds`` name some. Further
-``--key value`` pairs override the config of all, but not what a choice itself says.
+Trains ``train.json`` with the keys of every choice in ``recipe.json``, once per seed, and prints a table of means; no
+test case is read. Each training has one thread, so that one per core may run in parallel; its cost is in minutes of one
+core, without reading and validation. Trainings already in the output file are not repeated; ``--choices`` and
+``--seeds`` select some. Further ``--key value`` pairs override the config of all trainings, except for keys that a
+choice sets itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHOICES = Path(__file__).with_suffix(".json")
 
 
 def training(name: str, seed: int, overlay: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """One training, as a row of the output file."""
+    """Run a training and return its row of the output file."""
     torch.set_num_threads(1)
     quiet()
     keys = {key: value for key, value in overrides.items() if key not in overlay}

@@ -1,11 +1,11 @@
-"""What it is worth to enlarge small photographs before the network sees them.
+"""The benefit of enlarging small photographs before the network sees them.
 
     .venv/bin/python tests/benchmarks/small_photographs.py --dataset-dir data/CHASE_DB1 data/HRF
 
-Validation photographs are shrunk, with their annotations, until the field of view is as wide as that of a camera of
-low resolution, by averaging pixels. The shipped weights segment them with several smallest values of ``fov_diameter``,
-and a table in Markdown says the Dice against the shrunk annotation, inside the field of view, per-image mean,
-threshold 0.5. No test image is read.
+Validation photographs and their annotations are shrunk, by averaging pixels, until the field of view is as wide as
+that of a low-resolution camera. The shipped weights segment them with several smallest values of ``fov_diameter``. A
+table in Markdown gives the Dice against the shrunk annotation, inside the field of view, per-image mean, threshold 0.5.
+No test image is read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from drive_seg.workflows import quiet
 
 
 def shrunk(case: Annotated, diameter: int) -> Annotated:
-    """A case whose field of view is so many pixels wide."""
+    """The case shrunk to a field of view of this diameter, in pixels."""
     scale = diameter / fov_diameter(case.fov)
     photograph = Image.fromarray(case.photograph)
     size = round(photograph.width * scale), round(photograph.height * scale)

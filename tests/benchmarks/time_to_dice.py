@@ -1,15 +1,15 @@
-"""Minutes of training until a validation Dice is reached, this project's against stock MONAI's.
+"""Minutes of training to reach a validation Dice, this project compared with stock MONAI.
 
     python tests/benchmarks/time_to_dice.py --dataset-dir data/CHASE_DB1
 
 Both are built from the shipped ``train.json``: the same network, patches, loss, optimizer, schedule, batch and seed.
 Stock is MONAI's documented way: ``SupervisedTrainer`` with its own iteration and inferer, float32, contiguous tensors,
 and the weights of the last step, not their average.
-What counts is the time of the training alone: reading and caching the images and the validations, whose Dice is the
-per-image mean inside the field of view, are left out. All run one after the other, each in a process of its own, so
-the machine must be quiet. When a validation first happens to be above the goal differs between seeds by many epochs,
-hence several.
-Further ``--key value`` pairs override the config of both.
+
+Only training time counts, without reading and caching the images and without validations, whose Dice is the per-image
+mean inside the field of view. Trainings run one after the other, each in a process of its own, so the machine must be
+otherwise idle. The first validation above the goal varies by many epochs between seeds, hence several seeds. Further
+``--key value`` pairs override the config of both.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ STOCK = {
     "train::inferer": {"_target_": "SimpleInferer", "_desc_": "MONAI's default"},
     "train::trainer::iteration_update": None,
     "moving_average::_disabled_": True,
-    "train::handlers::2::_disabled_": True,  # what keeps it up to date
+    "train::handlers::2::_disabled_": True,  # updates the average
     "validate::evaluator::network": "@network",
     "validate::handlers::0::network": "@network",
 }
 
 
 def course_alone(overrides: dict[str, Any], overlay: dict[str, Any], goal: float) -> Course:
-    """A training in a process of its own, so that what it sets for its process is nobody else's."""
+    """A training in a process of its own, so that its process-wide settings affect no other."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=quiet) as pool:
         return pool.submit(train, overrides, overlay, goal).result()
 

@@ -1,11 +1,11 @@
-"""Training steps a second, this project's against stock MONAI's, in one run.
+"""Seconds per training step, this project compared with stock MONAI, in one run.
 
 Stock is MONAI's documented way: ``SupervisedTrainer`` with its own iteration, float32, contiguous tensors. Both train
 the same network on the same patches with the same loss and optimizer, each in a process of its own, because
-``train.json`` sets how its process keeps memory. The two take turns, so that a machine whose speed drifts slows both;
-medians are printed. Seconds a step leave the data out, which is the same for both; how long the shipped random
-transforms take for it is measured on cached phantoms, for ``train.json`` and ``any_camera.json``, and printed beside
-the shipped step of each.
+``train.json`` sets how its process keeps memory. The two take turns, so that any drift in the machine's speed affects
+both; medians are printed. Seconds per step exclude the data, which is the same for both. The time of the shipped random
+transforms is measured on cached phantoms, for ``train.json`` and ``any_camera.json``, and printed beside the shipped
+step of each.
 
     python tests/benchmarks/train_throughput.py --widths 16 32 64
 """
@@ -42,7 +42,7 @@ PARTS = ("forward", "loss", "backward", "step")
 
 
 def make_trainer(width: int, size: int, batch: int, ours: bool) -> tuple[SupervisedTrainer, dict[str, list[float]]]:
-    """A trainer that does one step a ``run`` and times its parts."""
+    """A trainer that does one step per ``run``, and the times of its parts."""
     device = best_device()
     torch.manual_seed(0)
     network = UNet(base_channels=width).to(device)
@@ -84,7 +84,7 @@ def make_trainer(width: int, size: int, batch: int, ours: bool) -> tuple[Supervi
 
 
 def matrix_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> float:
-    """Multiply-adds a second, in 1e12, of a square matrix product: what the convolutions could reach at best."""
+    """Multiply-adds per second, in 1e12, of a square matrix product: the best that convolutions could reach."""
     device = best_device()
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
@@ -96,7 +96,7 @@ def matrix_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> float
 
 
 def multiply_adds(width: int, size: int) -> float:
-    """Multiply-adds of one forward pass over an image of ``size``², counted from the convolutions' shapes."""
+    """Multiply-adds of a forward pass over an image of ``size``², counted from the convolutions' shapes."""
     counted = [0.0]
 
     def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
@@ -114,24 +114,24 @@ def multiply_adds(width: int, size: int) -> float:
 
 
 class Alone:
-    """A trainer in a process of its own, which does a step when told to."""
+    """A trainer in a process of its own that does steps on request."""
 
     def __init__(self, width: int, size: int, batch: int, ours: bool) -> None:
         self.pool = ProcessPoolExecutor(1, get_context("spawn"), _start, (width, size, batch, ours))
 
     def step(self) -> dict[str, float]:
-        """Seconds of its parts."""
+        """Do a step; return the seconds of its parts."""
         return self.pool.submit(_step).result()
 
     def close(self) -> float:
-        """End the process; its peak memory in MiB: the GPU's, or its own on Linux; NaN elsewhere."""
+        """End the process; return its peak memory in MiB: the GPU's, or its own on Linux; NaN elsewhere."""
         peak = self.pool.submit(_peak_mib).result()
         self.pool.shutdown()
         return peak
 
 
 _own: list[Any] = []
-"""The trainer of this process and the seconds that it notes."""
+"""The trainer of this process and the times it records."""
 
 
 def _start(width: int, size: int, batch: int, ours: bool) -> None:
@@ -158,7 +158,7 @@ def _peak_mib() -> float:
 
 
 def config(names: list[str], dataset: Path, **overrides: Any) -> ConfigParser:
-    """The shipped configs of a training on the dataset."""
+    """The shipped configs for a training on the dataset."""
     parser = ConfigParser()
     parser.read_config(config_files(bundle_root(), *names))
     parser.update({"bundle_root": str(bundle_root()), "dataset_dir": str(dataset), **overrides})
@@ -166,7 +166,7 @@ def config(names: list[str], dataset: Path, **overrides: Any) -> ConfigParser:
 
 
 def seconds_a_patch(parser: ConfigParser, repeats: int = 60) -> float:
-    """Mean seconds from the cached photograph to the patch; not the median, because some transforms are rare."""
+    """Mean seconds from cached photograph to patch; not the median, because some transforms are rare."""
     dataset = parser.get_parsed_content("train::dataset")
     for index in range(len(dataset)):
         dataset[index]
@@ -178,12 +178,12 @@ def seconds_a_patch(parser: ConfigParser, repeats: int = 60) -> float:
 
 
 def median_parts(steps: list[dict[str, float]]) -> dict[str, float]:
-    """Median seconds of each part, without the first two steps."""
+    """Median seconds of each part, excluding the first two steps."""
     return {part: statistics.median(step[part] for step in steps[2:]) for part in PARTS}
 
 
 def print_steps(options: argparse.Namespace, dataset: Path) -> None:
-    """The table of training steps, one row a width."""
+    """Print the table of training steps, one row per width."""
     device = best_device()
     dtype = fast_dtype(device)
     peak = matrix_peak(dtype)
@@ -201,7 +201,7 @@ def print_steps(options: argparse.Namespace, dataset: Path) -> None:
                 steps[ours].append(trainer.step())
         medians = {ours: median_parts(each) for ours, each in steps.items()}
         stock, ours_total = (sum(medians[ours].values()) for ours in (False, True))
-        work = 3 * options.batch * multiply_adds(width, options.size)  # backward costs two forward passes
+        work = 3 * options.batch * multiply_adds(width, options.size)  # a backward pass costs two forward passes
         split = " | ".join(f"{medians[True][part]:.3f}" for part in PARTS)
         memory = " | ".join(f"{trainer.close():.0f}" for trainer in trainers.values())
         print(
@@ -212,7 +212,7 @@ def print_steps(options: argparse.Namespace, dataset: Path) -> None:
 
 
 def print_data(options: argparse.Namespace, dataset: Path) -> None:
-    """The table of what the shipped random transforms cost beside the shipped step, one row a config."""
+    """Print the cost of the shipped random transforms beside the shipped step, one row per config."""
     print("\n| config | batch | step without data, s | data, ms a patch | data, s a step | share of both |")
     print("| --- | --- | --- | --- | --- | --- |")
     for names in (["train"], ["train", "any_camera"]):

@@ -1,10 +1,9 @@
-"""Resident memory of a long training: 200 short epochs with everything that the shipped config attaches.
+"""Resident memory of a long training: 200 short epochs with everything the shipped config attaches.
 
     python tests/benchmarks/training_memory.py
 
-Trains ``train.json`` on phantoms, small and with a validation every other epoch, and prints this process's resident
-memory at some epochs, and how much it has grown from the first of them to the last. Memory is read from Linux's
-/proc; there is no table elsewhere.
+Trains a small ``train.json`` on phantoms, with validation every other epoch. Prints this process's resident memory at
+some epochs, and its growth from the first of them to the last. Memory is read from /proc, so this runs only on Linux.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ SMALL = {"base_channels": 4, "depth": 3, "fov_diameter": 128, "patch_size": [64,
 
 
 def resident_mib() -> float:
-    """Resident memory of this process now, MiB, from Linux's /proc/self/status."""
+    """Current resident memory of this process, MiB, from Linux's /proc/self/status."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) / 1024
 
 
 def memory_at(epochs: list[int], folder: Path) -> dict[int, float]:
-    """Train until the last of ``epochs``; resident memory in MiB at the end of each of them."""
+    """Train up to the last of ``epochs``; return the resident memory in MiB at the end of each of them."""
     write_phantom_dataset(folder / "phantoms", training=5, test=1, seed=0, height=130, width=121)
     written = {key: str(folder / "out") for key in ("ckpt_dir", "output_dir")}
     workflow = ConfigWorkflow(
@@ -52,7 +51,7 @@ def memory_at(epochs: list[int], folder: Path) -> dict[int, float]:
 
     def note(engine: Any) -> None:
         if engine.state.epoch in epochs:
-            gc.collect()  # what Python would free by and by is no growth
+            gc.collect()  # garbage that Python would free later is not growth
             memory[engine.state.epoch] = resident_mib()
 
     trainer.add_event_handler(Events.EPOCH_COMPLETED, note)

@@ -1,4 +1,4 @@
-"""Trainings by the shipped ``train.json`` with other values, and what they took and reached."""
+"""Trainings with the shipped ``train.json`` and other values, with their time and Dice."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from drive_seg.configs import bundle_root, check_overrides, config_files
 
 
 class Course:
-    """Measures a training without its validations, and ends it when a validation reaches the goal.
+    """Times a training without its validations, and ends it when a validation reaches the goal.
 
     Attributes:
-        seconds: of the training alone, by the clock.
-        core_seconds: that this process had a core for in that time, over all its threads.
-        dice: by epoch, per-image mean inside the field of view, 0 to 1.
+        seconds: wall-clock time of the training alone.
+        core_seconds: processor time of this process in that time, over all threads.
+        dice: validation Dice by epoch, per-image mean inside the field of view, 0 to 1.
     """
 
     def __init__(self, goal: float = 1.0, metric_name: str = "val_dice") -> None:
@@ -39,7 +39,7 @@ class Course:
 
     @property
     def last(self) -> float:
-        """Validation Dice at the end."""
+        """The last validation Dice."""
         return self.dice[max(self.dice)]
 
     def attach(self, trainer: Engine, evaluator: Engine) -> None:
@@ -63,11 +63,11 @@ class Course:
 
 
 def train(overrides: Mapping[str, Any], overlay: Mapping[str, Any] | None = None, goal: float = 1.0) -> Course:
-    """Train into a folder that is thrown away.
+    """Train into a temporary folder.
 
     Args:
-        overrides: keys that ``train.json`` has, and their values.
-        overlay: what a config after ``train.json`` would say, which may have keys of its own.
+        overrides: keys of ``train.json`` and their values.
+        overlay: contents of a config to apply after ``train.json``, which may have keys of its own.
         goal: validation Dice at which the training ends.
     """
     files = config_files(bundle_root(), "train")
