@@ -164,7 +164,7 @@ def test_an_evaluation_says_what_it_is_of(phantoms: Path, tmp_path: Path, capsys
         main(["evaluate", "--dataset-dir", str(phantoms), "--section", "validation", "--threshold", "0.4", *small])
     assert not stop.value.code
     said = capsys.readouterr()
-    assert "over 1 cases (validation)" in said.out and "threshold 0.4" in said.out
+    assert "over 1 cases (validation)" in " ".join(said.out.split()) and "threshold 0.4" in said.out
     assert "warning: cases that are not test cases" in said.err
 
     twice = ["evaluate", "--dataset-dir", str(phantoms), "--dataset-dir", str(phantoms), *small]
