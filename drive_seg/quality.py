@@ -50,7 +50,7 @@ _DIAMETER = 500
 """Diameter of the field of view, in pixels, on the copy used to judge light and focus; fundus cameras give more."""
 
 _CORNER = 50
-"""Diameter over the side of the corners that are checked; the side is less than the border of any mask is off by."""
+"""Diameter over the side of the squares checked in the bounding box's corners, which a circle comes nowhere near."""
 
 _FULLEST = 1.05
 """Largest area of a field of view, as a share of a circle of its diameter; with more it has lost all four sides."""
