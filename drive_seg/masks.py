@@ -41,30 +41,35 @@ def vessel_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 class VesselProbabilitiesd(MapTransform):
-    """``vessel_probabilities`` for a case; they must be numbers.
+    """``vessel_probabilities`` for a case.
 
     MONAI's ``Activationsd`` keeps the background, which doubles the work of every later step.
 
     Args:
         keys: logits, (num_classes, H, W), background first; replaced by probabilities, (num_classes - 1, H, W).
+        refuse_nan: raise an error where a probability is NaN, which a threshold would turn into background.
     """
+
+    def __init__(self, keys: KeysCollection, refuse_nan: bool = False) -> None:
+        super().__init__(keys)
+        self.refuse_nan = refuse_nan
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with its logits replaced by probabilities.
 
         Raises:
-            DriveSegError: if one is NaN, which would come out as background.
+            DriveSegError: if ``refuse_nan`` is set and a probability is NaN.
         """
         case = dict(data)
         for key in self.key_iterator(case):
-            probabilities = like(vessel_probabilities(plain(case[key])), case[key])
-            if not math.isfinite(plain(probabilities).sum().item()):
+            probabilities = vessel_probabilities(plain(case[key]))
+            if self.refuse_nan and not math.isfinite(probabilities.sum().item()):
                 file = getattr(case[key], "meta", {}).get("filename_or_obj")
                 raise DriveSegError(
                     f"{'' if file is None else f'{file}: '}the network gave pixels that are not a number, expected "
                     "probabilities; try --precision float32"
                 )
-            case[key] = probabilities
+            case[key] = like(probabilities, case[key])
         return case
 
 

@@ -39,7 +39,7 @@ class TestVesselProbabilities:
         logits = torch.zeros(classes, 4, 5)
         logits[-1, 1, 2] = torch.nan
         with pytest.raises(DriveSegError) as raised:
-            VesselProbabilitiesd("pred")({"pred": MetaTensor(logits, meta=meta)})
+            VesselProbabilitiesd("pred", refuse_nan=True)({"pred": MetaTensor(logits, meta=meta)})
         said = "the network gave pixels that are not a number, expected probabilities; try --precision float32"
         assert str(raised.value) == (f"eye.tif: {said}" if "filename_or_obj" in meta else said)
 
