@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 
 import numpy as np
@@ -94,6 +95,9 @@ def _check_content(content: str) -> None:
 def _read(path: str, content: str) -> tuple[np.ndarray, np.ndarray | None]:
     """The pixels, and for a NIfTI file its affine."""
     try:
+        kind = Path(path).stat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a pipe would have its reader wait for ever
+            raise DriveSegError(f"{path}: is a pipe or a device, expected a file")
         if is_nifti(path):
             values, affine = read_nifti(path)
             return _from_values(values, None, content, path), affine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -278,6 +279,7 @@ def folder(path: Path) -> None:
     ("a.jpg", first_bytes, ""),
     ("a.tif", first_bytes, ""),
     ("a.png", folder, "is a folder, expected a file"),
+    ("a.png", os.mkfifo, "is a pipe or a device, expected a file"),
 ])  # fmt: skip
 def test_files_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[Path], None], message: str
