@@ -21,7 +21,7 @@ from torch import nn
 from drive_seg.distributed import gather, restart_count, torchrun_job
 from drive_seg.errors import DriveSegError
 from drive_seg.files import keep, remove_leftovers, replacing, take_lock
-from drive_seg.learnt_cases import learnt_cases, write_learnt_cases
+from drive_seg.learnt_cases import learnt_cases, learnt_scale, write_learnt_cases
 from drive_seg.settings import where_they_differ
 
 __all__ = [
@@ -60,6 +60,8 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         DriveSegError: if there is no such file or it is not a checkpoint.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DriveSegError(f"{path}: is a folder, expected a checkpoint in it, such as {path / 'model.pt'}")
     if not path.is_file():
         raise DriveSegError(f"{path}: there is no such checkpoint")
     try:
@@ -274,7 +276,7 @@ class TrainingState:
         if self.writes and self.best is not None and self.best.exists():
             kept = keep(self.best)
             if kept is not None:
-                write_learnt_cases(kept, learnt_cases([self.best]))
+                write_learnt_cases(kept, learnt_cases([self.best]), learnt_scale([self.best]))
                 _logger.warning("%s: is there from before this training, kept as %s", self.best, kept.name)
 
     def save(self, engine: Engine) -> None:

@@ -12,7 +12,9 @@ Only names are examined here; the files' contents are checked on loading.
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,8 @@ from drive_seg.errors import DriveSegError
 from drive_seg.files import write_text
 from drive_seg.names import as_path, by_case, case_id, list_images
 from drive_seg.persons import every_nth_person, person
+
+_logger = logging.getLogger(__name__)
 
 SECTIONS = ("training", "validation", "test")
 FIRST_MANUAL = "1st_manual"
@@ -77,6 +81,11 @@ def load_datalist(
         if key == "label" or name != SECOND_MANUAL:
             _check_annotation(Path(dataset_dir), sections, name)
     cases = sections[section]
+    if section == "training" and not cases:
+        raise DriveSegError(
+            f"{dataset_dir}: holds no training cases, expected images in training/images or a {DATASET_JSON} that "
+            "lists some"
+        )
     if section == "validation" and sections["training"] and not cases:
         raise DriveSegError(
             f"{dataset_dir}: its {len(sections['training'])} training cases leave none for validation, expected "
@@ -185,6 +194,9 @@ def read_sections(root: Path, validation_every: int | None) -> dict[str, list[Ca
         sections["validation"] = [case for case in training if person(case) in held_out]
         sections["training"] = [case for case in training if person(case) not in held_out]
     _check_no_overlap(root, sections)
+    shared = _in_several(sections)
+    if shared:
+        _tell_of_shared_persons(str(root), ", ".join(shared))
     return sections
 
 
@@ -269,6 +281,22 @@ def _check_no_overlap(root: Path, sections: Mapping[str, Sequence[Case]]) -> Non
                 raise DriveSegError(
                     f"{root}: {case['image']} is in {other} and in {section}, expected it in one of them"
                 )
+
+
+def _in_several(sections: Mapping[str, Sequence[Case]]) -> list[str]:
+    """Persons with cases in more than one section."""
+    persons = [set(map(person, cases)) for cases in sections.values()]
+    return sorted(name for name in set().union(*persons) if sum(name in section for section in persons) > 1)
+
+
+@functools.cache  # a dataset is read several times
+def _tell_of_shared_persons(root: str, persons: str) -> None:
+    _logger.warning(
+        "%s: persons with images in more than one of training, validation and test: %s; figures will be optimistic, "
+        "because the eyes of one person are alike",
+        root,
+        persons,
+    )
 
 
 def _check_annotation(root: Path, sections: Mapping[str, Sequence[Case]], name: str | None) -> None:

@@ -50,6 +50,8 @@ def read_dicom(path: str | os.PathLike) -> tuple[np.ndarray, float]:
         # Nothing in the file says how large it is once inflated.
         raise DriveSegError(f"{path}: the deflated transfer syntax of DICOM is not supported")
     dataset = pydicom.dcmread(path)
+    if dataset.get("Modality") == "SEG":
+        raise DriveSegError(f"{path}: is a DICOM Segmentation, expected a photograph")
     if "PixelData" not in dataset:
         raise DriveSegError(f"{path}: is DICOM without pixels")
     frames = int(dataset.get("NumberOfFrames") or 1)

@@ -20,7 +20,7 @@ from drive_seg.bootstrap import Bootstrap
 from drive_seg.distributed import gather
 from drive_seg.errors import DriveSegError
 from drive_seg.files import sha256, write_csv, write_text
-from drive_seg.learnt_cases import learnt_cases, photograph_described
+from drive_seg.learnt_cases import another_scale, learnt_cases, photograph_described
 from drive_seg.persons import person
 from drive_seg.scores import (
     COMPARISONS,
@@ -179,7 +179,7 @@ class CaseScores:
         self.unscored = {case_id: reason for _, unscored in parts for case_id, reason in unscored.items()}
 
     def _warnings(self, sources: Sequence[str]) -> list[str]:
-        """Reasons why the figures are, or may be, optimistic."""
+        """Reasons why the figures are, or may be, too high or too low."""
         chosen_on = {result.case_id for result in self.results} & set(self.protocol.get("threshold_cases") or ())
         warnings = []
         scored = [photograph_described({"image": result.about.get("photograph")}) for result in self.results]
@@ -194,6 +194,9 @@ class CaseScores:
                 "cases that are not test cases were scored: if they trained the network or chose its weights, these "
                 "figures are optimistic"
             )
+        scale = another_scale(self.checkpoints, self.settings.get("fov_diameter"))
+        if scale is not None:
+            warnings.append(scale)
         if chosen_on:
             warnings.append(
                 f"these figures are optimistic: the threshold was chosen on {len(chosen_on)} of the scored cases"

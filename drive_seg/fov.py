@@ -137,7 +137,9 @@ def _as_photograph(image: np.ndarray) -> np.ndarray:
     if image.ndim != 3 or image.shape[2] not in (1, 3) or min(image.shape[:2]) < 8:
         raise ValueError(f"expected a photograph of shape (H, W, 3) or (H, W) of 8 pixels or more, got {image.shape}")
     if max(image.shape[:2]) > _NARROWEST * min(image.shape[:2]):
-        raise ValueError(f"no field of view found: the photograph is too narrow for one, {image.shape[:2]} pixels")
+        raise ValueError(
+            f"no field of view found: the photograph is too narrow for one, {image.shape[1]}×{image.shape[0]} pixels"
+        )
     if image.dtype.kind not in "uf":
         raise ValueError(f"expected a photograph of an unsigned integer or float type, got {image.dtype}")
     return image

@@ -1,7 +1,8 @@
-"""Records beside weights which cases they come from, so that an evaluation on the same cases says so.
+"""Records beside weights which cases they come from, and at which scale, so that misuse is noticed.
 
 ``model.json`` beside ``model.pt`` lists the photographs that trained the network and those that chose the epoch, by
-name and size: a dataset may be moved, and another hospital's ``01.jpg`` is another photograph.
+name and size: a dataset may be moved, and another hospital's ``01.jpg`` is another photograph. ``fov_diameter`` is the
+one of the training.
 """
 
 from __future__ import annotations
@@ -13,12 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+from monai.utils import ensure_tuple
 
 from drive_seg.files import write_text
 
-__all__ = ["LearntCases", "case_described", "learnt_cases", "photograph_described", "write_learnt_cases"]
+__all__ = [
+    "LearntCases",
+    "another_scale",
+    "case_described",
+    "learnt_cases",
+    "learnt_scale",
+    "photograph_described",
+    "write_learnt_cases",
+]
 
 ROLES = ("training", "validation")
+
+Scale = int | Sequence[int] | None
+"""A ``fov_diameter``: pixels, or the smallest and the largest, see ``drive_seg.transforms.ScaleToFOVd``."""
 
 
 def photograph_described(case: Mapping[str, Any]) -> str:
@@ -41,6 +54,7 @@ class LearntCases:
         weights: file of the weights, such as ``models/model.pt``; the list has the same name, but ends in ``.json``.
         training, validation: cases that train the network, and cases that choose the epoch.
         pretrained: weights that the training starts from; their cases, if known, are listed, too. None: none.
+        fov_diameter: at which the network sees the cases; None: not noted.
         writes: False in all but one of several processes.
     """
 
@@ -50,9 +64,11 @@ class LearntCases:
         training: Sequence[Mapping[str, Any]],
         validation: Sequence[Mapping[str, Any]],
         pretrained: str | None = None,
+        fov_diameter: Scale = None,
         writes: bool = True,
     ) -> None:
         self.weights = weights
+        self.fov_diameter = fov_diameter
         self.cases = dict(zip(ROLES, (training, validation), strict=True))
         self.pretrained = pretrained
         self.writes = writes
@@ -70,16 +86,19 @@ class LearntCases:
             described = {
                 role: {*map(photograph_described, cases), *earlier.get(role, ())} for role, cases in self.cases.items()
             }
-            write_learnt_cases(self.weights, described)
+            write_learnt_cases(self.weights, described, self.fov_diameter)
 
 
-def write_learnt_cases(weights: str | os.PathLike, learnt: Mapping[str, Iterable[str]] | None) -> None:
+def write_learnt_cases(
+    weights: str | os.PathLike, learnt: Mapping[str, Iterable[str]] | None, fov_diameter: Scale = None
+) -> None:
     """Write the list beside a file of weights; None: there is none, and one of earlier weights is removed."""
     path = Path(weights).with_suffix(".json")
     if learnt is None:
         path.unlink(missing_ok=True)
     else:
-        write_text(path, json.dumps({role: sorted(learnt[role]) for role in ROLES}, indent=2) + "\n")
+        scale = {} if fov_diameter is None else {"fov_diameter": fov_diameter}
+        write_text(path, json.dumps({**scale, **{role: sorted(learnt[role]) for role in ROLES}}, indent=2) + "\n")
 
 
 def learnt_cases(weights: Sequence[str | os.PathLike]) -> dict[str, set[str]] | None:
@@ -100,3 +119,33 @@ def learnt_cases(weights: Sequence[str | os.PathLike]) -> dict[str, set[str]] | 
         except (OSError, ValueError, KeyError, TypeError):  # no such file, or one of something else
             return None
     return learnt
+
+
+def learnt_scale(weights: Sequence[str | os.PathLike]) -> Scale:
+    """The ``fov_diameter`` that weights were trained with; None if it is not known or not the same for all files."""
+    scales = []
+    for path in weights:
+        try:
+            scales.append(json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))["fov_diameter"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    return scales[0] if scales and all(scale == scales[0] for scale in scales) else None
+
+
+def another_scale(weights: Sequence[str | os.PathLike], fov_diameter: Scale) -> str | None:
+    """A warning if weights are used at diameters that they were not trained at, as far as these are known."""
+    learnt = learnt_scale(weights)
+    if learnt is None or fov_diameter is None:
+        return None
+    trained, asked = ensure_tuple(learnt), ensure_tuple(fov_diameter)
+    if min(trained) <= min(asked) and max(asked) <= max(trained):
+        return None
+    return (
+        f"these weights were trained with --fov_diameter {_written(learnt)}, not {_written(fov_diameter)}: at another "
+        "scale a network misses vessels"
+    )
+
+
+def _written(scale: Scale) -> str:
+    limits = ensure_tuple(scale)
+    return f"{limits[0]}" if len(limits) == 1 else f'"[{limits[0]},{limits[-1]}]"'

@@ -10,8 +10,8 @@ from typing import Any
 
 from drive_seg.archives import write_archive
 from drive_seg.checkpoints import load_checkpoint
-from drive_seg.configs import config_as_used, config_files, config_keys, path_value
-from drive_seg.errors import DriveSegError
+from drive_seg.configs import config_as_used, config_files, config_keys, path_value, read_configs
+from drive_seg.errors import DriveSegError, unwrapped
 from drive_seg.export import FILE_NAMES, export_network
 from drive_seg.files import replacing, sha256
 
@@ -59,7 +59,7 @@ def package_bundle(
 
     Raises:
         DriveSegError: if a file is missing, the weights do not fit the network in ``inference.json``, or an override
-            names a key that it does not have.
+            names a key that it does not have or a value that does not fit, or the zip file exists with other content.
     """
     overrides = dict(overrides or {})
     weights = checkpoint or root / "models" / "model.pt"
@@ -74,6 +74,7 @@ def package_bundle(
     with tempfile.TemporaryDirectory() as scratch:
         as_used = {**overrides, "checkpoint": path_value(weights)}
         (scripted,) = export_network(root, Path(scratch), as_used, ["torchscript"])
+        _check_values(root, as_used)
         models = {"models/model.pt": weights, f"models/{FILE_NAMES['torchscript']}": scripted.path}
         members: dict[str, bytes | Path] = {
             "LICENSE": root / "LICENSE",
@@ -92,7 +93,17 @@ def package_bundle(
             members.update(_configs_of_others(root, overrides, weights if others else None))
         with replacing(path) as temporary:
             write_archive(temporary, {f"{NAME}/{name}": content for name, content in members.items()})
+            if path.is_file() and sha256(path) != sha256(temporary):
+                raise DriveSegError(f"{path}: is there already with other content, expected another --output-dir")
     return path
+
+
+def _check_values(root: Path, overrides: Mapping[str, Any]) -> None:
+    """Make what ``inference.json`` describes, which refuses values that do not fit before anybody else has them."""
+    parser = read_configs(config_files(root, "inference"), {"bundle_root": str(root), "save": False, **overrides})
+    with unwrapped():
+        for name in ("preprocessing", "inferer", "postprocessing"):
+            parser.get_parsed_content(name)
 
 
 def _sha256_of_own(root: Path) -> str | None:

@@ -185,6 +185,9 @@ class SaveVesselsd(Transform):
             pixels = np.ascontiguousarray(pixels)
             coloured = overlay(pixels, mask, one_class)
         saved: dict[str, Path] = {}
+        if self.save_dicom_seg and is_dicom(source):  # first: it may be refused, and then nothing is written
+            saved["dicom_seg"] = self.output_dir / f"{name}_vessels.dcm"
+            save_dicom_seg(mask, len(probability) + 1, source, saved["dicom_seg"])
         for kind in self.pictures:
             to_look_at = kind in ("overlay", "thumbnail")
             saved[kind] = self.output_dir / f"{name}_{kind}.{'jpg' if to_look_at else 'png'}"
@@ -201,8 +204,5 @@ class SaveVesselsd(Transform):
             affine = photograph.meta.get("nifti_affine")
             saved["nifti"] = self.output_dir / f"{name}_vessels.nii.gz"
             save_nifti(mask, saved["nifti"], None if affine is None else np.asarray(affine, dtype=float))
-        if self.save_dicom_seg and is_dicom(source):
-            saved["dicom_seg"] = self.output_dir / f"{name}_vessels.dcm"
-            save_dicom_seg(mask, len(probability) + 1, source, saved["dicom_seg"])
         case[self.output_key] = {kind: str(path) for kind, path in saved.items()}
         return case

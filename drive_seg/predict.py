@@ -42,6 +42,12 @@ SETTINGS = "settings.json"
 ELSEWHERE = ("bundle_root", "dataset_dir", "output_dir", "checkpoint", "handlers", "evaluator", "run")
 """Config keys that say where things are, or that only MONAI's own engine uses."""
 
+NOT_HERE = {
+    "dataset_dir": "expected photographs and folders without an option before them",
+    "save": "predict writes what it finds, expected --pictures and --measure; drive_seg.load() leaves it in memory",
+}
+"""Config keys that mean nothing when photographs are segmented into a folder, and what is meant instead."""
+
 KINDS = (*PICTURES, "vessels.nii")
 LONGEST_RUN = 365 * 24 * 3600.0
 """Seconds that a finished process waits for the others, whose shares may take any time."""
@@ -78,6 +84,9 @@ def segment_photographs(
         DriveSegError: if there is no photograph, an override or the weights do not fit, another run is writing to
             ``output_dir``, or that folder holds some of the photographs or the results of namesakes.
     """
+    for key, instead in NOT_HERE.items():
+        if key in overrides:
+            raise DriveSegError(f"{key}: {instead}")
     cases = photograph_cases(paths)
     if fov_dir is not None:
         cases = with_fov_masks(cases, fov_dir)

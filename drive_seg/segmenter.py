@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from collections import deque
@@ -22,13 +23,16 @@ from drive_seg.arrays import plain, to_numpy
 from drive_seg.checkpoints import load_weights
 from drive_seg.configs import read_configs
 from drive_seg.data import Case
-from drive_seg.distributed import check_device, get_world_size, usable_cores
+from drive_seg.distributed import check_device, get_rank, get_world_size, usable_cores
 from drive_seg.engines import fast_dtype
 from drive_seg.errors import ArgumentError, DriveSegError, first_cause, unwrapped, user_error
+from drive_seg.learnt_cases import another_scale
 from drive_seg.networks import UNet
 from drive_seg.openvino_network import OpenVINONetwork, choose_engine, openvino_network
 
 __all__ = ["Segmentation", "Segmenter"]
+
+_logger = logging.getLogger(__name__)
 
 _LOST_DEVICE: Any = getattr(torch, "AcceleratorError", ())
 """After such an error, which no photograph causes, a GPU fails at everything. Lack of memory is not one of them."""
@@ -108,6 +112,10 @@ class Segmenter:
         check_device(parser.get_parsed_content("device"))
         checkpoint = str(parser.get_parsed_content("checkpoint"))
         network = load_weights(parser.get_parsed_content("network"), checkpoint)
+        asked = parser.get_parsed_content("fov_diameter") if "fov_diameter" in parser else None
+        scale = another_scale([checkpoint], asked)
+        if scale is not None and get_rank() == 0:
+            _logger.warning("%s: %s", checkpoint, scale)
         names = ("preprocessing", "inferer", "postprocessing", "device")
         parts = {name: parser.get_parsed_content(name) for name in names}
         parts["device"] = torch.device(parts["device"])

@@ -15,6 +15,7 @@ from drive_seg.arrays import to_numpy
 from drive_seg.distributed import gather
 from drive_seg.errors import DriveSegError
 from drive_seg.files import sha256, write_text
+from drive_seg.learnt_cases import learnt_cases, photograph_described
 from drive_seg.metrics import ProbabilityCounts
 from drive_seg.scores import check_probability
 
@@ -76,7 +77,7 @@ class ThresholdChoice:
         self.steps = steps
         self.writes = writes
         self.choice: dict[str, Any] = {}
-        self._counts: dict[str, ProbabilityCounts] = {}
+        self._cases: dict[str, tuple[ProbabilityCounts, str]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator."""
@@ -90,7 +91,7 @@ class ThresholdChoice:
         Raises:
             DriveSegError: if the section is ``test``.
         """
-        self._counts = {}
+        self._cases = {}
         self._refuse(self.section)
 
     def collect(self, engine: Engine) -> None:
@@ -103,26 +104,32 @@ class ThresholdChoice:
             probability = to_numpy(case["probability"]).sum(axis=0).clip(0, 1)
             check_probability(str(case["case_id"]), probability)
             label, fov = (to_numpy(case[key])[0] for key in ("reference", "fov"))
-            self._counts[str(case["case_id"])] = ProbabilityCounts.of(probability, label, fov != 0)
+            counts = ProbabilityCounts.of(probability, label, fov != 0)
+            photograph = photograph_described({"case_id": case["case_id"], "image": case.get("photograph")})
+            self._cases[str(case["case_id"])] = counts, photograph
 
     def finish(self, engine: Engine) -> None:
         """Choose the threshold and write the file."""
         # With fewer cases than processes, every process has counted all of them.
-        merged = {case_id: counts for part in gather(self._counts) for case_id, counts in part.items()}
-        self._counts = {case_id: merged[case_id] for case_id in sorted(merged)}  # the order of summing matters
-        threshold, dice = best_threshold(list(self._counts.values()), self.steps)
+        merged = {case_id: case for part in gather(self._cases) for case_id, case in part.items()}
+        self._cases = {case_id: merged[case_id] for case_id in sorted(merged)}  # the order of summing matters
+        threshold, dice = best_threshold([counts for counts, _ in self._cases.values()], self.steps)
+        trained_on = (learnt_cases(self.checkpoints) or {}).get("training", set())
         self.choice = {
             "threshold": threshold,
             "criterion": "highest mean Dice inside the field of view",
             "dice": dice,
             "dataset_dir": self.dataset_dir,
             "section": self.section,
-            "cases": sorted(self._counts),
+            "cases": sorted(self._cases),
+            "trained_on": [case_id for case_id, (_, photograph) in self._cases.items() if photograph in trained_on],
             "checkpoint_sha256": [sha256(path) for path in self.checkpoints],
         }
         if self.writes:
-            chosen_on = f"{len(self._counts)} {self.section} cases"
+            chosen_on = f"{len(self._cases)} {self.section} cases"
             _logger.info("threshold %.2f, chosen on %s (Dice %.4f)", threshold, chosen_on, dice)
+            if self.choice["trained_on"]:
+                _logger.warning("the threshold may not suit other cases: %s", self._trained_on())
             write_text(self.path, json.dumps(self.choice, indent=2) + "\n")
 
     def overrides(self) -> dict[str, Any]:
@@ -132,7 +139,12 @@ class ThresholdChoice:
             f"chosen on {len(choice['cases'])} {choice['section']} cases of {choice['dataset_dir']} "
             f"({', '.join(choice['cases'])}): {choice['criterion']}"
         )
+        if choice["trained_on"]:
+            source += f"; {self._trained_on()}"
         return {"threshold": choice["threshold"], "threshold_source": source, "threshold_cases": choice["cases"]}
+
+    def _trained_on(self) -> str:
+        return f"the network was trained on {len(self.choice['trained_on'])} of the cases that chose it"
 
     def _refuse(self, section: str) -> None:
         if section == "test":

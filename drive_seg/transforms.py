@@ -36,6 +36,10 @@ MOST_VESSELS = 0.5
 """Share of the field of view above which an annotation may be inverted: vessels take about a tenth."""
 
 
+MOST_BETWEEN = 0.4
+"""Share of a FOV mask that may be neither black nor white; photographs of CHASE_DB1 and HRF have 0.53 and more."""
+
+
 class EnsureFOVd(MapTransform):
     """Give every case a FOV mask of its image's size with values 0 and 1, estimating it if there is none.
 
@@ -44,7 +48,8 @@ class EnsureFOVd(MapTransform):
         fov_key: FOV mask, (1, H, W); pixels above half of its brightest value are inside. The result is uint8.
 
     Raises:
-        DriveSegError: if the mask differs in size from the image or is empty, or no field of view is found.
+        DriveSegError: if the mask differs in size from the image, is empty or looks like a photograph, or no field of
+            view is found.
     """
 
     def __init__(self, image_key: str = "image", fov_key: str = "fov") -> None:
@@ -66,6 +71,13 @@ class EnsureFOVd(MapTransform):
             inside = levels > levels.max() / 2
             if not inside.any():
                 raise DriveSegError(f"{_file_of(fov)}: {self.fov_key}: expected a field of view, got an empty mask")
+            between = levels > levels.max() / 5
+            between &= levels < levels.max() / 5 * 4
+            if between.float().mean() > MOST_BETWEEN:
+                raise DriveSegError(
+                    f"{_file_of(fov)}: {self.fov_key}: expected a mask, black and white, got "
+                    f"{between.float().mean():.0%} of grey, as in a photograph"
+                )
         else:
             try:
                 inside = torch.from_numpy(estimate_fov(plain(image).numpy().transpose(1, 2, 0)))[None]

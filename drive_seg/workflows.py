@@ -12,7 +12,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from drive_seg.configs import SPECIAL, check_overrides, config_files, literal
-from drive_seg.distributed import check_device, get_world_size, torchrun_job
+from drive_seg.distributed import check_device, get_rank, get_world_size, torchrun_job
 from drive_seg.errors import DriveSegError, first_cause, user_error
 from drive_seg.evaluation import CaseScores
 from drive_seg.files import make_folder
@@ -84,6 +84,8 @@ def _refused_value(error: BaseException) -> DriveSegError | None:
     if user_error(error) is not None:
         return None
     reason = f"{first_cause(error)}".strip()
+    if "every should be" in reason:  # ignite's word for an interval
+        return DriveSegError(f"val_interval: expected a whole number from 1, {reason}")
     if "max_epochs" in reason:  # from ignite, which checks it only after everything is made
         return DriveSegError(f"max_epochs: {reason}")
     if any(words in reason for words in _ABSENT):
@@ -124,6 +126,8 @@ def evaluate_weights(root: Path, overrides: Mapping[str, Any], threshold: str | 
         values.update(chosen.parser.get_parsed_content("choice").overrides())
     elif threshold is not None:
         values["threshold"] = _probability(threshold)
+    if threshold != "auto" and get_rank() == 0 and "output_dir" in values:
+        (Path(str(values["output_dir"])) / "threshold.json").unlink(missing_ok=True)  # of an earlier evaluation
     names = ["train", "evaluate", *members]
     values["scores#config_files"] = config_files(root, *names)  # for the record
     done = run_workflow(root, names, "evaluating_all", values)

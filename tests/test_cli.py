@@ -202,6 +202,7 @@ def test_values_that_a_component_refuses(phantoms: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize(("key", "value", "said"), [
     ("max_epochs", "many", "max_epochs: expected a number, such as 350 in the config, got 'many'"),
     ("max_epochs", "0", "max_epochs: "),
+    ("val_interval", "0", "val_interval: expected a whole number from 1"),
     ("learning_rate", "nan", "learning_rate: expected a number, such as 0.05 in the config, got 'nan'"),
     ("learning_rate", "NaN", "learning_rate: expected a number, such as 0.05 in the config, got nan"),
     ("optimizer", '{"_target_": "torch.optim.Addam"}', "torch.optim.Addam"),

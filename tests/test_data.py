@@ -208,6 +208,13 @@ def test_arguments(drive: Path) -> None:
         load_datalist(drive, "train")
 
 
+def test_training_cases_that_are_asked_for_must_be_there(tmp_path: Path) -> None:
+    touch(tmp_path / "test" / "images" / "01_test.tif")
+    with pytest.raises(DriveSegError, match="holds no training cases, expected images in training/images or a data"):
+        load_datalist(tmp_path, "training")
+    assert ids(load_datalist(tmp_path, "test")) == ["01"]
+
+
 def test_validation_cases_that_are_asked_for_must_be_there(drive: Path) -> None:
     assert len(load_datalist(drive, "training", validation_every=None)) == 20
     with pytest.raises(DriveSegError, match=r"20 training cases leave none for validation.*got None$"):

@@ -161,3 +161,17 @@ def test_a_list_of_cases_as_windows_and_pandas_write_it(tmp_path: Path) -> None:
     content = json.dumps({"training": cases, "validation": cases[:0], "test": []})
     (tmp_path / "dataset.json").write_text(content, encoding="utf-8-sig")
     assert [case["person"] for case in load_datalist(tmp_path, "training", validation_every=None)] == ["7", "7"]
+
+
+@pytest.mark.parametrize("persons", ["77", "78"])
+def test_a_person_on_both_sides_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, persons: str) -> None:
+    cases = [
+        {"image": f"{name}.png", "label": f"{name}.png", "person": of} for name, of in zip("ab", persons, strict=True)
+    ]
+    for name in "ab":
+        (tmp_path / f"{name}.png").touch()
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": cases[:1], "validation": cases[1:], "test": []}))
+    for section in ("training", "validation", "training"):
+        load_datalist(tmp_path, section)
+    told = "persons with images in more than one of training, validation and test: 7; figures will be optimistic"
+    assert caplog.text.count(told) == (persons == "77")

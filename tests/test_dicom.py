@@ -82,6 +82,7 @@ class TestDicom:
 
     @pytest.mark.parametrize(("elements", "message"), [
         ({"NumberOfFrames": 2}, "expected one frame, got 2"),
+        ({"Modality": "SEG"}, "is a DICOM Segmentation, expected a photograph"),
         ({"PhotometricInterpretation": "HSV"}, "expected pixels of RGB, .*, got HSV"),
         ({"Rows": 60000, "Columns": 60000}, ".* got 60000 × 60000"),
         ({"Rows": 0}, ".* got 5 × 0"),

@@ -83,6 +83,17 @@ def test_elements_that_are_not_by_the_standard(tmp_path: Path, elements: dict[st
     assert not (tmp_path / "vessels.dcm").exists()
 
 
+def test_a_photograph_without_its_reference_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
+    torch.save(UNet(base_channels=2, depth=2).state_dict(), tmp_path / "model.pt")
+    bare = save_dicom(tmp_path / "bare.dcm", make_phantom(0, 90, 110).image)
+    values = {"base_channels": 2, "depth": 2, "fov_diameter": 64, "engine": "torch", "save_dicom_seg": True}
+    ((_, reason),) = segment_photographs(
+        bundle, [bare], tmp_path / "out", {**values, "checkpoint": str(tmp_path / "model.pt")}
+    )
+    assert "lacks StudyInstanceUID" in reason
+    assert not list((tmp_path / "out").glob("bare_*"))
+
+
 def test_only_dicom_photographs_have_one(bundle: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)  # weights that call some of it vessel
     torch.save(UNet(base_channels=2, depth=2).state_dict(), tmp_path / "model.pt")

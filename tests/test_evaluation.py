@@ -146,6 +146,9 @@ def test_threshold_is_chosen_on_validation_cases(bundle: Path, phantoms: Path, w
     assert not held_out & {case["case_id"] for case in scores.summary["cases"]}
     assert [path.name for path in tmp_path.glob("*")] == ["model.pt", "scores"], "nothing beside the weights"
 
+    evaluate_weights(bundle, values)
+    assert not (tmp_path / "scores" / "threshold.json").exists(), "which is not of this evaluation"
+
     values["section"] = "validation"
     warned = evaluate_weights(bundle, values, threshold="auto").summary["protocol"]["warnings"]
     assert len(warned) == 2 and warned[1].endswith("the threshold was chosen on 1 of the scored cases")

@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from ignite.engine import Engine
 from test_training import overrides, train
 
-from drive_seg.learnt_cases import LearntCases, case_described, learnt_cases
+import drive_seg
+from drive_seg.data import load_datalist
+from drive_seg.learnt_cases import LearntCases, another_scale, case_described, learnt_cases, learnt_scale
+from drive_seg.networks import UNet
 from drive_seg.workflows import evaluate_weights
 
 
@@ -50,6 +55,39 @@ def test_what_weights_have_learnt(tmp_path: Path) -> None:
     assert learnt_cases([tmp_path / "d.pt"]) is None
 
 
+def test_the_scale_that_weights_have_learnt(tmp_path: Path) -> None:
+    engine = Engine(lambda engine, batch: None)
+    a, b, unknown = (tmp_path / f"{name}.pt" for name in ("a", "b", "unknown"))
+    LearntCases(str(a), [], [], fov_diameter=[640, 1280])(engine)
+    LearntCases(str(b), [], [], fov_diameter=180)(engine)
+    LearntCases(str(unknown), [], [])(engine)
+    assert learnt_scale([a]) == [640, 1280] and learnt_scale([a, a]) == [640, 1280]
+    assert learnt_scale([unknown]) is learnt_scale([a, b]) is learnt_scale([]) is None
+    assert learnt_cases([a]) == {"training": set(), "validation": set()}
+    for fits in (640, 1280, [640], [700, 900], [640, 1280], None):
+        assert another_scale([a], fits) is None
+        assert another_scale([unknown], fits) is None
+    said = another_scale([b], [640, 1280])
+    assert said is not None and said.startswith(
+        'these weights were trained with --fov_diameter 180, not "[640,1280]": at another scale'
+    )
+    assert another_scale([a], [450, 1280]) is not None and another_scale([a], 1281) is not None
+
+
+def test_photographs_segmented_at_another_scale(bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save(UNet(base_channels=4, depth=2).state_dict(), tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text('{"fov_diameter": 180, "training": [], "validation": []}')
+    for diameter, told in ((180, False), (640, True)):
+        caplog.clear()
+        drive_seg.load(tmp_path / "model.pt", base_channels=4, depth=2, fov_diameter=diameter)
+        assert (f"{tmp_path / 'model.pt'}: these weights were trained with --fov_diameter 180" in caplog.text) is told
+
+
+def test_shipped_weights_know_their_scale(bundle: Path) -> None:
+    config = json.loads((bundle / "configs" / "train.json").read_text())
+    assert learnt_scale([bundle / "models" / "model.pt"]) == config["fov_diameter"]
+
+
 def test_an_evaluation_says_what_it_knows(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
     values = overrides(five_phantoms, tmp_path, max_epochs=1)
     train(bundle, values)
@@ -64,3 +102,25 @@ def test_an_evaluation_says_what_it_knows(bundle: Path, five_phantoms: Path, tmp
     assert said["training"] == ["these figures are optimistic: the network was trained on 4 of 4 scored cases"]
     assert said["validation"] == ["these figures are optimistic: the weights were chosen on 1 of 1 scored cases"]
     assert said["test"] == []
+    of_network["fov_diameter"] = 2 * values["fov_diameter"]
+    scores = evaluate_weights(bundle, {**scored, **of_network, "output_dir": str(tmp_path / "larger")})
+    (warning,) = scores.summary["protocol"]["warnings"]
+    assert warning.startswith(f"these weights were trained with --fov_diameter {values['fov_diameter']}, not")
+
+
+def test_a_threshold_chosen_on_cases_that_trained_the_network_says_so(
+    bundle: Path, five_phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = overrides(five_phantoms, tmp_path)
+    of_network = {key: values[key] for key in ("base_channels", "depth", "fov_diameter")}
+    torch.save(UNet(base_channels=values["base_channels"], depth=values["depth"]).state_dict(), tmp_path / "model.pt")
+    (held_out,) = load_datalist(five_phantoms, "validation")
+    chosen = {"dataset_dir": str(five_phantoms), "checkpoint": str(tmp_path / "model.pt"), **of_network}
+    for trained_on, told in (([held_out], True), ([], False)):
+        LearntCases(str(tmp_path / "model.pt"), trained_on, [])(Engine(lambda engine, batch: None))
+        caplog.clear()
+        scores = evaluate_weights(bundle, {**chosen, "output_dir": str(tmp_path / str(told))}, threshold="auto")
+        said = "the network was trained on 1 of the cases that chose it"
+        assert (said in caplog.text) is (said in scores.summary["protocol"]["threshold_source"]) is told
+        listed = json.loads((tmp_path / str(told) / "threshold.json").read_text())["trained_on"]
+        assert listed == ([held_out["case_id"]] if told else [])

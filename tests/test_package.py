@@ -163,6 +163,24 @@ def test_own_weights_used_otherwise_keep_their_card(bundle: Path, tmp_path: Path
     assert metadata["changelog"] == json.loads((bundle / "configs" / "metadata.json").read_bytes())["changelog"]
 
 
+def test_values_that_the_bundle_would_refuse(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["package", "--output-dir", str(tmp_path), "--threshold", "9"]
+    assert "threshold: expected a probability from 0 to 1, got 9" in refused(command, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_package_of_the_same_name_is_not_replaced(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = packed.parent.parent / "model.pt"
+    released = tmp_path / packed.name
+    shutil.copyfile(packed, released)
+    assert sha256(pack(weights, tmp_path)) == sha256(packed), "the same bytes are no harm"
+    said = refused(["package", "--output-dir", str(tmp_path), "--checkpoint", str(weights), "--flips", "8"], capsys)
+    assert f"{released}: is there already with other content" in said
+    assert sha256(released) == sha256(packed)
+
+
 def test_weights_of_another_network(tmp_path: Path) -> None:
     weights = tmp_path / "model.pt"
     torch.save(UNet(base_channels=4, depth=3, num_classes=3).state_dict(), weights)

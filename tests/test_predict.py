@@ -186,6 +186,13 @@ def test_masks_alone(bundle: Path, folder: Path, settings: dict[str, object], tm
         SaveVesselsd(str(out), pictures=["masks"])
 
 
+@pytest.mark.parametrize("key", ["dataset_dir", "save"])
+def test_keys_without_a_meaning_here(bundle: Path, folder: Path, tmp_path: Path, key: str) -> None:
+    with pytest.raises(DriveSegError, match=rf"^{key}: .*expected"):
+        segment_photographs(bundle, [folder], tmp_path / "out", {key: "x"})
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("change", ["photograph", "setting", "weights"])
 def test_what_has_changed_is_done_again(
     bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, change: str

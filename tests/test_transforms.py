@@ -79,6 +79,18 @@ class TestEnsureFOV:
         ):
             EnsureFOVd()(case)
 
+    def test_a_photograph_is_no_mask(self) -> None:
+        height, width = 20, 30
+        image = image_of(height, width)
+        grey = np.linspace(0, 255, height * width).reshape(1, height, width).astype(np.uint8)
+        with pytest.raises(DriveSegError, match=r"^eye\.jpg: fov: expected a mask, black and white, got 60% of grey, "):
+            EnsureFOVd()({"image": image, "fov": tensor(grey, "eye.jpg")})
+        soft = np.full((1, height, width), 200, np.uint8)
+        soft[:, :, : width // 2] = 0
+        soft[:, :, width // 2 - 4 : width // 2 + 4] = 100
+        fov = EnsureFOVd()({"image": image, "fov": tensor(soft, "mask.jpg")})["fov"]
+        assert fov[0, 0].tolist() == [0] * (width // 2 + 4) + [1] * (width - width // 2 - 4)
+
     def test_empty_mask(self) -> None:
         case = {"image": image_of(), "fov": tensor(np.zeros((1, 2, 3), np.uint8), "mask.gif")}
         with pytest.raises(DriveSegError, match=r"^mask\.gif: fov: expected a field of view, got an empty mask$"):
