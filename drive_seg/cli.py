@@ -5,6 +5,7 @@ torch and MONAI are imported inside the commands, so that ``drive-seg --help`` a
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -314,6 +315,9 @@ def package(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error that the user can fix is printed to stderr as one sentence, with exit code 1."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by whoever started this; progress bars would fail
+            setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115 - open as long as the process
     arguments = _with_flags(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:

@@ -37,6 +37,15 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return message
 
 
+def test_a_closed_stream_is_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert not stop.value.code
+    assert sys.stderr is not None and sys.stderr.write("progress") == len("progress")
+    sys.stderr.close()
+
+
 def test_help_imports_neither_torch_nor_monai() -> None:
     code = (
         "import sys\nsys.argv = ['drive-seg', '--help']\nfrom drive_seg.cli import main\n"
