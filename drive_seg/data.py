@@ -80,6 +80,9 @@ def load_datalist(
     for key, name in annotations.items():
         if key == "label" or name != SECOND_MANUAL:
             _check_annotation(Path(dataset_dir), sections, name)
+    shared = [] if validation_every is None else _in_several(sections)  # folds part persons themselves
+    if shared:
+        _tell_of_shared_persons(str(dataset_dir), ", ".join(shared))
     cases = sections[section]
     if section == "training" and not cases:
         raise DriveSegError(
@@ -89,7 +92,7 @@ def load_datalist(
     if section == "validation" and sections["training"] and not cases:
         raise DriveSegError(
             f"{dataset_dir}: its {len(sections['training'])} training cases leave none for validation, expected "
-            f"validation_every to be a whole number up to that of the persons, got {validation_every}"
+            f"validation_every to be a whole number, at most the number of persons, got {validation_every}"
         )
     return [_with_annotations(case, section, annotations) for case in cases]
 
@@ -194,9 +197,6 @@ def read_sections(root: Path, validation_every: int | None) -> dict[str, list[Ca
         sections["validation"] = [case for case in training if person(case) in held_out]
         sections["training"] = [case for case in training if person(case) not in held_out]
     _check_no_overlap(root, sections)
-    shared = _in_several(sections)
-    if shared:
-        _tell_of_shared_persons(str(root), ", ".join(shared))
     return sections
 
 
@@ -284,9 +284,21 @@ def _check_no_overlap(root: Path, sections: Mapping[str, Sequence[Case]]) -> Non
 
 
 def _in_several(sections: Mapping[str, Sequence[Case]]) -> list[str]:
-    """Persons with cases in more than one section."""
-    persons = [set(map(person, cases)) for cases in sections.values()]
-    return sorted(name for name in set().union(*persons) if sum(name in section for section in persons) > 1)
+    """Persons with cases in more than one section, by ``person`` or by two sides of one name.
+
+    Equal names alone do not count: many datasets number training and test images from 1 each.
+    """
+    places: dict[str, set[str]] = {}
+    names: dict[str, set[str]] = {}
+    for section, cases in sections.items():
+        for case in cases:
+            places.setdefault(person(case), set()).add(section)
+            names.setdefault(person(case), set()).add(case["case_id"] + ("@" if "person" in case else ""))
+    return sorted(
+        name
+        for name, found in places.items()
+        if len(found) > 1 and (len(names[name]) > 1 or any(text.endswith("@") for text in names[name]))
+    )
 
 
 @functools.cache  # a dataset is read several times

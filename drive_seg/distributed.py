@@ -82,7 +82,7 @@ def join_process_group(timeout: float | None = None, device: torch.device | str 
         return
     device = best_device() if device is None else torch.device(device)
     if device.type not in ("cpu", "cuda"):
-        raise DriveSegError(f"device: expected cpu or cuda where processes share the work, got {device}")
+        raise DriveSegError(f"device: expected cpu or cuda where processes share the work, got {device} (--device cpu)")
     if device.type == "cuda":
         torch.cuda.set_device(best_device() if device.index is None else device)
     if "SLURM_JOB_ID" in os.environ and "LOCAL_RANK" in os.environ:

@@ -123,29 +123,34 @@ def learnt_cases(weights: Sequence[str | os.PathLike]) -> dict[str, set[str]] | 
 
 def learnt_scale(weights: Sequence[str | os.PathLike]) -> Scale:
     """The ``fov_diameter`` that weights were trained with; None if it is not known or not the same for all files."""
-    scales = []
-    for path in weights:
-        try:
-            scales.append(json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))["fov_diameter"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+    scales = [_scale_of(path) for path in weights]
     return scales[0] if scales and all(scale == scales[0] for scale in scales) else None
 
 
 def another_scale(weights: Sequence[str | os.PathLike], fov_diameter: Scale) -> str | None:
-    """A warning if weights are used at diameters that they were not trained at, as far as these are known."""
-    learnt = learnt_scale(weights)
-    if learnt is None or fov_diameter is None:
-        return None
-    trained, asked = ensure_tuple(learnt), ensure_tuple(fov_diameter)
-    if min(trained) <= min(asked) and max(asked) <= max(trained):
-        return None
-    return (
-        f"these weights were trained with --fov_diameter {_written(learnt)}, not {_written(fov_diameter)}: at another "
-        "scale a network misses vessels"
-    )
+    """A warning if one of the weights is used at diameters beyond those of its training, as far as they are known."""
+    for path in weights:
+        trained, asked = _limits(_scale_of(path)), _limits(fov_diameter)
+        if trained and asked and not (min(trained) <= min(asked) and max(asked) <= max(trained)):
+            return (
+                f"weights trained with --fov_diameter {_written(trained)} are used with {_written(asked)}; at another "
+                "scale a network may miss vessels"
+            )
+    return None
 
 
-def _written(scale: Scale) -> str:
-    limits = ensure_tuple(scale)
+def _scale_of(weights: str | os.PathLike) -> Scale:
+    try:
+        return json.loads(Path(weights).with_suffix(".json").read_text(encoding="utf-8"))["fov_diameter"]
+    except (OSError, ValueError, KeyError, TypeError):  # no such file, or one of something else
+        return None
+
+
+def _limits(scale: Any) -> tuple[float, ...]:
+    """The smallest and the largest diameter, or one for both; nothing if it is not a scale."""
+    limits = () if scale is None else ensure_tuple(scale)
+    return limits if all(isinstance(limit, (int, float)) for limit in limits) else ()
+
+
+def _written(limits: Sequence[float]) -> str:
     return f"{limits[0]}" if len(limits) == 1 else f'"[{limits[0]},{limits[-1]}]"'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,11 @@ from drive_seg.configs import config_as_used, config_files, config_keys, path_va
 from drive_seg.errors import DriveSegError, unwrapped
 from drive_seg.export import FILE_NAMES, export_network
 from drive_seg.files import replacing, sha256
+from drive_seg.learnt_cases import another_scale, learnt_scale
 
 __all__ = ["NAME", "package_bundle"]
+
+_logger = logging.getLogger(__name__)
 
 NAME = "drive_vessel_segmentation"
 """Name of the bundle; MONAI looks for a folder of this name in the zip file."""
@@ -73,8 +77,8 @@ def package_bundle(
     path = output_dir / f"{NAME}_v{version}.zip"
     with tempfile.TemporaryDirectory() as scratch:
         as_used = {**overrides, "checkpoint": path_value(weights)}
-        (scripted,) = export_network(root, Path(scratch), as_used, ["torchscript"])
         _check_values(root, as_used)
+        (scripted,) = export_network(root, Path(scratch), as_used, ["torchscript"])
         models = {"models/model.pt": weights, f"models/{FILE_NAMES['torchscript']}": scripted.path}
         members: dict[str, bytes | Path] = {
             "LICENSE": root / "LICENSE",
@@ -84,8 +88,11 @@ def package_bundle(
         }
         others = sha256(weights) != _sha256_of_own(root)
         learnt = root / "models" / "model.json"
-        if learnt.is_file() and not others:  # for other weights, file names of photographs may identify patients
+        scale = learnt_scale([weights])
+        if learnt.is_file() and not others:
             members["models/model.json"] = learnt
+        elif scale is not None:  # without the photographs, whose names may identify patients
+            members["models/model.json"] = (json.dumps({"fov_diameter": scale}) + "\n").encode()
         if others:
             members = {name: content for name, content in members.items() if not name.startswith("docs/")}
             members["docs/README.md"] = _MODEL_CARD.format(sha256=sha256(weights)).encode()
@@ -100,10 +107,13 @@ def package_bundle(
 
 def _check_values(root: Path, overrides: Mapping[str, Any]) -> None:
     """Make what ``inference.json`` describes, which refuses values that do not fit before anybody else has them."""
-    parser = read_configs(config_files(root, "inference"), {"bundle_root": str(root), "save": False, **overrides})
+    parser = read_configs(config_files(root, "inference"), {"bundle_root": str(root), **overrides, "save": True})
     with unwrapped():
         for name in ("preprocessing", "inferer", "postprocessing"):
             parser.get_parsed_content(name)
+    scale = another_scale([parser.get_parsed_content("checkpoint")], parser.get_parsed_content("fov_diameter"))
+    if scale is not None:
+        _logger.warning("%s", scale)
 
 
 def _sha256_of_own(root: Path) -> str | None:

@@ -112,13 +112,13 @@ class Segmenter:
         check_device(parser.get_parsed_content("device"))
         checkpoint = str(parser.get_parsed_content("checkpoint"))
         network = load_weights(parser.get_parsed_content("network"), checkpoint)
+        names = ("preprocessing", "inferer", "postprocessing", "device")
+        parts = {name: parser.get_parsed_content(name) for name in names}
+        parts["device"] = torch.device(parts["device"])
         asked = parser.get_parsed_content("fov_diameter") if "fov_diameter" in parser else None
         scale = another_scale([checkpoint], asked)
         if scale is not None and get_rank() == 0:
             _logger.warning("%s: %s", checkpoint, scale)
-        names = ("preprocessing", "inferer", "postprocessing", "device")
-        parts = {name: parser.get_parsed_content(name) for name in names}
-        parts["device"] = torch.device(parts["device"])
         engine = choose_engine(parser.get_parsed_content("engine"), parts["device"], network)
         if engine == "openvino" and isinstance(network, UNet):
             streams = min(WORKERS, _threads()) if many else None

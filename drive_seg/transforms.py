@@ -71,12 +71,12 @@ class EnsureFOVd(MapTransform):
             inside = levels > levels.max() / 2
             if not inside.any():
                 raise DriveSegError(f"{_file_of(fov)}: {self.fov_key}: expected a field of view, got an empty mask")
-            between = levels > levels.max() / 5
-            between &= levels < levels.max() / 5 * 4
-            if between.float().mean() > MOST_BETWEEN:
+            white = levels.max().item()
+            between = ((levels > white / 5) & (levels < white * 4 / 5)).float().mean().item()
+            if between > MOST_BETWEEN:
                 raise DriveSegError(
-                    f"{_file_of(fov)}: {self.fov_key}: expected a mask, black and white, got "
-                    f"{between.float().mean():.0%} of grey, as in a photograph"
+                    f"{_file_of(fov)}: {self.fov_key}: expected a mask, black and white, got {between:.0%} of grey, as "
+                    "photographs have"
                 )
         else:
             try:

@@ -126,11 +126,11 @@ def evaluate_weights(root: Path, overrides: Mapping[str, Any], threshold: str | 
         values.update(chosen.parser.get_parsed_content("choice").overrides())
     elif threshold is not None:
         values["threshold"] = _probability(threshold)
-    if threshold != "auto" and get_rank() == 0 and "output_dir" in values:
-        (Path(str(values["output_dir"])) / "threshold.json").unlink(missing_ok=True)  # of an earlier evaluation
     names = ["train", "evaluate", *members]
     values["scores#config_files"] = config_files(root, *names)  # for the record
     done = run_workflow(root, names, "evaluating_all", values)
+    if threshold != "auto" and get_rank() == 0 and "output_dir" in values:
+        (Path(str(values["output_dir"])) / "threshold.json").unlink(missing_ok=True)  # of an earlier evaluation
     return done.parser.get_parsed_content("scores")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,15 +164,36 @@ def test_a_list_of_cases_as_windows_and_pandas_write_it(tmp_path: Path) -> None:
     assert [case["person"] for case in load_datalist(tmp_path, "training", validation_every=None)] == ["7", "7"]
 
 
-@pytest.mark.parametrize("persons", ["77", "78"])
-def test_a_person_on_both_sides_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, persons: str) -> None:
-    cases = [
-        {"image": f"{name}.png", "label": f"{name}.png", "person": of} for name, of in zip("ab", persons, strict=True)
-    ]
-    for name in "ab":
-        (tmp_path / f"{name}.png").touch()
+@pytest.mark.parametrize(
+    ("names", "persons", "told"), [("ab", "77", True), ("ab", "78", False), (["1L", "1R"], None, True)]
+)
+def test_a_person_on_both_sides_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: Sequence[str], persons: str | None, told: bool
+) -> None:
+    cases = [{"image": f"{name}.png", "label": f"{name}.png"} for name in names]
+    for case, of in zip(cases, persons or "", strict=persons is not None):
+        case["person"] = of
+    for case in cases:
+        (tmp_path / case["image"]).touch()
     (tmp_path / "dataset.json").write_text(json.dumps({"training": cases[:1], "validation": cases[1:], "test": []}))
     for section in ("training", "validation", "training"):
         load_datalist(tmp_path, section)
-    told = "persons with images in more than one of training, validation and test: 7; figures will be optimistic"
-    assert caplog.text.count(told) == (persons == "77")
+    said = f"persons with images in more than one of training, validation and test: {'1' if persons is None else '7'};"
+    assert caplog.text.count(said) == told
+
+
+def test_equal_numbers_are_not_one_person(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As where training and test images are numbered from 1 each; and folds part persons themselves."""
+    for section in ("training", "test"):
+        for number in (1, 2):
+            for folder in ("images", "1st_manual"):
+                path = tmp_path / section / folder / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    load_datalist(tmp_path, "training", validation_every=2)
+    cases = [{"image": f"training/images/{number}.png", "label": f"training/images/{number}.png"} for number in (1, 2)]
+    listed = {"training": [{**cases[0], "person": "7"}], "validation": [{**cases[1], "person": "7"}]}
+    load_datalist(tmp_path, "training", validation_every=None)
+    (tmp_path / "dataset.json").write_text(json.dumps(listed))
+    load_datalist(tmp_path, "training", validation_every=None)
+    assert not caplog.records

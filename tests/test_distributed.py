@@ -177,11 +177,12 @@ def test_groups_whose_store_is_served_by_the_first_process(tmp_path: Path, envir
     ]
     try:
         for process in processes:
-            assert process.wait(60) == 0, process.communicate()[1][-2000:]
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == 0, said[-2000:]
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 @pytest.mark.parametrize(("uuids", "each"), [(["a", "b"], True), (["a", "a"], False), (["a", None], False)])
@@ -204,5 +205,7 @@ def test_nccl_needs_a_gpu_for_each_process(
 
 
 def test_devices_that_processes_cannot_share_the_work_on() -> None:
-    with pytest.raises(DriveSegError, match=r"^device: expected cpu or cuda where processes share the work, got mps$"):
+    with pytest.raises(
+        DriveSegError, match=r"^device: expected cpu or cuda where processes share the work, got mps \("
+    ):
         join_process_group(device="mps")

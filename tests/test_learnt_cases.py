@@ -68,9 +68,12 @@ def test_the_scale_that_weights_have_learnt(tmp_path: Path) -> None:
         assert another_scale([a], fits) is None
         assert another_scale([unknown], fits) is None
     said = another_scale([b], [640, 1280])
-    assert said is not None and said.startswith(
-        'these weights were trained with --fov_diameter 180, not "[640,1280]": at another scale'
-    )
+    assert said is not None and said == another_scale([a, b], [640, 1280])
+    assert said.startswith('weights trained with --fov_diameter 180 are used with "[640,1280]"; at another scale')
+    for nonsense in ("[]", '"wide"', "[null]"):
+        unknown.with_suffix(".json").write_text(f'{{"fov_diameter": {nonsense}}}')
+        assert another_scale([unknown], 640) is None
+    assert another_scale([a], []) is None
     assert another_scale([a], [450, 1280]) is not None and another_scale([a], 1281) is not None
 
 
@@ -80,7 +83,9 @@ def test_photographs_segmented_at_another_scale(bundle: Path, tmp_path: Path, ca
     for diameter, told in ((180, False), (640, True)):
         caplog.clear()
         drive_seg.load(tmp_path / "model.pt", base_channels=4, depth=2, fov_diameter=diameter)
-        assert (f"{tmp_path / 'model.pt'}: these weights were trained with --fov_diameter 180" in caplog.text) is told
+        assert (
+            f"{tmp_path / 'model.pt'}: weights trained with --fov_diameter 180 are used with 640" in caplog.text
+        ) is told
 
 
 def test_shipped_weights_know_their_scale(bundle: Path) -> None:
@@ -105,7 +110,7 @@ def test_an_evaluation_says_what_it_knows(bundle: Path, five_phantoms: Path, tmp
     of_network["fov_diameter"] = 2 * values["fov_diameter"]
     scores = evaluate_weights(bundle, {**scored, **of_network, "output_dir": str(tmp_path / "larger")})
     (warning,) = scores.summary["protocol"]["warnings"]
-    assert warning.startswith(f"these weights were trained with --fov_diameter {values['fov_diameter']}, not")
+    assert warning.startswith(f"weights trained with --fov_diameter {values['fov_diameter']} are used with")
 
 
 def test_a_threshold_chosen_on_cases_that_trained_the_network_says_so(

@@ -40,8 +40,8 @@ class TestVesselProbabilities:
         logits[-1, 1, 2] = torch.nan
         with pytest.raises(DriveSegError) as raised:
             VesselProbabilitiesd("pred", refuse_nan=True)({"pred": MetaTensor(logits, meta=meta)})
-        said = "the network gave pixels that are not a number, expected probabilities; try --precision float32"
-        assert str(raised.value) == (f"eye.tif: {said}" if "filename_or_obj" in meta else said)
+        where = "eye.tif: " if "filename_or_obj" in meta else ""
+        assert str(raised.value).startswith(f"{where}the network gave pixels that are not a number, expected prob")
 
 
 class TestVesselMask:

@@ -140,11 +140,14 @@ def test_other_weights_come_without_the_figures_of_the_bundles_own(packed: Path)
 def test_weights_that_a_training_has_put_into_the_bundle_are_others(bundle: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     weights = make_weights(root / "models" / "model.pt")
-    (root / "models" / "model.json").write_text('{"training": ["Jane Doe.png, 3 bytes"], "validation": []}')
+    learnt = {"fov_diameter": 640, "training": ["Jane Doe.png, 3 bytes"], "validation": []}
+    (root / "models" / "model.json").write_text(json.dumps(learnt))
     with zipfile.ZipFile(package_bundle(root, tmp_path / "release")) as archive:
         names = [name for name in archive.namelist() if "/docs/" in name or "/models/" in name]
         metadata = json.loads(archive.read(f"{NAME}/configs/metadata.json"))
-    assert names == [f"{NAME}/docs/README.md", f"{NAME}/models/model.pt", f"{NAME}/models/model.ts"]
+        known = json.loads(archive.read(f"{NAME}/models/model.json"))
+    assert names == [f"{NAME}/docs/README.md", *(f"{NAME}/models/model.{ending}" for ending in ("json", "pt", "ts"))]
+    assert known == {"fov_diameter": 640}, "and no name of a photograph"
     assert metadata["weights_sha256"] == sha256(weights)
 
 
@@ -164,8 +167,10 @@ def test_own_weights_used_otherwise_keep_their_card(bundle: Path, tmp_path: Path
 
 
 def test_values_that_the_bundle_would_refuse(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["package", "--output-dir", str(tmp_path), "--threshold", "9"]
-    assert "threshold: expected a probability from 0 to 1, got 9" in refused(command, capsys)
+    command = ["package", "--output-dir", str(tmp_path)]
+    said = refused([*command, "--threshold", "9"], capsys)
+    assert "threshold: expected a probability from 0 to 1, got 9" in said
+    assert "pictures: expected some of vessels" in refused([*command, "--pictures", "['masks']"], capsys)
     assert not list(tmp_path.iterdir())
 
 

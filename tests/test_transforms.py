@@ -83,7 +83,10 @@ class TestEnsureFOV:
         height, width = 20, 30
         image = image_of(height, width)
         grey = np.linspace(0, 255, height * width).reshape(1, height, width).astype(np.uint8)
-        with pytest.raises(DriveSegError, match=r"^eye\.jpg: fov: expected a mask, black and white, got 60% of grey, "):
+        with pytest.raises(
+            DriveSegError,
+            match=r"^eye\.jpg: fov: expected a mask, black and white, got 60% of grey, ",
+        ):
             EnsureFOVd()({"image": image, "fov": tensor(grey, "eye.jpg")})
         soft = np.full((1, height, width), 200, np.uint8)
         soft[:, :, : width // 2] = 0
