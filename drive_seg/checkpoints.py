@@ -316,7 +316,7 @@ class TrainingState:
                 before, now = where_they_differ(f"{begun_with[name]}", f"{value}")
                 raise DriveSegError(
                     f"{self.path}: {name}: expected {before}, with which the training was begun, got {now}; for "
-                    "another training choose another output folder, and perhaps its weights (--pretrained)"
+                    "another training choose another output folder (--pretrained starts it from these weights)"
                 )
         try:
             for name, part in self.parts.items():

@@ -142,11 +142,17 @@ def test_two_trainings_do_not_share_a_folder(bundle: Path, five_phantoms: Path, 
     assert "another run is writing into this folder" in str(user_error(raised.value))
 
 
-def test_resuming_with_another_network_is_refused(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("base_channels", 8, "base_channels: expected 4, with which the training was begun, got 8"),
+    ("network_def#in_channels", 4, "cannot be resumed from"),
+])  # fmt: skip
+def test_resuming_with_another_network_is_refused(
+    bundle: Path, five_phantoms: Path, tmp_path: Path, key: str, value: int, said: str
+) -> None:
     train(bundle, overrides(five_phantoms, tmp_path, max_epochs=1))
     with pytest.raises(Exception) as raised:
-        train(bundle, overrides(five_phantoms, tmp_path, max_epochs=1, base_channels=8, resume=True))
-    assert "cannot be resumed from" in str(user_error(raised.value))
+        train(bundle, overrides(five_phantoms, tmp_path, **{"max_epochs": 1, "resume": True, key: value}))
+    assert said in str(user_error(raised.value))
 
 
 def test_resuming_with_other_settings_is_refused(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
