@@ -288,16 +288,15 @@ def _in_several(sections: Mapping[str, Sequence[Case]]) -> list[str]:
 
     Equal names alone do not count: many datasets number training and test images from 1 each.
     """
-    places: dict[str, set[str]] = {}
-    names: dict[str, set[str]] = {}
+    by_person: dict[str, list[tuple[str, Case]]] = {}
     for section, cases in sections.items():
         for case in cases:
-            places.setdefault(person(case), set()).add(section)
-            names.setdefault(person(case), set()).add(case["case_id"] + ("@" if "person" in case else ""))
+            by_person.setdefault(person(case), []).append((section, case))
     return sorted(
         name
-        for name, found in places.items()
-        if len(found) > 1 and (len(names[name]) > 1 or any(text.endswith("@") for text in names[name]))
+        for name, found in by_person.items()
+        if len({section for section, _ in found}) > 1
+        and (len({case["case_id"] for _, case in found}) > 1 or any("person" in case for _, case in found))
     )
 
 
