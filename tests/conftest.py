@@ -60,3 +60,37 @@ def small(tmp_path: Path) -> Path:
     from builders import write_drive_layout
 
     return write_drive_layout(tmp_path, training=range(21, 27), test=range(1, 3))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five photographs and one that is none."""
+    from PIL import Image
+
+    from drive_seg.phantom import make_phantom
+
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for number in range(5):
+        Image.fromarray(make_phantom(number, 150, 141).image).save(photographs / f"{number}.png")
+    (photographs / "broken.png").write_bytes(b"not an image")
+    return photographs
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, object]:
+    """Of a small network for ``folder``, with weights of its own."""
+    import torch
+
+    from drive_seg.networks import UNet
+
+    torch.manual_seed(0)
+    torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
+    return {
+        "base_channels": 4,
+        "depth": 3,
+        "fov_diameter": 128,
+        "precision": "float32",
+        "engine": "torch",
+        "checkpoint": str(tmp_path / "model.pt"),
+    }

@@ -1,3 +1,5 @@
+"""Photographs are segmented into a folder: what is written, what fails, and in how many processes."""
+
 from __future__ import annotations
 
 import csv
@@ -11,40 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from filelock import FileLock
 from PIL import Image
 
 from drive_seg.errors import DriveSegError
-from drive_seg.files import sha256
 from drive_seg.fov import estimate_fov
-from drive_seg.journal import Journal, read_journals
+from drive_seg.journal import read_journals
 from drive_seg.measures import measure_vessels
-from drive_seg.networks import UNet
 from drive_seg.phantom import make_phantom
 from drive_seg.pictures import SaveVesselsd
 from drive_seg.predict import segment_photographs
 
-SMALL = {"base_channels": 4, "depth": 3, "fov_diameter": 128, "precision": "float32", "engine": "torch"}
 KINDS = ("vessels.png", "probability.png", "overlay.jpg", "thumbnail.jpg")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Five photographs and one that is none."""
-    photographs = tmp_path / "photographs"
-    photographs.mkdir()
-    for number in range(5):
-        Image.fromarray(make_phantom(number, 150, 141).image).save(photographs / f"{number}.png")
-    (photographs / "broken.png").write_bytes(b"not an image")
-    return photographs
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> dict[str, object]:
-    torch.manual_seed(0)
-    torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
-    return {**SMALL, "checkpoint": str(tmp_path / "model.pt")}
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -55,19 +34,11 @@ def times(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix in (".png", ".jpg")}
 
 
-def test_two_runs_in_one_folder(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
-    """The second would replace pictures of the first, and neither's tables would tell of all of them."""
-    out = tmp_path / "out"
-    out.mkdir()
-    with FileLock(out / ".predict.lock"), pytest.raises(DriveSegError, match="out: another run is writing into"):
-        segment_photographs(bundle, [folder], out, settings)
-    assert results(out) == {}
-    segment_photographs(bundle, [folder / "0.png"], out, settings)
-    with pytest.raises(DriveSegError, match="nothing: the config has no such key") as raised:
-        segment_photographs(bundle, [folder], out, {**settings, "nothing": 1})
-    segment_photographs(bundle, [folder / "1.png"], out, settings)
-    assert raised.value.__traceback__ is not None, "what the failed run held is still held"
-    assert {name[0] for name in results(out)} == {"0", "1"}, "a run that has failed stands in no other's way"
+def another(folder: Path, number: int, name: str = "0.png") -> Path:
+    """A photograph of a name that there is already, in another folder."""
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(make_phantom(number, 150, 141).image).save(folder / name)
+    return folder / name
 
 
 def test_all_but_the_bad_one(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
@@ -94,24 +65,6 @@ def test_all_but_the_bad_one(bundle: Path, folder: Path, settings: dict[str, obj
     assert "broken.png" in page and "1 could not be segmented" in page
 
 
-def test_run_again_only_what_is_missing_is_done(
-    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    segment_photographs(bundle, [folder], out, settings)
-    before, first = times(out), results(out)
-    (out / "2_overlay.jpg").unlink()
-    Image.fromarray(make_phantom(9, 150, 141).image).save(folder / "broken.png")  # mended
-    capsys.readouterr()
-    assert segment_photographs(bundle, [folder], out, settings) == []
-    assert "4 of 6 are done already" in capsys.readouterr().err
-    after = times(out)
-    redone = {name for name in after if after[name] != before.get(name)}
-    assert redone == {f"{name}_{kind}" for name in ("2", "broken") for kind in KINDS}
-    assert {name: results(out)[name] for name in first} == first
-    assert not (out / "failed.csv").exists()
-
-
 def test_measures_in_millimetres_or_none(
     bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
 ) -> None:
@@ -125,55 +78,6 @@ def test_measures_in_millimetres_or_none(
     assert not (out / "vessels.csv").exists()
     (kept,) = out.glob("vessels_*.csv")
     assert kept.read_text() == before, "what was measured is not lost"
-
-
-def test_a_table_that_other_settings_replace_is_kept(
-    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    segment_photographs(bundle, [folder / "0.png"], out, settings)
-    before = (out / "vessels.csv").read_text()
-    segment_photographs(bundle, [folder / "0.png", folder / "2.png"], out, settings)
-    assert not list(out.glob("vessels_*.csv")), "its row is still there"
-    segment_photographs(bundle, [folder / "0.png"], out, {**settings, "pixel_spacing_mm": 0.02})
-    (kept,) = out.glob("vessels_*.csv")
-    assert kept.read_text().startswith(before) and f"kept as {kept.name}" in capsys.readouterr().err
-    spacings = [
-        json.loads((out / f"settings{suffix}.json").read_text())["settings"]["pixel_spacing_mm"]
-        for suffix in ("", kept.stem.removeprefix("vessels"))
-    ]
-    assert spacings == [0.02, None], "what either was measured with"
-
-
-def test_the_settings_of_a_folder_are_told(
-    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    segment_photographs(bundle, [folder / "0.png"], out, settings)
-    about = json.loads((out / "settings.json").read_text())
-    assert about["weights_sha256"] == sha256(str(settings["checkpoint"])) and about["engine"] == "torch"
-    assert about["precision"] == "float32" and about["device"] == "cpu"
-    assert {"drive-seg", "python", "torch", "monai"} <= about["versions"].keys()
-    told = about["settings"]
-    assert (told["threshold"], told["adaptation"], told["base_channels"], told["fov_diameter"]) == (0.5, 0.5, 4, 128)
-    segment_photographs(bundle, [folder / "0.png"], out, {**settings, "threshold": 0.5, "flips": False})
-    assert "1 of 1 are done already" in capsys.readouterr().err, "what the config says anyway changes nothing"
-
-
-def test_a_photograph_keeps_the_name_of_its_results(
-    bundle: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Patient A is segmented first, then A and B, who call their photographs alike."""
-    for number, patient in enumerate("AB"):
-        (tmp_path / patient).mkdir()
-        Image.fromarray(make_phantom(number, 150, 141).image).save(tmp_path / patient / "L.png")
-    out = tmp_path / "out"
-    segment_photographs(bundle, [tmp_path / "A"], out, settings)
-    segment_photographs(bundle, [tmp_path / "A", tmp_path / "B"], out, settings)
-    assert "1 of 2 are done already" in capsys.readouterr().err
-    assert {path.name for path in out.glob("*_vessels.png")} == {"L_vessels.png", "B_L_png_vessels.png"}
-    with (out / "vessels.csv").open() as file:
-        assert [row["case_id"] for row in csv.DictReader(file)] == ["L", "B_L_png"]
 
 
 def test_masks_alone(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
@@ -191,110 +95,6 @@ def test_keys_without_a_meaning_here(bundle: Path, folder: Path, tmp_path: Path,
     with pytest.raises(DriveSegError, match=rf"^{key}: .*expected"):
         segment_photographs(bundle, [folder], tmp_path / "out", {key: "x"})
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("change", ["photograph", "setting", "weights"])
-def test_what_has_changed_is_done_again(
-    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, change: str
-) -> None:
-    out = tmp_path / "out"
-    segment_photographs(bundle, [folder], out, settings)
-    before = times(out)
-    if change == "photograph":
-        Image.fromarray(make_phantom(7, 150, 141).image).save(folder / "1.png")
-    elif change == "weights":
-        torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
-    else:
-        settings = {**settings, "threshold": 0.3}
-    segment_photographs(bundle, [folder], out, settings)
-    redone = {name.split("_")[0] for name, stamp in times(out).items() if stamp != before[name]}
-    assert redone == ({"1"} if change == "photograph" else {"0", "1", "2", "3", "4"})
-
-
-def another(folder: Path, number: int, name: str = "0.png") -> Path:
-    """A photograph of a name that there is already, in another folder."""
-    folder.mkdir(exist_ok=True)
-    Image.fromarray(make_phantom(number, 150, 141).image).save(folder / name)
-    return folder / name
-
-
-def test_results_of_other_settings_are_not_taken_for_those_of_these(
-    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
-) -> None:
-    """The journal knows both, the files are of the last."""
-    out = tmp_path / "out"
-    for changes in ({}, {"threshold": 0.3}, {}):
-        segment_photographs(bundle, [folder / "0.png"], out, {**settings, **changes})
-        mask = np.asarray(Image.open(out / "0_vessels.png"))
-        probability = np.asarray(Image.open(out / "0_probability.png"))
-        fov = estimate_fov(make_phantom(0, 150, 141).image)
-        assert np.array_equal(mask > 0, (probability >= changes.get("threshold", 0.5) * 65535) & fov)
-
-
-def test_results_of_another_photograph_are_not_replaced(
-    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    segment_photographs(bundle, [folder / "0.png"], out, settings)
-    before = results(out)
-    other = another(tmp_path / "other", 8)
-    with pytest.raises(
-        DriveSegError, match=r"out: 0 is of .*photographs/0\.png, whose results those of .*other/0\.png"
-    ):
-        segment_photographs(bundle, [other], out, settings)
-    assert results(out) == before
-    (folder / "0.png").rename(folder / "moved.png")
-    segment_photographs(bundle, [other], out, settings)
-    assert results(out) != before
-
-
-def listed(out: Path, table: str = "vessels.csv") -> list[str]:
-    with (out / table).open(encoding="utf-8", newline="") as file:
-        return [Path(row["photograph"]).name for row in csv.DictReader(file)]
-
-
-def test_a_second_folder_is_added_to_the_tables(
-    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out, other = tmp_path / "out", tmp_path / "other"
-    segment_photographs(bundle, [folder], out, settings)
-    another(other, 8, "a.png")
-    assert segment_photographs(bundle, [other], out, settings) == [], "that of the first folder is not of this run"
-    assert listed(out) == ["a.png", "0.png", "1.png", "2.png", "3.png", "4.png"], "other/ comes before photographs/"
-    assert listed(out, "failed.csv") == ["broken.png"]
-    assert "left out of its tables" not in capsys.readouterr().err
-    page = (out / "gallery.html").read_text()
-    assert 'src="a_thumbnail.jpg"' in page and 'src="4_thumbnail.jpg"' in page and "broken.png" in page
-
-    (folder / "0.png").unlink()
-    (out / "1_overlay.jpg").unlink()
-    Image.fromarray(make_phantom(9, 150, 141).image).save(folder / "2.png")
-    segment_photographs(bundle, [other], out, settings)
-    assert listed(out) == ["a.png", "3.png", "4.png"], "gone, without all its results, changed since"
-    assert "of an earlier run: 2 of 5 photographs" in capsys.readouterr().err
-    segment_photographs(bundle, [other], out, {**settings, "threshold": 0.3})
-    assert listed(out) == ["a.png"]
-    assert "of an earlier run: 5 of 5 photographs" in capsys.readouterr().err
-
-
-def test_a_photograph_that_had_another_name_among_others_is_in_the_tables_once(
-    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
-) -> None:
-    out, other = tmp_path / "out", another(tmp_path / "other", 8)
-    segment_photographs(bundle, [folder / "0.png", other], out, settings)
-    segment_photographs(bundle, [folder / "0.png"], out, settings)
-    with (out / "vessels.csv").open(encoding="utf-8", newline="") as file:
-        assert [row["photograph"] for row in csv.DictReader(file)] == [str(other), str(folder / "0.png")]
-
-
-def test_results_do_not_go_among_the_photographs(
-    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
-) -> None:
-    before = sorted(folder.iterdir())
-    for paths in ([folder], [folder / "0.png"]):
-        with pytest.raises(DriveSegError, match=r"photographs: .*\.png lies there, choose an output folder without"):
-            segment_photographs(bundle, paths, folder / "." / "", settings)
-    assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names elsewhere are Unicode")
@@ -360,35 +160,6 @@ def test_masks_of_the_field_of_view(
     assert "0_mask.png: fov: expected the size of" in reason
     with pytest.raises(DriveSegError, match=r"masks: holds no mask of the photographs, expected files such as 2_mask"):
         segment_photographs(bundle, [folder / "2.png"], tmp_path / "none", settings, fov_dir=masks)
-
-
-def test_journal_with_a_line_cut_off(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "progress_0.jsonl")
-    journal.add({"case_id": "a"})
-    journal.add({"case_id": "b"})
-    whole = journal.path.read_bytes()
-    journal.path.write_bytes(whole[:-5])
-    journal.add({"case_id": "c"})
-    assert read_journals(tmp_path, "progress_*.jsonl") == [{"case_id": "a"}, {"case_id": "c"}]
-    (tmp_path / "progress_1.jsonl").write_bytes(b"\xff\x00garbage\n7\n[]")
-    assert len(read_journals(tmp_path, "progress_*.jsonl")) == 2
-
-
-def test_a_journal_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(DriveSegError, match=r"progress_0\.jsonl: cannot be written"):
-        Journal(tmp_path / "absent" / "progress_0.jsonl").add({})
-
-
-def test_leftovers_of_a_killed_run_are_removed(
-    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    ours, others = out / ".1_overlay.0a1b2c3d.jpg", [out / ".hidden.png", out / ".photo.of.me.png"]
-    for path in (ours, *others):
-        path.write_bytes(b"half a file")
-    segment_photographs(bundle, [folder], out, settings)
-    assert not ours.exists() and all(path.exists() for path in others)
 
 
 def command(folder: Path, out: Path, settings: dict[str, object]) -> list[str]:
