@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 from numbers import Integral
+from typing import Any
 
 import torch
 from monai.networks.layers.factories import Conv, Norm, Pool
 from torch import nn
+from torch.func import functional_call
 
 from drive_seg.adaptation import EVERY, adapt_batch_norm
 from drive_seg.errors import ArgumentError
@@ -96,8 +98,10 @@ class DecoderStage(nn.Module):
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """Features from below and from the encoder → (B, out_channels, size of ``skip`` when padded)."""
-        x = self.up(x)
-        if not torch.jit.is_scripting():
+        if torch.jit.is_scripting():
+            x = self.up(x)
+        else:
+            x = _upsampled(self.up, x)
             skip = _with_gradient_in_one_piece(skip)
         if self.padded:
             x = _pad_to(x, skip, self.padding_mode)
@@ -228,13 +232,45 @@ class UNet(nn.Module):
                 )
 
 
+def _is_trained_on_cpu(x: torch.Tensor) -> bool:
+    return (
+        x.requires_grad and x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    )
+
+
+class _GradientOfBias(torch.autograd.Function):
+    """Passes on an output in which a bias is contained already, and its gradient to the output and the bias."""
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        everywhere = [dim for dim in range(gradient.dim()) if dim != 1]
+        return gradient, gradient.sum(everywhere, dtype=torch.promote_types(gradient.dtype, torch.float32))
+
+
+def _upsampled(up: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The transposed convolution of x.
+
+    On a CPU in bfloat16, PyTorch takes longer for the gradient of its bias than for the rest of its backward pass
+    (seen in 2.13). Summing it here, in float32, makes a training step a twenty-fifth shorter.
+    """
+    if not _is_trained_on_cpu(x):
+        return up(x)
+    bias = up.get_parameter("bias")
+    output = functional_call(up, {"bias": bias.detach()}, (x,))
+    return _GradientOfBias.apply(output, bias)
+
+
 def _with_gradient_in_one_piece(x: torch.Tensor) -> torch.Tensor:
     """The same values, with the gradient copied on its way back.
 
     The gradient of a concatenation is a slice. On a CPU, adding it to the gradient of the pooling takes three times as
     long as copying it first, a thirtieth of a training step.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not x.requires_grad or x.device.type != "cpu":
+    if not _is_trained_on_cpu(x):
         return x
     x = x.view_as(x)
     x.register_hook(_in_one_piece)

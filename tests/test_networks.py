@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from drive_seg.networks import ConvBlock, DecoderStage, EncoderStage, OutputLayer, UNet
+from drive_seg.networks import ConvBlock, DecoderStage, EncoderStage, OutputLayer, UNet, _upsampled
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, nn.Conv3d, nn.ConvTranspose3d)
 
@@ -127,6 +127,35 @@ def test_the_gradient_of_a_skip_connection_comes_in_one_piece(monkeypatch: pytes
     plain = gradient()
     assert not plain.is_contiguous(**channels_last), "a slice, which is why"
     assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-12)])
+def test_upsampling_has_the_gradients_of_the_layer_itself(
+    dims: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = DecoderStage(dims, in_channels=4, skip_channels=2, out_channels=2).to(dtype)
+    below = torch.randn(2, 4, *[3, 5, 4][:dims], dtype=dtype, requires_grad=True)
+    skip = torch.randn(2, 2, *[6, 10, 8][:dims], dtype=dtype)
+    wanted = [below, *stage.parameters()]
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(stage(below, skip).pow(3).sum(), wanted)
+
+    ours = gradients()
+    monkeypatch.setattr("drive_seg.networks._upsampled", lambda up, x: up(x))
+    torch.testing.assert_close(ours, gradients(), rtol=tolerance, atol=tolerance)
+
+
+def test_the_gradient_of_the_upsampling_bias_is_summed_in_float32() -> None:
+    """In bfloat16, 0.001 more is lost in a sum from 0.5 on."""
+    up = DecoderStage(2, in_channels=2, skip_channels=1, out_channels=1).up
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = _upsampled(up, torch.randn(1, 2, 64, 64, requires_grad=True))
+    assert output.dtype is torch.bfloat16
+    output.backward(torch.full_like(output, 0.001))
+    exact = float(torch.tensor(0.001, dtype=torch.bfloat16)) * 128 * 128
+    torch.testing.assert_close(up.bias.grad, torch.tensor([exact]), rtol=1e-5, atol=0)
 
 
 def test_unpadded_crops_the_encoders_features_at_the_centre() -> None:
