@@ -29,6 +29,19 @@ EVERY = 4
 """Only one row in this many is measured: neighbours are alike, and measuring all takes longer than normalising."""
 
 
+def _along_rows(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """One value per channel, (B, C, 1, …, 1), for arithmetic with x (B, C, *spatial); repeated along rows on a CPU.
+
+    With channels last in memory, PyTorch would work through x pixel by pixel, whose 16 channels are too few to be fast.
+    With a value for each pixel of a row, it works through rows.
+    """
+    if not torch.jit.is_scripting():
+        whole_rows = x.device.type == "cpu" and x.stride(1) == 1
+        if whole_rows and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+            return values.movedim(1, -1).repeat([1] * (x.dim() - 2) + [x.shape[-1], 1]).movedim(-1, 1)
+    return values
+
+
 class _Adaptive(_BatchNorm):
     """Normalises like its other base class in training, and with the mixed statistics in evaluation.
 
@@ -46,12 +59,15 @@ class _Adaptive(_BatchNorm):
         assert self.running_mean is not None and self.running_var is not None
         one_each = [-1] + [1] * (x.dim() - 2)
         measured = x[:, :, :: self.every].float()
-        variance, mean = torch.var_mean(measured, dim=list(range(2, x.dim())), correction=0, keepdim=True)
+        everywhere = list(range(2, x.dim()))
+        mean = measured.mean(dim=everywhere, keepdim=True)
+        # var_mean is slower on a CPU.
+        variance = (measured - _along_rows(mean, x)).square().mean(dim=everywhere, keepdim=True)
         mean = self.share * mean + (1 - self.share) * self.running_mean.reshape(one_each)
         variance = self.share * variance + (1 - self.share) * self.running_var.reshape(one_each)
         scale = self.weight.reshape(one_each) * torch.rsqrt(variance + self.eps)
         shift = self.bias.reshape(one_each) - mean * scale
-        return x * scale.to(x.dtype) + shift.to(x.dtype)
+        return x * _along_rows(scale.to(x.dtype), x) + _along_rows(shift.to(x.dtype), x)
 
     @torch.jit.unused  # TorchScript does not know super()
     def _plain(self, x: torch.Tensor) -> torch.Tensor:

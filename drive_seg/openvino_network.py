@@ -29,7 +29,7 @@ PRECISIONS = {"auto": None, "float32": "f32", "bfloat16": "bf16", "float16": "f1
 PADDING = "decoder_padding_"
 """Name of the nodes of the decoder's padding, followed by a number."""
 
-CONVERSION = 5
+CONVERSION = 6
 """Version of the conversion; a cached network from another version is not used."""
 
 BOUNDED_CACHE = {"CPU_RUNTIME_CACHE_CAPACITY": 100}

@@ -47,6 +47,24 @@ def test_each_image_is_normalised_by_the_mixture(plain: nn.Module, sides: tuple[
             np.testing.assert_allclose(normalized[channel], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("plain", "sides", "memory_format"),
+    [
+        (nn.BatchNorm2d(3), (9, 6), torch.channels_last),
+        (nn.BatchNorm3d(3), (9, 4, 5), torch.channels_last_3d),
+    ],
+)
+def test_the_order_in_memory_does_not_matter(
+    plain: nn.Module, sides: tuple[int, ...], memory_format: torch.memory_format
+) -> None:
+    layer = adapt_batch_norm(trained(plain, sides), 0.3)
+    x = 2 * torch.randn(2, 3, *sides) + 5
+    with torch.no_grad():
+        result = layer(x.to(memory_format=memory_format))
+        torch.testing.assert_close(result, layer(x), rtol=1e-5, atol=1e-5)
+    assert result.is_contiguous(memory_format=memory_format)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_what_it_is_and_measures_in_float32(dtype: torch.dtype) -> None:
     layer = adapt_batch_norm(trained(nn.BatchNorm2d(3), (8, 8)), 0.5)
