@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,17 @@ from drive_seg.quality import QualityCheck
 from drive_seg.scores import Scoring
 
 RGB = tuple[int, int, int]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch with one thread, as in the processes of a test's torchrun: on some CPUs it decides over the last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def save_palette(path: Path, indices: np.ndarray, palette: Mapping[int, RGB]) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import one_thread
 from PIL import Image
 
 from drive_seg.errors import DriveSegError
@@ -194,7 +195,8 @@ def test_killed_in_the_middle(folder: Path, settings: dict[str, object], tmp_pat
 @pytest.mark.slow
 def test_shared_out_over_processes(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
     out, alone = tmp_path / "out", tmp_path / "alone"
-    segment_photographs(bundle, [folder], alone, settings)
+    with one_thread():
+        segment_photographs(bundle, [folder], alone, settings)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *command(folder, out, settings)],
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,

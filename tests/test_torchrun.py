@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import one_thread
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from test_training import overrides, same_content, state_of, table
@@ -69,8 +70,9 @@ def in_this_process(bundle: Path, names: list[str], run_id: str, values: dict[st
     workflow = ConfigWorkflow(
         config_file=files, workflow_type="train", run_id=run_id, logging_file=False, bundle_root=str(bundle), **values
     )
-    workflow.initialize()
-    workflow.run()
+    with one_thread():
+        workflow.initialize()
+        workflow.run()
 
 
 def test_two_processes_train_and_evaluate_as_one(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
