@@ -241,9 +241,15 @@ def _is_trained_on_cpu(x: torch.Tensor) -> bool:
 class _GradientOfBias(torch.autograd.Function):
     """Passes on an output in which a bias is contained already, and its gradient to the output and the bias."""
 
+    generate_vmap_rule = True  # as setup_context, for torch.func
+
     @staticmethod
-    def forward(ctx: Any, output: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def forward(output: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return output.view_as(output)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -251,7 +257,7 @@ class _GradientOfBias(torch.autograd.Function):
         return gradient, gradient.sum(everywhere, dtype=torch.promote_types(gradient.dtype, torch.float32))
 
 
-def _upsampled(up: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _upsampled(up: Any, x: torch.Tensor) -> torch.Tensor:
     """The transposed convolution of x.
 
     On a CPU in bfloat16, PyTorch takes longer for the gradient of its bias than for the rest of its backward pass
@@ -259,7 +265,7 @@ def _upsampled(up: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """
     if not _is_trained_on_cpu(x):
         return up(x)
-    bias = up.get_parameter("bias")
+    bias = up.bias
     output = functional_call(up, {"bias": bias.detach()}, (x,))
     return _GradientOfBias.apply(output, bias)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, grad, vmap
 
 from drive_seg.networks import ConvBlock, DecoderStage, EncoderStage, OutputLayer, UNet, _upsampled
 
@@ -156,6 +157,25 @@ def test_the_gradient_of_the_upsampling_bias_is_summed_in_float32() -> None:
     output.backward(torch.full_like(output, 0.001))
     exact = float(torch.tensor(0.001, dtype=torch.bfloat16)) * 128 * 128
     torch.testing.assert_close(up.bias.grad, torch.tensor([exact]), rtol=1e-5, atol=0)
+
+
+def test_gradients_by_functions(trained_a_little: UNet) -> None:
+    """With other weights than the network's own, and of each image of a batch, as ``torch.func`` computes them."""
+    images = torch.randn(2, 3, 17, 16)
+
+    def loss(weights: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+        return functional_call(trained_a_little, weights, (image[None],)).square().mean()
+
+    weights = {name: parameter.detach().clone() for name, parameter in trained_a_little.named_parameters()}
+    of_each = vmap(grad(loss), in_dims=(None, 0))(weights, images)
+    others = {name: values.clone().requires_grad_() for name, values in weights.items()}
+    for number, image in enumerate(images):
+        trained_a_little.zero_grad()
+        trained_a_little(image[None]).square().mean().backward()
+        exact = {name: parameter.grad for name, parameter in trained_a_little.named_parameters()}
+        torch.testing.assert_close({name: values[number] for name, values in of_each.items()}, exact)
+        given = torch.autograd.grad(loss(others, image), list(others.values()))
+        torch.testing.assert_close(dict(zip(others, given, strict=True)), exact)
 
 
 def test_unpadded_crops_the_encoders_features_at_the_centre() -> None:
