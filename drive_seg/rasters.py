@@ -50,14 +50,26 @@ def is_tiff(path: str | os.PathLike) -> bool:
 def grey_levels(image: Image.Image) -> np.ndarray:
     """An annotation or mask in grey levels, (H, W), uint8.
 
-    Palettes are looked up. If a palette gives the only two indices the same grey, such as black and nearly black, the
-    indices themselves are used: 0 and 255.
+    Palettes are looked up, and what is transparent is black, unless all of the picture is. If there are only two
+    values and both give the same grey, such as black and nearly black, they become 0 and 255.
+
+    Raises:
+        ValueError: if all that can be seen is black, and the rest is transparent.
     """
+    if image.mode != "P" and image.has_transparency_data:  # palettes may name any of their colours as transparent
+        drawn = image.convert("RGBA")
+        alpha = drawn.getchannel("A")
+        on_black = Image.alpha_composite(Image.new("RGBA", drawn.size, "black"), drawn).convert("RGB")
+        faintest, strongest = alpha.getextrema()
+        if on_black.getbbox() is None and faintest != strongest:  # an annotation in ink, or the surroundings of an eye
+            raise ValueError("expected a mask in white on black, got black beside transparent pixels")
+        image = on_black if strongest else drawn.convert("RGB")
     levels = np.array(image.convert("L"))
-    if image.mode == "P" and levels.min() == levels.max():
-        indices = np.asarray(image)
-        if len(np.unique(indices)) == 2:
-            return (indices > indices.min()).astype(np.uint8) * 255
+    if levels.min() == levels.max():
+        values = np.asarray(image)
+        values = values if values.ndim == 2 else values.sum(axis=2)
+        if len(np.unique(values)) == 2:
+            return (values > values.min()).astype(np.uint8) * 255
     return levels
 
 

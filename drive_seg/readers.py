@@ -76,8 +76,10 @@ def read_image(path: str | os.PathLike, content: str = "photograph") -> np.ndarr
         path: the file; the first of several frames of a GIF or TIFF is read, and any EXIF orientation is applied.
         content: ``photograph``: RGB, uint8, (H, W, 3); grey, palette, alpha, CMYK and 16 bits per channel are
             converted, for the latter see ``to_8_bit``.
-            ``binary``: an annotation or mask of two values, uint8, (H, W), in grey levels: palettes are looked up, so
-            that the background is zero both for {0, 255} and for the raw indices {0, 1} of DRIVE's second observer.
+            ``binary``: an annotation or mask of two values, uint8, (H, W), in grey levels: palettes are looked up and
+            transparent pixels are black, so that the background is zero both for {0, 255} and for the raw indices
+            {0, 1} of DRIVE's second observer. Of other numbers, such as {-1, 0} or {0, 0.9}, zero is the background,
+            or the lower one if none is zero, and the foreground is 1.
             ``classes``: an annotation of several classes, uint8, (H, W), raw values or palette indices.
 
     Raises:
@@ -138,17 +140,16 @@ def _from_values(values: np.ndarray, full_scale: float | None, content: str, pat
     if values.ndim == 3:
         if content == "classes":
             raise DriveSegError(f"{path}: expected one channel of class values, got three")
-        return np.array(Image.fromarray(np.ascontiguousarray(values.clip(0, 255).astype(np.uint8))).convert("L"))
-    whole = values.clip(0, 255).astype(np.uint8)
-    if (whole == values).all():
-        return whole
+        return _from_raster(Image.fromarray(np.ascontiguousarray(values.clip(0, 255).astype(np.uint8))), content, path)
+    levels = np.unique(values)
+    if content == "binary" and len(levels) <= 2 and np.isfinite(levels).all():
+        background = levels[0] if len(levels) == 2 and 0 not in levels else 0
+        return (values != background).astype(np.uint8)
+    if np.isin(levels, np.arange(256)).all():
+        return values.astype(np.uint8)
     if content == "classes":
-        raise DriveSegError(f"{path}: expected class values from 0 to 255, got {values.min():g} to {values.max():g}")
-    if len(np.unique(values)) > 2:
-        raise DriveSegError(
-            f"{path}: expected a mask of two values, got more, from {values.min():g} to {values.max():g}"
-        )
-    return (values != 0).astype(np.uint8)
+        raise DriveSegError(f"{path}: expected class values from 0 to 255, got {levels[0]:g} to {levels[-1]:g}")
+    raise DriveSegError(f"{path}: expected a mask of two values, got others, from {levels[0]:g} to {levels[-1]:g}")
 
 
 def _from_raster(image: Image.Image, content: str, path: str) -> np.ndarray:
@@ -165,4 +166,9 @@ def _from_raster(image: Image.Image, content: str, path: str) -> np.ndarray:
         if image.mode not in ("P", "L", "1"):
             raise DriveSegError(f"{path}: expected one channel of class values, got pixels of mode {image.mode}")
         return np.asarray(image).astype(np.uint8)
-    return grey_levels(image)
+    if image.mode in ("I", "F"):
+        return _from_values(np.asarray(image), None, content, path)
+    try:
+        return grey_levels(image)
+    except ValueError as error:
+        raise DriveSegError(f"{path}: {error}") from error

@@ -44,6 +44,13 @@ class TestDicom:
         inverted = save_dicom(tmp_path / "eye.dcm", twelve, "MONOCHROME1", bits=12)
         np.testing.assert_array_equal(read_image(inverted), expected.repeat(3, axis=2))
 
+    @pytest.mark.parametrize(("interpretation", "foreground"), [("MONOCHROME1", 0), ("MONOCHROME2", 1)])
+    def test_masks_of_ones(self, tmp_path: Path, interpretation: str, foreground: int) -> None:
+        """Where 0 is white, the numbers are 255 and 254, of which neither is the black of a mask."""
+        mask = np.array([[0, 1, 1], [0, 0, 1]], np.uint8)
+        path = save_dicom(tmp_path / "mask.dcm", mask, interpretation)
+        np.testing.assert_array_equal(read_image(path, "binary"), mask == foreground)
+
     @pytest.mark.parametrize("interpretation", ["MONOCHROME1", "MONOCHROME2"])
     def test_signed_pixels_are_refused(self, tmp_path: Path, interpretation: str) -> None:
         signed = np.linspace(-2048, 2047, 35).astype(np.int16).reshape(5, 7)

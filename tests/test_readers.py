@@ -77,6 +77,47 @@ def test_binary(tmp_path: Path, make: Callable[[Path], Path], foreground: int) -
     np.testing.assert_array_equal(loaded[0], DRAWN * foreground)
 
 
+def in_colours(background: tuple[int, ...], drawn: tuple[int, ...]) -> np.ndarray:
+    return np.where(DRAWN[..., None] == 1, np.array(drawn), np.array(background)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("pixels", "foreground"), [
+    (in_colours((255, 255, 255, 0), (255, 255, 255, 255)), 255),  # white, also where nothing can be seen
+    (in_colours((255, 0), (255, 255)), 255),
+    (in_colours((0, 0, 0, 0), (255, 0, 0, 128)), 38),  # 0.299 · 128, drawn with a soft pen
+    (in_colours((0, 0, 0, 0), (200, 200, 200, 0)), 200),  # transparent everywhere
+    (in_colours((0, 0, 0, 255), (0, 0, 4, 255)), 255),  # both are black in grey
+    (in_colours((0, 0, 0), (0, 0, 4)), 255),
+    (DRAWN.astype(np.uint16) * 255, 255),  # of 65535
+    (DRAWN * np.float32(0.9), 1),
+    (DRAWN * np.float32(200), 1),
+    (DRAWN * np.int32(-1), 1),
+    (DRAWN + np.int32(300), 1),
+], ids=str)  # fmt: skip
+def test_masks_that_grey_levels_alone_would_leave_empty_or_full(
+    tmp_path: Path, pixels: np.ndarray, foreground: int
+) -> None:
+    path = save(Image.fromarray(pixels), tmp_path / "drawn.tif")
+    np.testing.assert_array_equal(read_image(path, "binary"), DRAWN * foreground)
+
+
+@pytest.mark.parametrize("drawn", [255, 128])
+def test_black_on_nothing_is_no_mask(tmp_path: Path, drawn: int) -> None:
+    """An annotation in ink, or a template that hides the surroundings of an eye: one is the other's contrary."""
+    path = save(Image.fromarray(DRAWN[..., None] * np.array([0, 0, 0, drawn], np.uint8)), tmp_path / "drawn.png")
+    with pytest.raises(DriveSegError, match=r"drawn\.png: expected a mask in white on black, got black beside"):
+        read_image(path, "binary")
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.5])
+def test_numbers_that_are_no_mask(tmp_path: Path, value: float) -> None:
+    pixels = DRAWN.astype(np.float32)
+    pixels[0, 0] = value
+    path = save(Image.fromarray(pixels), tmp_path / "drawn.tif")
+    with pytest.raises(DriveSegError, match=r"drawn\.tif: expected a mask of two values, got others, from 0 to "):
+        read_image(path, "binary")
+
+
 def test_a_gif_of_drive_is_a_palette_image(tmp_path: Path) -> None:
     with Image.open(raw_indices(tmp_path)) as picture:
         assert picture.mode == "P" and set(np.unique(np.asarray(picture))) == {0, 1}
