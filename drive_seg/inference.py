@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
+from monai.utils import fall_back_tuple
+from torch.utils._pytree import tree_map_only
 
 from drive_seg.engines import autocast, fast_dtype, memory_format
-from drive_seg.errors import DriveSegError
+from drive_seg.errors import ArgumentError, DriveSegError
 
 __all__ = ["FlipInferer", "LargeImageInferer", "PrecisionInferer"]
 
@@ -34,42 +37,48 @@ class PrecisionInferer(Inferer):
         self.precision = precision
         fast_dtype(torch.device("cpu"), precision)  # refuses an unknown one here, not in the first step
 
-    def __call__(
-        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Images (B, C, H, W), float32 → logits (B, num_classes, H, W), float32."""
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Images (B, C, H, W), float32 → logits (B, num_classes, H, W), float32.
+
+        A list, tuple or dictionary of logits, as of a network with deep supervision, stays one.
+        """
         images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         if images.dim() == 4:
             images = images.contiguous(memory_format=getattr(network, "memory_format", memory_format(images.device)))
         with autocast(images.device, self.precision):
-            logits = self.inferer(images, network, *args, **kwargs)
-        logits = logits.float()
+            logits = _in_float32(self.inferer(images, network, *args, **kwargs))
+        if not isinstance(inputs, MetaTensor):
+            return logits
         # Postprocessing undoes the preprocessing by the image's metadata.
-        return MetaTensor(logits).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else logits
+        return tree_map_only(torch.Tensor, lambda one: MetaTensor(one).copy_meta_from(inputs), logits)
 
 
 class LargeImageInferer(SlidingWindowInferer):
     """Runs the network on the whole image if it fits into ``roi_size``, else in sliding windows.
 
-    MONAI's ``SlidingWindowInferer`` pads a smaller image up to the window; the network takes any size.
+    MONAI's ``SlidingWindowInferer`` pads a smaller side up to the window; the network takes any size.
 
     Args:
-        roi_size: largest height and width, in pixels, to run at once; None or 0 for a side: any.
+        roi_size: largest height and width, in pixels, to run at once; None, 0 or less for a side: any.
         kwargs: as for ``monai.inferers.SlidingWindowInferer``.
     """
 
     def __init__(self, roi_size: Sequence[int] | int, **kwargs: Any) -> None:
         super().__init__(roi_size=roi_size, **kwargs)
 
-    def __call__(
-        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Images (B, C, H, W) → logits (B, num_classes, H, W)."""
-        sides = inputs.shape[2:]
-        limits = [self.roi_size] * len(sides) if isinstance(self.roi_size, int) else self.roi_size
-        if all(not limit or side <= limit for side, limit in zip(sides, limits, strict=True)):
+        sides = tuple(inputs.shape[2:])
+        limits = fall_back_tuple(self.roi_size, sides)
+        window = tuple(map(min, sides, limits))
+        if window == sides:
             return network(inputs, *args, **kwargs)
-        return super().__call__(inputs, network, *args, **kwargs)
+        if window == limits:
+            return super().__call__(inputs, network, *args, **kwargs)
+        fitting = copy.copy(self)
+        fitting.roi_size = window
+        fitting.roi_weight_map = None  # is for windows of roi_size
+        return fitting(inputs, network, *args, **kwargs)
 
 
 class FlipInferer(Inferer):
@@ -94,19 +103,28 @@ class FlipInferer(Inferer):
         self.inferer = inferer
         self.mirrorings = MIRRORINGS[: int(number)]
 
-    def __call__(
-        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Images (B, C, H, W) → logits (B, num_classes, H, W)."""
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Images (B, C, H, W) → logits (B, num_classes, H, W), float32.
+
+        Raises:
+            ArgumentError: if there is more than one output of the network, unless the image alone is asked for.
+        """
         if len(self.mirrorings) == 1:
-            return self.inferer(inputs, network, *args, **kwargs).float()
+            return _in_float32(self.inferer(inputs, network, *args, **kwargs))
         total: torch.Tensor | None = None
         for dims, transposed in self.mirrorings:
             view = inputs.flip(dims) if dims else inputs
             view = view.transpose(-1, -2) if transposed else view
-            logits = self.inferer(view, network, *args, **kwargs).float()
+            logits = self.inferer(view, network, *args, **kwargs)
+            if not isinstance(logits, torch.Tensor):
+                raise ArgumentError(f"flips: expected a network with one output, got a {type(logits).__name__}")
+            logits = logits.float()
             logits = logits.transpose(-1, -2) if transposed else logits
             logits = logits.flip(dims) if dims else logits
             total = logits if total is None else total + logits
         assert total is not None
         return total / len(self.mirrorings)
+
+
+def _in_float32(logits: Any) -> Any:
+    return tree_map_only(torch.Tensor, torch.Tensor.float, logits)

@@ -11,6 +11,8 @@ import pytest
 import torch
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
+from monai.losses import DeepSupervisionLoss
+from monai.networks.nets import SegResNetDS
 from torch import nn
 
 from drive_seg.engines import TrainingStep, autocast, fast_dtype, memory_format
@@ -214,6 +216,18 @@ def test_precision_is_the_inferers(precision: str, scaled: bool, tolerance: floa
     assert all(parameter.dtype is torch.float32 for parameter in trainer.network.parameters())
     assert trainer.state.output["loss"].dtype is trainer.state.output["pred"].dtype is torch.float32
     torch.testing.assert_close(weights(trainer.network), by_hand([2, 2]), atol=tolerance, rtol=0)
+
+
+def test_networks_with_deep_supervision() -> None:
+    """They return several logits in training, the first at full size."""
+    trainer = trainer_of([2])
+    trainer.data_loader = [{"image": torch.randn(2, 3, 16, 24), "label": torch.randint(0, 2, (2, 1, 16, 24))}]
+    trainer.network = SegResNetDS(spatial_dims=2, init_filters=4, in_channels=3, out_channels=2, dsdepth=2)
+    trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=0.5)
+    trainer.loss_function = DeepSupervisionLoss(DiceCELoss())
+    before = weights(trainer.network)
+    trainer.run()
+    assert isinstance(trainer.state.output["pred"], list) and not torch.equal(weights(trainer.network), before)
 
 
 def test_output_and_events_are_those_of_monai() -> None:

@@ -113,31 +113,52 @@ class TestPrecisionInferer:
         out = PrecisionInferer(precision="float32")(image, network, 2.0, shift=1.0)
         torch.testing.assert_close(out, image * 2 + 1)
 
+    def test_several_outputs(self) -> None:
+        def network(x: torch.Tensor) -> list[torch.Tensor | dict[str, Any]]:
+            x = x.bfloat16()
+            return [x, {"half": x[..., ::2], "none": None}]
+
+        image = MetaTensor(torch.randn(1, 3, 4, 6), meta={"filename_or_obj": ["eye.tif"]})
+        for given in (image, image.as_tensor()):
+            whole, others = PrecisionInferer(FlipInferer(SimpleInferer(), flips=False))(given, network)
+            assert whole.dtype == others["half"].dtype == torch.float32 and others["none"] is None
+            assert (whole.shape, others["half"].shape) == ((1, 3, 4, 6), (1, 3, 4, 3))
+            assert isinstance(whole, MetaTensor) == isinstance(others["half"], MetaTensor) == (given is image)
+        with pytest.raises(ValueError, match=r"^flips: expected a network with one output, got a list$"):
+            FlipInferer(SimpleInferer())(image, network)
+
     def test_unknown_precision_is_refused_at_once(self) -> None:
         with pytest.raises(DriveSegError, match=r"^precision: expected auto, float32, .*, got 'double'$"):
             PrecisionInferer(precision="double")
 
 
 class TestLargeImageInferer:
-    @pytest.mark.parametrize("roi_size", [64, (64, 64), [30, 41], (None, 41)], ids=str)
+    @pytest.mark.parametrize("roi_size", [64, (64, 64), [30, 41], (None, 41), (-1, 0)], ids=str)
     def test_whole_where_it_fits(self, roi_size: Any) -> None:
         network, image = Recording(unet()), torch.randn(1, 3, 30, 41)
         logits = LargeImageInferer(roi_size)(image, network)
         assert len(network.seen) == 1 and network.seen[0].shape == image.shape, "neither padded nor cut"
         assert torch.equal(logits, network.network(image))
 
-    @pytest.mark.parametrize(("roi_size", "size"), [
-        ((32, 32), (50, 70)),
-        (32, (33, 32)),
-        ((64, 32), (30, 41)),  # one side fits, the other does not
+    @pytest.mark.parametrize(("roi_size", "size", "window"), [
+        ((32, 32), (50, 70), (32, 32)),
+        (32, (33, 32), (32, 32)),
+        ((64, 32), (30, 41), (30, 32)),  # one side fits, the other does not
+        (64, (100, 40), (64, 40)),
+        ((None, 32), (30, 41), (30, 32)),
     ])  # fmt: skip
-    def test_windows_where_it_does_not(self, roi_size: Any, size: tuple[int, int]) -> None:
+    def test_windows_where_it_does_not(self, roi_size: Any, size: tuple[int, int], window: tuple[int, int]) -> None:
         network, image = Recording(pointwise()), torch.randn(1, 3, *size)
         logits = LargeImageInferer(roi_size, overlap=0.25, mode="gaussian")(image, network)
-        windows = [roi_size] * 2 if isinstance(roi_size, int) else list(roi_size)
-        assert all(list(seen.shape[2:]) == windows for seen in network.seen)
+        assert all(seen.shape[2:] == window for seen in network.seen), "nothing is padded"
         assert sum(len(seen) for seen in network.seen) > 1
         torch.testing.assert_close(logits, network.network(image))
+
+    def test_cached_weights_are_for_windows_of_their_size(self) -> None:
+        network, inferer = pointwise(), LargeImageInferer((64, 32), mode="gaussian", cache_roi_weight_map=True)
+        for size in ((30, 41), (70, 41)):
+            image = torch.randn(1, 3, *size)
+            torch.testing.assert_close(inferer(image, network), network(image))
 
     def test_windows_are_nearly_the_whole(self) -> None:
         network, image = unet(), torch.rand(1, 3, 96, 120)
