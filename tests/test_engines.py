@@ -221,7 +221,8 @@ def test_precision_is_the_inferers(precision: str, scaled: bool, tolerance: floa
 def test_networks_with_deep_supervision() -> None:
     """They return several logits in training, the first at full size."""
     trainer = trainer_of([2])
-    trainer.data_loader = [{"image": torch.randn(2, 3, 16, 24), "label": torch.randint(0, 2, (2, 1, 16, 24))}]
+    label = torch.randint(0, 2, (2, 1, 16, 24)).to(torch.uint8)
+    trainer.data_loader = [{"image": torch.randn(2, 3, 16, 24), "label": label}]
     trainer.network = SegResNetDS(spatial_dims=2, init_filters=4, in_channels=3, out_channels=2, dsdepth=2)
     trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=0.5)
     trainer.loss_function = DeepSupervisionLoss(DiceCELoss())
