@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import math
+import numbers
 import os
 import re
 import secrets
@@ -109,23 +110,33 @@ def take_lock(lock: FileLock) -> None:
         raise DriveSegError(f"{folder}: cannot be written to ({error.strerror or error})") from error
 
 
+def encoded(text: str) -> bytes:
+    """Text as UTF-8; bytes in file names that are not UTF-8 become ``\\udc…``."""
+    return text.encode(errors="backslashreplace")
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write ``text`` as UTF-8; bytes in file names that are not UTF-8 become ``\\udc…``."""
+    """Write text as ``encoded`` returns it."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_bytes(encoded(text))
 
 
-def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write one or more rows, all with the first one's keys, as a CSV file; None, NaN and infinity become empty."""
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One or more rows, all with the first one's keys, as a CSV table; None, NaN and infinity become empty."""
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: _shown(value) for key, value in row.items()} for row in rows)
-    write_text(path, table.getvalue())
+    return table.getvalue()
+
+
+def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as ``csv_text`` returns them."""
+    write_text(path, csv_text(rows))
 
 
 def _shown(value: Any) -> Any:
-    return "" if isinstance(value, float) and not math.isfinite(value) else value
+    return "" if isinstance(value, numbers.Real) and not math.isfinite(value) else value
 
 
 def sha256(path: str | os.PathLike) -> str:

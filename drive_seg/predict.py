@@ -6,12 +6,12 @@ records its progress in its own journal, ``progress_<rank>.jsonl``; the first pr
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +28,18 @@ from drive_seg.configs import SPECIAL, config_files, path_value, read_configs, w
 from drive_seg.data import Case
 from drive_seg.distributed import from_first, gather, get_rank, get_world_size, join_process_group, leave_process_group
 from drive_seg.errors import DriveSegError, first_cause
-from drive_seg.files import keep, make_folder, remove_leftovers, sha256, take_lock, write_csv, write_text
+from drive_seg.files import (
+    csv_text,
+    encoded,
+    keep,
+    make_folder,
+    remove_leftovers,
+    replacing,
+    sha256,
+    take_lock,
+    write_csv,
+    write_text,
+)
 from drive_seg.gallery import write_gallery
 from drive_seg.output_folder import OutputFolder, entry_of, named_as_before
 from drive_seg.photographs import left_out, photograph_cases, with_fov_masks
@@ -55,7 +66,7 @@ LONGEST_RUN = 365 * 24 * 3600.0
 
 def segment_photographs(
     root: Path,
-    paths: Sequence[str | os.PathLike],
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
     output_dir: Path,
     overrides: Mapping[str, Any],
     names: Sequence[str] = ("inference",),
@@ -68,7 +79,7 @@ def segment_photographs(
 
     Args:
         root: the bundle.
-        paths: photographs and folders of photographs.
+        paths: photographs and folders of photographs, one or several.
         output_dir: folder for the results, with ``vessels.csv``, one row per photograph, ``gallery.html`` to look at,
             and ``failed.csv`` if any failed; these include earlier runs if the settings are the same and the
             photographs are still there. ``settings.json`` records what the results were made with.
@@ -87,6 +98,7 @@ def segment_photographs(
     for key, instead in NOT_HERE.items():
         if key in overrides:
             raise DriveSegError(f"{key}: {instead}")
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     cases = photograph_cases(paths)
     if fov_dir is not None:
         cases = with_fov_masks(cases, fov_dir)
@@ -129,7 +141,8 @@ def _segment(
     precisions = sorted(set(gather(segmenter.precision)))
     folder = OutputFolder(output_dir, hashlib.sha256(json.dumps(made_with).encode()).hexdigest()[:16])
     if rank == 0:
-        remove_leftovers(output_dir, {f"{case['case_id']}_{kind}" for case in cases for kind in KINDS})
+        pictures = {f"{case['case_id']}_{kind}" for case in cases for kind in KINDS}
+        remove_leftovers(output_dir, {*pictures, "vessels", "failed", "gallery", "settings"})
     done = folder.latest(cases)
     folder.refuse_to_replace(cases)
     if world_size > 1:
@@ -224,19 +237,22 @@ def _failures(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(entry["photograph"], entry["failed"]) for entry in entries if "failed" in entry]
 
 
-def _keep_what_gets_lost(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Keep a table before it loses rows: a run with other settings measures anew, and the rows may have taken days."""
-    if not table.is_file():
+def _keep_what_gets_lost(table: Path, text: str) -> None:
+    """Keep a table before it loses lines: a run with other settings measures anew, and the rows may have taken days.
+
+    Bytes are compared, because somebody may have edited the table.
+    """
+    if not table.is_file() or set(table.read_bytes().split(b"\n")) <= set(encoded(text).split(b"\n")):
         return
-    with table.open(encoding="utf-8", newline="") as file:
-        before = {tuple(sorted(row.items(), key=str)) for row in csv.DictReader(file)}
-    written = ({key: "" if value is None else str(value) for key, value in row.items()} for row in rows)
-    if before - {tuple(sorted(row.items(), key=str)) for row in written} and (copy := keep(table)) is not None:
-        print(f"{table}: as it was measured before, kept as {copy.name}", file=sys.stderr)  # noqa: T201
-        settings = table.with_name(SETTINGS)
-        if settings.is_file():
-            suffix = copy.stem.removeprefix(table.stem)
-            write_text(settings.with_stem(f"{settings.stem}{suffix}"), settings.read_text(encoding="utf-8"))
+    copy = keep(table)
+    if copy is None:
+        return
+    print(f"{table}: as it was measured before, kept as {copy.name}", file=sys.stderr)  # noqa: T201
+    settings = table.with_name(SETTINGS)
+    if settings.is_file():
+        suffix = copy.stem.removeprefix(table.stem)
+        with replacing(settings.with_stem(f"{settings.stem}{suffix}")) as temporary:
+            shutil.copyfile(settings, temporary)
 
 
 def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]]) -> None:
@@ -253,9 +269,10 @@ def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]]) -> Non
         if entry.get("measures")
     ]
     table = output_dir / "vessels.csv"
-    _keep_what_gets_lost(table, rows)
-    if rows:
-        write_csv(table, rows)
+    text = csv_text(rows) if rows else ""
+    _keep_what_gets_lost(table, text)
+    if text:
+        write_text(table, text)
     else:
         table.unlink(missing_ok=True)
     write_gallery(output_dir / "gallery.html", entries)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import errno
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
 from drive_seg.errors import DriveSegError, user_error
-from drive_seg.files import replacing, sha256, take_lock, write_csv, write_text
+from drive_seg.files import csv_text, replacing, sha256, take_lock, write_csv, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -109,6 +111,12 @@ def test_csv(tmp_path: Path) -> None:
     assert path.read_bytes() == b'case,dice\n01,0.5\n"a, b",\n'
     with path.open(newline="") as file:
         assert list(csv.DictReader(file)) == [{"case": "01", "dice": "0.5"}, {"case": "a, b", "dice": ""}]
+
+
+def test_what_is_no_number_becomes_an_empty_cell() -> None:
+    values = [0.5, None, math.nan, -math.inf, np.float32("nan"), np.float64("inf"), np.float32(0.25), 7, True, "nan"]
+    (row,) = csv.DictReader(csv_text([dict(zip("abcdefghij", values, strict=True))]).splitlines())
+    assert list(row.values()) == ["0.5", "", "", "", "", "", "0.25", "7", "True", "nan"]
 
 
 @pytest.mark.parametrize("size", [0, 3, (1 << 20) + 1])

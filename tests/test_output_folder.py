@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from drive_seg.journal import Journal, read_journals
 from drive_seg.networks import UNet
 from drive_seg.phantom import make_phantom
 from drive_seg.predict import segment_photographs
+
+
+TABLES = ("vessels.csv", "failed.csv", "gallery.html", "settings.json")
 
 
 def test_two_runs_in_one_folder(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
@@ -71,6 +75,23 @@ def test_a_table_that_other_settings_replace_is_kept(
         for suffix in ("", kept.stem.removeprefix("vessels"))
     ]
     assert spacings == [0.02, None], "what either was measured with"
+
+
+@pytest.mark.parametrize("edited", [b"photograph,case_id\nM\xfcller.png,0\n", b"photograph,case_id\n0.png,0,by hand\n"])
+def test_a_table_that_was_edited_is_kept(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, edited: bytes
+) -> None:
+    """Saved in another encoding, or with a remark beside the last column."""
+    out = tmp_path / "out"
+    segment_photographs(bundle, [folder / "0.png"], out, settings)
+    written = (out / "vessels.csv").read_bytes()
+    (out / "vessels.csv").write_bytes(edited)
+    (out / "settings.json").write_bytes(b"\xfc")
+    for _ in range(2):
+        segment_photographs(bundle, [folder / "0.png"], out, settings)
+        (kept,) = out.glob("vessels_*.csv")
+        assert kept.read_bytes() == edited and (out / "vessels.csv").read_bytes() == written
+    assert kept.with_name(f"settings{kept.stem.removeprefix('vessels')}.json").read_bytes() == b"\xfc"
 
 
 def test_the_settings_of_a_folder_are_told(
@@ -223,8 +244,10 @@ def test_leftovers_of_a_killed_run_are_removed(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    ours, others = out / ".1_overlay.0a1b2c3d.jpg", [out / ".hidden.png", out / ".photo.of.me.png"]
-    for path in (ours, *others):
+    of_pictures = [out / ".1_overlay.0a1b2c3d.jpg", out / ".1_vessels.nii.0a1b2c3d.gz"]
+    of_tables = [out / f".{name[0]}.0a1b2c3d{name[1]}" for name in map(os.path.splitext, TABLES)]
+    others = [out / ".hidden.png", out / ".photo.of.me.png"]
+    for path in (*of_pictures, *of_tables, *others):
         path.write_bytes(b"half a file")
     segment_photographs(bundle, [folder], out, settings)
-    assert not ours.exists() and all(path.exists() for path in others)
+    assert not any(path.exists() for path in (*of_pictures, *of_tables)) and all(path.exists() for path in others)

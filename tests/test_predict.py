@@ -84,7 +84,8 @@ def test_measures_in_millimetres_or_none(
 def test_masks_alone(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
     out, alone = tmp_path / "out", tmp_path / "alone"
     segment_photographs(bundle, [folder / "0.png"], out, settings)
-    segment_photographs(bundle, [folder / "0.png"], alone, {**settings, "pictures": ["vessels"], "measure": False})
+    only = {**settings, "pictures": ["vessels"], "measure": False}
+    segment_photographs(bundle, str(folder / "0.png"), alone, only)  # one without a list
     assert set(results(alone)) == {"0_vessels.png"} and not (alone / "gallery.html").exists()
     assert (alone / "0_vessels.png").read_bytes() == (out / "0_vessels.png").read_bytes()
     with pytest.raises(DriveSegError, match=r"pictures: expected some of vessels.*got 'masks'"):
@@ -109,6 +110,7 @@ def test_names_that_are_no_text(bundle: Path, folder: Path, settings: dict[str, 
         with (tmp_path / "out" / "vessels.csv").open(encoding="utf-8", newline="") as file:
             assert len(list(csv.DictReader(file))) == 5
     assert len(read_journals(tmp_path / "out", "progress_*.jsonl")) == 5, "nothing was done twice"
+    assert not list((tmp_path / "out").glob("vessels_*.csv")), "nothing has changed"
     assert r"m\udcfcller" in (tmp_path / "out" / "gallery.html").read_text(encoding="utf-8")
 
 
