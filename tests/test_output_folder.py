@@ -22,7 +22,6 @@ from drive_seg.networks import UNet
 from drive_seg.phantom import make_phantom
 from drive_seg.predict import segment_photographs
 
-
 TABLES = ("vessels.csv", "failed.csv", "gallery.html", "settings.json")
 
 
