@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import CacheDataset, DistributedSampler, get_track_meta, set_track_meta
-from monai.transforms import Compose, Randomizable
+from monai.transforms import Compose, RandLambdad, Randomizable
 from monai.utils import MAX_SEED
+
+from drive_seg.errors import ArgumentError
 
 __all__ = ["OrderlyCacheDataset", "SeededCacheDataset", "WholeBatchSampler"]
 
@@ -55,21 +57,27 @@ class _Failure:
 class SeededCacheDataset(OrderlyCacheDataset):
     """``OrderlyCacheDataset`` whose random transforms depend on the seed, the epoch and the case alone.
 
-    The patches of an epoch are thus the same in one process or eight, with workers or without, and in a resumed run.
+    The patches of an epoch are thus the same in one process or eight, with workers or without, and in a resumed run. A
+    case that ``WholeBatchSampler`` takes once more in an epoch gets other random numbers.
 
     Args:
         seed: any whole number from 0.
         track_meta: whether the random transforms of a cached case keep its metadata, which a patch does not need and
             which take a quarter of their time. MONAI's switch for this is global to the process: while patches are made
-            without metadata, no other thread may run transforms that need them, and MONAI's ``RandLambdad``, which
-            always looks for them, cannot be used here.
+            without metadata, no other thread may run transforms that need them.
         args, kwargs: as for ``monai.data.CacheDataset``.
+
+    Raises:
+        ArgumentError: without metadata, for MONAI's ``RandLambdad``, which always looks for them.
     """
 
     def __init__(self, *args: Any, seed: int = 0, track_meta: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.seed = seed
         self.track_meta = track_meta
+        transforms = self.transform.flatten().transforms
+        if not track_meta and any(isinstance(transform, RandLambdad) for transform in transforms):
+            raise ArgumentError("train#dataset#track_meta: expected true, which RandLambdad needs, got false")
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by a loader's persistent workers, too
         self.transform.set_random_state(seed=0)  # random states of their own: MONAI's classes share one
 
@@ -83,7 +91,8 @@ class SeededCacheDataset(OrderlyCacheDataset):
         self._epoch.fill_(epoch)
 
     def _transform(self, index: int) -> Any:
-        state = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
+        number = index + len(self) * getattr(index, "repetition", 0)
+        state = np.random.SeedSequence([self.seed, self.epoch, number]).generate_state(1)
         _reseed(self.transform, int(state[0]))
         if self.track_meta or self.runtime_cache or self.hash_as_key or index % len(self) >= self.cache_num:
             return super()._transform(index)  # the file may have to be read first, and errors name it by its metadata
@@ -109,6 +118,20 @@ class WholeBatchSampler(DistributedSampler):
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, **kwargs)
         self.total_size = math.ceil(len(dataset) / batch_size) * batch_size
         self.num_samples = self.total_size // num_replicas
+
+    def __iter__(self) -> Iterator[int]:
+        """This process's share of the epoch's indices."""
+        places = range(self.rank, self.total_size, self.num_replicas)
+        for place, index in zip(places, super().__iter__(), strict=True):
+            index = _Index(index)
+            index.repetition = place // len(self.dataset)
+            yield index
+
+
+class _Index(int):
+    """An index that any dataset takes, and how often the epoch has had its case before."""
+
+    repetition = 0
 
 
 def _reseed(part: Randomizable, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -14,11 +15,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, get_track_meta
-from monai.transforms import Compose, Lambda, RandLambda, Randomizable, Transform
+from monai.transforms import Compose, Lambda, RandLambda, RandLambdad, Randomizable, Transform
 
 from drive_seg.configs import config_files
 from drive_seg.datasets import OrderlyCacheDataset, SeededCacheDataset, WholeBatchSampler
-from drive_seg.errors import first_cause
+from drive_seg.errors import DriveSegError, first_cause
 
 
 def test_an_error_comes_when_all_threads_are_done() -> None:
@@ -154,6 +155,36 @@ def test_only_patches_of_cached_cases_have_no_metadata(settings: dict[str, Any],
         samples[1]
     assert f"tracked: {tracked}" in str(caught.value.__cause__)
     assert get_track_meta(), "left as it was"
+
+
+def test_a_transform_that_needs_metadata() -> None:
+    transform = Compose([Compose([RandLambdad("image", abs)])])
+    with pytest.raises(DriveSegError, match=r"^train#dataset#track_meta: expected true, which RandLambdad needs"):
+        SeededCacheDataset([{"image": torch.zeros(1, 2, 2)}], transform, track_meta=False, progress=False)
+    samples = SeededCacheDataset([{"image": -torch.ones(1, 2, 2)}], transform, progress=False)
+    assert samples[0]["image"].sum() == 4
+
+
+def test_a_case_that_fills_up_the_last_batch_is_another_sample() -> None:
+    samples = SeededCacheDataset([0.0] * 3, Compose([AddNoise(float)]), progress=False)
+
+    def drawn(processes: int) -> dict[int, set[float]]:
+        values: dict[int, set[float]] = {case: set() for case in range(3)}
+        for rank in range(processes):
+            for index in WholeBatchSampler(samples, 8, processes, rank, shuffle=True, seed=3):
+                values[int(index)].add(samples[index])
+        return values
+
+    whole = drawn(1)
+    assert sorted(map(len, whole.values())) == [2, 3, 3], "8 different samples of 3 cases"
+    assert all(samples[case] in values for case, values in whole.items()), "the first one is that of the case alone"
+    assert drawn(2) == drawn(4) == whole
+
+
+def test_indices_go_to_workers_and_other_datasets() -> None:
+    indices = list(WholeBatchSampler(range(3), 2, 1, 0, shuffle=False))
+    assert indices == [0, 1, 2, 0] and [range(3)[index] for index in indices] == indices
+    assert [index.repetition for index in pickle.loads(pickle.dumps(indices))] == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("cases", [1, 3, 4, 16, 21, 22, 111])
