@@ -6,6 +6,7 @@ resume. Both are written whole or not at all and read with ``weights_only=True``
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
@@ -21,7 +22,8 @@ from torch import nn
 from drive_seg.distributed import gather, restart_count, torchrun_job
 from drive_seg.errors import DriveSegError
 from drive_seg.files import keep, remove_leftovers, replacing, take_lock
-from drive_seg.learnt_cases import learnt_cases, learnt_scale, write_learnt_cases
+from drive_seg.learnt_cases import LearntCases, learnt_cases, learnt_scale, write_learnt_cases
+from drive_seg.networks import UNet
 from drive_seg.settings import where_they_differ
 
 __all__ = [
@@ -91,7 +93,9 @@ def load_weights(network: nn.Module, path: str | os.PathLike) -> nn.Module:
         wrong = [f"--{name} {value}" for name, value in theirs.items() if ours and value != ours[name]]
         reasons = [line.strip() for line in str(error).splitlines() if line.strip()]  # torch's first is a heading
         reason = [*reasons[1:], *reasons, type(error).__name__][0]
-        hint = f"expected {' '.join(wrong)}" if wrong else f"are they of this project's UNet? {reason}"
+        if isinstance(network, UNet):
+            reason = f"are they of this project's UNet? {reason}"
+        hint = f"expected {' '.join(wrong)}" if wrong else reason
         raise DriveSegError(f"{path}: the weights do not fit the network ({hint})") from error
     return network
 
@@ -117,7 +121,7 @@ class WeightsCheckpointLoader:
         path: state dict, see ``load_weights``, or several, one for each member of the ensemble.
     """
 
-    def __init__(self, network: nn.Module, path: str | Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, path: str | os.PathLike | Sequence[str]) -> None:
         self.network = network
         self.path = path
 
@@ -131,8 +135,8 @@ class WeightsCheckpointLoader:
         Raises:
             DriveSegError: if the numbers of files and members differ, or a file is missing or does not fit.
         """
-        if isinstance(self.path, str):
-            networks, paths = [self.network], [self.path]
+        if isinstance(self.path, (str, os.PathLike)):
+            networks, paths = [self.network], [str(self.path)]
         else:
             networks, paths = list(self.network.get_submodule("members").children()), list(self.path)
         if len(paths) != len(networks):
@@ -180,11 +184,13 @@ class BestModelSaver:
     Args:
         network: network whose weights are saved.
         path: file to write, such as ``models/model.pt``.
+        learnt_cases: writes what the weights have learnt beside them; None: nothing is written.
     """
 
-    def __init__(self, network: nn.Module, path: str) -> None:
+    def __init__(self, network: nn.Module, path: str, learnt_cases: LearntCases | None = None) -> None:
         self.network = network
         self.path = path
+        self.learnt_cases = learnt_cases
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator that computes the key metric."""
@@ -193,7 +199,8 @@ class BestModelSaver:
     def __call__(self, engine: Engine) -> None:
         """Save if this epoch is the best one."""
         if engine.state.best_metric_epoch == engine.state.epoch:
-            save_checkpoint(self.network.state_dict(), self.path)
+            with contextlib.nullcontext() if self.learnt_cases is None else self.learnt_cases.listed():
+                save_checkpoint(self.network.state_dict(), self.path)
 
 
 class TrainingState:

@@ -20,7 +20,7 @@ from drive_seg.bootstrap import Bootstrap
 from drive_seg.distributed import gather
 from drive_seg.errors import DriveSegError
 from drive_seg.files import sha256, write_csv, write_text
-from drive_seg.learnt_cases import another_scale, learnt_cases, photograph_described
+from drive_seg.learnt_cases import another_scale, learnt_cases, photograph_id
 from drive_seg.persons import person
 from drive_seg.scores import (
     COMPARISONS,
@@ -165,6 +165,7 @@ class CaseScores:
             scoring=self.scoring,
         )
         result.about = {key: str(case[key]) for key in ("section", "fov_source", "photograph")}
+        result.about["photograph_sha256"] = photograph_id(case)
         result.about["person"] = person(case)
         return result
 
@@ -180,13 +181,13 @@ class CaseScores:
 
     def _warnings(self, sources: Sequence[str]) -> list[str]:
         """Reasons why the figures are, or may be, too high or too low."""
-        chosen_on = {result.case_id for result in self.results} & set(self.protocol.get("threshold_cases") or ())
         warnings = []
-        scored = [photograph_described({"image": result.about.get("photograph")}) for result in self.results]
+        scored = [result.about["photograph_sha256"] for result in self.results]
+        chosen_on = sum(photograph in (self.protocol.get("threshold_photographs") or ()) for photograph in scored)
         learnt = learnt_cases(self.checkpoints) if self.checkpoints else None
         if learnt is not None:
             for role, what in (("training", "the network was trained"), ("validation", "the weights were chosen")):
-                known = sum(case in learnt[role] for case in scored)
+                known = sum(photograph in learnt[role] for photograph in scored)
                 if known:
                     warnings.append(f"these figures are optimistic: {what} on {known} of {len(scored)} scored cases")
         elif any(source != "test" for source in sources):
@@ -199,7 +200,7 @@ class CaseScores:
             warnings.append(scale)
         if chosen_on:
             warnings.append(
-                f"these figures are optimistic: the threshold was chosen on {len(chosen_on)} of the scored cases"
+                f"these figures are optimistic: the threshold was chosen on {chosen_on} of the scored cases"
             )
         return warnings
 

@@ -1,22 +1,23 @@
 """Records beside weights which cases they come from, and at which scale, so that misuse is noticed.
 
-``model.json`` beside ``model.pt`` lists the photographs that trained the network and those that chose the epoch, by
-name and size: a dataset may be moved, and another hospital's ``01.jpg`` is another photograph. ``fov_diameter`` is the
-one of the training.
+``model.json`` beside ``model.pt`` lists the photographs that trained the network and those that chose the epoch, by the
+SHA-256 of their files: a dataset may be moved and its files renamed, another hospital's ``01.jpg`` is another
+photograph, and names may identify patients. ``fov_diameter`` is the one of the training.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
-from drive_seg.files import write_text
+from drive_seg.files import sha256, write_text
 
 __all__ = [
     "LearntCases",
@@ -24,38 +25,50 @@ __all__ = [
     "case_described",
     "learnt_cases",
     "learnt_scale",
-    "photograph_described",
+    "photograph_id",
     "write_learnt_cases",
 ]
 
 ROLES = ("training", "validation")
+_KEYS = {role: f"{role}_sha256" for role in ROLES}
 
 Scale = int | Sequence[int] | None
 """A ``fov_diameter``: pixels, or the smallest and the largest, see ``drive_seg.transforms.ScaleToFOVd``."""
 
 
-def photograph_described(case: Mapping[str, Any]) -> str:
-    """The photograph of a case, such as ``21_training.tif, 381206 bytes``; the case id if there is no file."""
-    image = case.get("image")
+def photograph_id(case: Mapping[str, Any]) -> str:
+    """Identifies the photograph of a case: the first 16 digits of its file's SHA-256; the case id if there is no file.
+
+    The file is the case's ``photograph``, or its ``image`` before that is loaded.
+    """
+    image = case.get("photograph", case.get("image"))
     if isinstance(image, (str, os.PathLike)) and Path(image).is_file():
-        return f"{Path(image).name}, {Path(image).stat().st_size} bytes"
+        about = Path(image).stat()
+        return _sha256(Path(image).absolute(), about.st_size, about.st_mtime_ns)[:16]
     return str(case.get("case_id"))
 
 
+@functools.cache  # a case may be trained on at several scales
+def _sha256(path: Path, size: int, changed: int) -> str:
+    return sha256(path)
+
+
 def case_described(case: Mapping[str, Any]) -> str:
-    """The same, with the case's zoom, if it has one: ``…, zoom 0.5``."""
-    return photograph_described(case) + (f", zoom {case['zoom']:g}" if "zoom" in case else "")
+    """A case for people: its id, ``photograph_id`` and zoom, if it has one, such as ``21 (0a1b…), zoom 0.5``."""
+    return f"{case.get('case_id')} ({photograph_id(case)})" + (f", zoom {case['zoom']:g}" if "zoom" in case else "")
 
 
 class LearntCases:
-    """Lists the cases that a training's weights come from when the training starts.
+    """The photographs that a training's weights come from, listed beside the weights whenever these are written.
+
+    A part of the training's state: what a fine-tuning began with is known after it is resumed, too.
 
     Args:
         weights: file of the weights, such as ``models/model.pt``; the list has the same name, but ends in ``.json``.
         training, validation: cases that train the network, and cases that choose the epoch.
-        pretrained: weights that the training starts from; their cases, if known, are listed, too. None: none.
+        pretrained: weights that the training starts from; their cases are listed, too, and if these are not known,
+            there is no list. None: none.
         fov_diameter: at which the network sees the cases; None: not noted.
-        writes: False in all but one of several processes.
     """
 
     def __init__(
@@ -65,44 +78,62 @@ class LearntCases:
         validation: Sequence[Mapping[str, Any]],
         pretrained: str | None = None,
         fov_diameter: Scale = None,
-        writes: bool = True,
     ) -> None:
         self.weights = weights
         self.fov_diameter = fov_diameter
         self.cases = dict(zip(ROLES, (training, validation), strict=True))
         self.pretrained = pretrained
-        self.writes = writes
 
-    def attach(self, engine: Engine) -> None:
-        """Attach to the trainer, after ``TrainingState``, which refuses a folder of another training."""
-        engine.add_event_handler(Events.STARTED, self)
+    @functools.cached_property
+    def photographs(self) -> dict[str, list[str]] | None:
+        """What the weights will have learnt, by role; None if it is not known."""
+        earlier = learnt_cases([self.pretrained] if self.pretrained else [])
+        if earlier is None:
+            return None
+        return {role: sorted({*map(photograph_id, cases), *earlier[role]}) for role, cases in self.cases.items()}
 
-    def __call__(self, engine: Engine) -> None:
-        """Write the list."""
-        if self.writes:
-            # A resumed training's list has what it began with, whether or not it is told so again.
-            begun_with = self.weights if engine.state.epoch > 0 else self.pretrained
-            earlier = (learnt_cases([begun_with]) if begun_with else None) or {}
-            described = {
-                role: {*map(photograph_described, cases), *earlier.get(role, ())} for role, cases in self.cases.items()
-            }
-            write_learnt_cases(self.weights, described, self.fov_diameter)
+    @contextlib.contextmanager
+    def listed(self) -> Iterator[None]:
+        """Write the list once the block has written the weights.
+
+        Until then there is none, so that a process that is killed leaves no weights with the list of others.
+        """
+        photographs = self.photographs  # those of weights that are about to be replaced may be among them
+        _list_of(self.weights).unlink(missing_ok=True)
+        yield
+        write_learnt_cases(self.weights, photographs, self.fov_diameter)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The photographs that the training has begun with."""
+        return {"photographs": self.photographs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with these."""
+        self.photographs = state["photographs"]
 
 
 def write_learnt_cases(
     weights: str | os.PathLike, learnt: Mapping[str, Iterable[str]] | None, fov_diameter: Scale = None
 ) -> None:
-    """Write the list beside a file of weights; None: there is none, and one of earlier weights is removed."""
-    path = Path(weights).with_suffix(".json")
-    if learnt is None:
-        path.unlink(missing_ok=True)
+    """Write the list beside a file of weights, in place of one of earlier weights.
+
+    Args:
+        weights: the file.
+        learnt: photographs by role; None: not known, and not listed.
+        fov_diameter: as for ``LearntCases``.
+    """
+    content = {
+        **({} if fov_diameter is None else {"fov_diameter": fov_diameter}),
+        **({} if learnt is None else {_KEYS[role]: sorted(learnt[role]) for role in ROLES}),
+    }
+    if content:
+        write_text(_list_of(weights), json.dumps(content, indent=2) + "\n")
     else:
-        scale = {} if fov_diameter is None else {"fov_diameter": fov_diameter}
-        write_text(path, json.dumps({**scale, **{role: sorted(learnt[role]) for role in ROLES}}, indent=2) + "\n")
+        _list_of(weights).unlink(missing_ok=True)
 
 
 def learnt_cases(weights: Sequence[str | os.PathLike]) -> dict[str, set[str]] | None:
-    """The photographs that trained (``training``) and chose (``validation``) weights, see ``photograph_described``.
+    """The photographs that trained (``training``) and chose (``validation``) weights, see ``photograph_id``.
 
     Args:
         weights: files of weights, such as those of an ensemble, which has learnt whatever any of them has.
@@ -113,9 +144,9 @@ def learnt_cases(weights: Sequence[str | os.PathLike]) -> dict[str, set[str]] | 
     learnt: dict[str, set[str]] = {role: set() for role in ROLES}
     for path in weights:
         try:
-            listed = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
+            listed = json.loads(_list_of(path).read_text(encoding="utf-8"))
             for role in ROLES:
-                learnt[role].update(map(str, listed[role]))
+                learnt[role].update(map(str, listed[_KEYS[role]]))
         except (OSError, ValueError, KeyError, TypeError):  # no such file, or one of something else
             return None
     return learnt
@@ -139,9 +170,13 @@ def another_scale(weights: Sequence[str | os.PathLike], fov_diameter: Scale) -> 
     return None
 
 
+def _list_of(weights: str | os.PathLike) -> Path:
+    return Path(weights).with_suffix(".json")
+
+
 def _scale_of(weights: str | os.PathLike) -> Scale:
     try:
-        return json.loads(Path(weights).with_suffix(".json").read_text(encoding="utf-8"))["fov_diameter"]
+        return json.loads(_list_of(weights).read_text(encoding="utf-8"))["fov_diameter"]
     except (OSError, ValueError, KeyError, TypeError):  # no such file, or one of something else
         return None
 

@@ -87,11 +87,11 @@ def package_bundle(
             **{file.relative_to(root).as_posix(): file for name in ("configs", "docs") for file in _files(root / name)},
         }
         others = sha256(weights) != _sha256_of_own(root)
-        learnt = root / "models" / "model.json"
+        learnt = weights.with_suffix(".json")
         scale = learnt_scale([weights])
         if learnt.is_file() and not others:
             members["models/model.json"] = learnt
-        elif scale is not None:  # without the photographs, whose names may identify patients
+        elif scale is not None:  # without the photographs: whoever has one could tell that it was used
             members["models/model.json"] = (json.dumps({"fov_diameter": scale}) + "\n").encode()
         if others:
             members = {name: content for name, content in members.items() if not name.startswith("docs/")}

@@ -15,7 +15,7 @@ from drive_seg.arrays import to_numpy
 from drive_seg.distributed import gather
 from drive_seg.errors import DriveSegError
 from drive_seg.files import sha256, write_text
-from drive_seg.learnt_cases import learnt_cases, photograph_described
+from drive_seg.learnt_cases import learnt_cases, photograph_id
 from drive_seg.metrics import ProbabilityCounts
 from drive_seg.scores import check_probability
 
@@ -105,8 +105,7 @@ class ThresholdChoice:
             check_probability(str(case["case_id"]), probability)
             label, fov = (to_numpy(case[key])[0] for key in ("reference", "fov"))
             counts = ProbabilityCounts.of(probability, label, fov != 0)
-            photograph = photograph_described({"case_id": case["case_id"], "image": case.get("photograph")})
-            self._cases[str(case["case_id"])] = counts, photograph
+            self._cases[str(case["case_id"])] = counts, photograph_id(case)
 
     def finish(self, engine: Engine) -> None:
         """Choose the threshold and write the file."""
@@ -121,7 +120,8 @@ class ThresholdChoice:
             "dice": dice,
             "dataset_dir": self.dataset_dir,
             "section": self.section,
-            "cases": sorted(self._cases),
+            "cases": list(self._cases),
+            "photographs": [photograph for _, photograph in self._cases.values()],
             "trained_on": [case_id for case_id, (_, photograph) in self._cases.items() if photograph in trained_on],
             "checkpoint_sha256": [sha256(path) for path in self.checkpoints],
         }
@@ -133,7 +133,7 @@ class ThresholdChoice:
             write_text(self.path, json.dumps(self.choice, indent=2) + "\n")
 
     def overrides(self) -> dict[str, Any]:
-        """The choice as overrides for an evaluation: ``threshold``, ``threshold_source`` and ``threshold_cases``."""
+        """The choice as overrides for an evaluation: ``threshold``, ``threshold_source``, ``threshold_photographs``."""
         choice = self.choice
         source = (
             f"chosen on {len(choice['cases'])} {choice['section']} cases of {choice['dataset_dir']} "
@@ -141,7 +141,8 @@ class ThresholdChoice:
         )
         if choice["trained_on"]:
             source += f"; {self._trained_on()}"
-        return {"threshold": choice["threshold"], "threshold_source": source, "threshold_cases": choice["cases"]}
+        overrides = {"threshold_source": source, "threshold_photographs": choice["photographs"]}
+        return {"threshold": choice["threshold"], **overrides}
 
     def _trained_on(self) -> str:
         return f"the network was trained on {len(self.choice['trained_on'])} of the cases that chose it"

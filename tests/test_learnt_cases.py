@@ -2,65 +2,119 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from realdata import real_data
 from test_training import overrides, train
 
 import drive_seg
+from drive_seg import checkpoints
 from drive_seg.data import load_datalist
-from drive_seg.learnt_cases import LearntCases, another_scale, case_described, learnt_cases, learnt_scale
+from drive_seg.engines import TrainingStep
+from drive_seg.learnt_cases import (
+    LearntCases,
+    another_scale,
+    case_described,
+    learnt_cases,
+    learnt_scale,
+    photograph_id,
+    write_learnt_cases,
+)
 from drive_seg.networks import UNet
 from drive_seg.workflows import evaluate_weights
 
 
+def id_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def test_cases_that_differ(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    paths = [tmp_path / "21.png", tmp_path / "there" / "21.png"]
-    for path, content in zip(paths, (b"one", b"other"), strict=True):
+    paths = [tmp_path / "21.tif", tmp_path / "there" / "21.tif"]
+    for path, content in zip(paths, (b"one", b"two"), strict=True):
         path.write_bytes(content)
+    ids = [photograph_id({"case_id": "21", "image": str(path)}) for path in paths]
+    assert ids == [id_of(b"one"), id_of(b"two")], "of the same name and size"
+    (tmp_path / "copy.tif").write_bytes(b"one")
+    assert photograph_id({"case_id": "copy", "image": tmp_path / "copy.tif"}) == ids[0], "whatever it is called"
+    assert photograph_id({"image": np.zeros((2, 2)), "photograph": str(paths[0])}) == ids[0], "after loading"
+    assert photograph_id({"case_id": "a", "image": np.zeros((2, 2))}) == "a"
+    paths[0].write_bytes(b"changed")
     case = {"case_id": "21", "image": str(paths[0])}
-    assert case_described(case) == "21.png, 3 bytes", "wherever it lies"
-    assert case_described({**case, "image": paths[1]}) == "21.png, 5 bytes"
-    assert case_described({**case, "zoom": 0.5}) == "21.png, 3 bytes, zoom 0.5"
-    assert case_described({"case_id": "a", "image": np.zeros((2, 2))}) == "a"
+    assert case_described(case) == f"21 ({id_of(b'changed')})"
+    assert case_described({**case, "zoom": 0.5}) == f"21 ({id_of(b'changed')}), zoom 0.5"
+
+
+def listed(path: Path, *arguments: Any, **keywords: Any) -> LearntCases:
+    """What a training that has just written its weights lists."""
+    learnt = LearntCases(str(path), *arguments, **keywords)
+    with learnt.listed():
+        pass
+    return learnt
 
 
 def test_what_weights_have_learnt(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"one")
     cases = [{"case_id": "1", "image": str(tmp_path / "1.png"), "zoom": zoom} for zoom in (1, 0.5)]
-    for name, role in (("a", (cases, [])), ("b", ([], cases))):
-        engine = Engine(lambda engine, batch: None)
-        LearntCases(str(tmp_path / f"{name}.pt"), *role).attach(engine)
-        engine.run([0])
-    assert learnt_cases([tmp_path / "a.pt"]) == {"training": {"1.png, 3 bytes"}, "validation": set()}
-    both = {"training": {"1.png, 3 bytes"}, "validation": {"1.png, 3 bytes"}}
-    assert learnt_cases([tmp_path / "a.pt", tmp_path / "b.pt"]) == both
-    begins = Engine(lambda engine, batch: None)
-    LearntCases(str(tmp_path / "e.pt"), [], cases, pretrained=str(tmp_path / "a.pt"))(begins)
-    assert learnt_cases([tmp_path / "e.pt"]) == both, "what it starts from has learnt some, too"
-    LearntCases(str(tmp_path / "e.pt"), [], cases, pretrained=str(tmp_path / "unknown.pt"))(begins)
-    assert learnt_cases([tmp_path / "e.pt"]) == {"training": set(), "validation": {"1.png, 3 bytes"}}
-    assert engine.state.epoch == 1
-    LearntCases(str(tmp_path / "b.pt"), cases, [])(engine)
-    assert learnt_cases([tmp_path / "b.pt"]) == both, "a training that goes on has forgotten nothing"
-    for content in ("", "[]", '{"training": 3}'):
-        (tmp_path / "c.json").write_text(content)
-        assert learnt_cases([tmp_path / "a.pt", tmp_path / "c.pt"]) is None
-    LearntCases(str(tmp_path / "d.pt"), [], [], writes=False)(engine)
-    assert learnt_cases([tmp_path / "d.pt"]) is None
+    a, b, c, e = (tmp_path / f"{name}.pt" for name in "abce")
+    listed(a, cases, [])
+    listed(b, [], cases)
+    one = id_of(b"one")
+    assert learnt_cases([a]) == {"training": {one}, "validation": set()}
+    both = {"training": {one}, "validation": {one}}
+    assert learnt_cases([a, b]) == both
+    begun = listed(e, [], cases, pretrained=str(a))
+    assert learnt_cases([e]) == both, "what it starts from has learnt some, too"
+    resumed = LearntCases(str(e), [], cases)
+    resumed.load_state_dict(begun.state_dict())
+    with resumed.listed():
+        pass
+    assert learnt_cases([e]) == both, "a training that goes on has forgotten nothing"
+    listed(e, [], cases, pretrained="unknown.pt", fov_diameter=640)
+    assert learnt_cases([e]) is None and learnt_scale([e]) == 640, "nobody knows what it has learnt before"
+    listed(e, [], cases, pretrained="unknown.pt")
+    assert not e.with_suffix(".json").exists()
+    for content in ("", "[]", '{"training_sha256": 3}'):
+        c.with_suffix(".json").write_text(content)
+        assert learnt_cases([a, c]) is None
+
+
+def test_earlier_weights_keep_their_list_until_they_are_replaced(
+    bundle: Path, five_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, cases = tmp_path / "model.pt", tmp_path / "model.json"
+    values = overrides(five_phantoms, tmp_path, max_epochs=2, val_interval=2)
+    torch.save(UNet(base_channels=values["base_channels"], depth=values["depth"]).state_dict(), weights)
+    write_learnt_cases(weights, {"training": ["0123456789abcdef"], "validation": []})
+    before = weights.read_bytes(), cases.read_bytes()
+    monkeypatch.setattr(TrainingStep, "__call__", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(bundle, values)
+    assert (weights.read_bytes(), cases.read_bytes()) == before
+    monkeypatch.undo()
+    seen = []
+    monkeypatch.setattr(checkpoints, "save_checkpoint", lambda content, path: seen.append(cases.exists()))
+    train(bundle, {**values, "pretrained": str(weights)})
+    assert False in seen, "a kill while the weights are written leaves none with the list of others"
+    learnt = learnt_cases([weights])
+    assert learnt is not None and "0123456789abcdef" in learnt["training"] and len(learnt["training"]) == 5
+
+
+def stop(*arguments: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_scale_that_weights_have_learnt(tmp_path: Path) -> None:
-    engine = Engine(lambda engine, batch: None)
     a, b, unknown = (tmp_path / f"{name}.pt" for name in ("a", "b", "unknown"))
-    LearntCases(str(a), [], [], fov_diameter=[640, 1280])(engine)
-    LearntCases(str(b), [], [], fov_diameter=180)(engine)
-    LearntCases(str(unknown), [], [])(engine)
+    listed(a, [], [], fov_diameter=[640, 1280])
+    listed(b, [], [], fov_diameter=180)
+    listed(unknown, [], [])
     assert learnt_scale([a]) == [640, 1280] and learnt_scale([a, a]) == [640, 1280]
     assert learnt_scale([unknown]) is learnt_scale([a, b]) is learnt_scale([]) is None
     assert learnt_cases([a]) == {"training": set(), "validation": set()}
@@ -79,7 +133,7 @@ def test_the_scale_that_weights_have_learnt(tmp_path: Path) -> None:
 
 def test_photographs_segmented_at_another_scale(bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(UNet(base_channels=4, depth=2).state_dict(), tmp_path / "model.pt")
-    (tmp_path / "model.json").write_text('{"fov_diameter": 180, "training": [], "validation": []}')
+    (tmp_path / "model.json").write_text('{"fov_diameter": 180}')
     for diameter, told in ((180, False), (640, True)):
         caplog.clear()
         drive_seg.load(tmp_path / "model.pt", base_channels=4, depth=2, fov_diameter=diameter)
@@ -88,16 +142,24 @@ def test_photographs_segmented_at_another_scale(bundle: Path, tmp_path: Path, ca
         ) is told
 
 
-def test_shipped_weights_know_their_scale(bundle: Path) -> None:
+def test_shipped_weights_know_their_scale_and_photographs(bundle: Path) -> None:
     config = json.loads((bundle / "configs" / "train.json").read_text())
-    assert learnt_scale([bundle / "models" / "model.pt"]) == config["fov_diameter"]
+    weights = bundle / "models" / "model.pt"
+    assert learnt_scale([weights]) == config["fov_diameter"]
+    learnt = learnt_cases([weights])
+    assert learnt is not None and (len(learnt["training"]), len(learnt["validation"])) == (16 + 21, 4 + 6)
+    photographs = {path.stem: photograph_id({"image": path}) for path in real_data("CHASE_DB1").glob("*.jpg")}
+    of_chase = {role: {name for name, found in photographs.items() if found in learnt[role]} for role in learnt}
+    assert len(of_chase["training"]) == 16 and of_chase["validation"] == {
+        f"Image_{n}{s}" for n in ("05", "10") for s in "LR"
+    }
 
 
 def test_an_evaluation_says_what_it_knows(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
     values = overrides(five_phantoms, tmp_path, max_epochs=1)
     train(bundle, values)
-    listed = json.loads((tmp_path / "model.json").read_text())
-    assert (len(listed["training"]), len(listed["validation"])) == (4, 1)
+    learnt = learnt_cases([tmp_path / "model.pt"])
+    assert learnt is not None and (len(learnt["training"]), len(learnt["validation"])) == (4, 1)
     of_network = {key: values[key] for key in ("base_channels", "depth", "fov_diameter")}
     said = {}
     for section in ("training", "validation", "test"):
@@ -122,10 +184,10 @@ def test_a_threshold_chosen_on_cases_that_trained_the_network_says_so(
     (held_out,) = load_datalist(five_phantoms, "validation")
     chosen = {"dataset_dir": str(five_phantoms), "checkpoint": str(tmp_path / "model.pt"), **of_network}
     for trained_on, told in (([held_out], True), ([], False)):
-        LearntCases(str(tmp_path / "model.pt"), trained_on, [])(Engine(lambda engine, batch: None))
+        listed(tmp_path / "model.pt", trained_on, [])
         caplog.clear()
         scores = evaluate_weights(bundle, {**chosen, "output_dir": str(tmp_path / str(told))}, threshold="auto")
         said = "the network was trained on 1 of the cases that chose it"
         assert (said in caplog.text) is (said in scores.summary["protocol"]["threshold_source"]) is told
-        listed = json.loads((tmp_path / str(told) / "threshold.json").read_text())["trained_on"]
-        assert listed == ([held_out["case_id"]] if told else [])
+        chosen_on = json.loads((tmp_path / str(told) / "threshold.json").read_text())["trained_on"]
+        assert chosen_on == ([held_out["case_id"]] if told else [])

@@ -140,14 +140,14 @@ def test_other_weights_come_without_the_figures_of_the_bundles_own(packed: Path)
 def test_weights_that_a_training_has_put_into_the_bundle_are_others(bundle: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     weights = make_weights(root / "models" / "model.pt")
-    learnt = {"fov_diameter": 640, "training": ["Jane Doe.png, 3 bytes"], "validation": []}
+    learnt = {"fov_diameter": 640, "training_sha256": ["0123456789abcdef"], "validation_sha256": []}
     (root / "models" / "model.json").write_text(json.dumps(learnt))
     with zipfile.ZipFile(package_bundle(root, tmp_path / "release")) as archive:
         names = [name for name in archive.namelist() if "/docs/" in name or "/models/" in name]
         metadata = json.loads(archive.read(f"{NAME}/configs/metadata.json"))
         known = json.loads(archive.read(f"{NAME}/models/model.json"))
     assert names == [f"{NAME}/docs/README.md", *(f"{NAME}/models/model.{ending}" for ending in ("json", "pt", "ts"))]
-    assert known == {"fov_diameter": 640}, "and no name of a photograph"
+    assert known == {"fov_diameter": 640}, "and no photograph"
     assert metadata["weights_sha256"] == sha256(weights)
 
 

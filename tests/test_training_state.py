@@ -275,7 +275,7 @@ def test_leftovers_of_a_killed_training_go_and_nothing_else_does(tmp_path: Path)
 def test_weights_from_before_are_kept_under_another_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     best = tmp_path / "model.pt"
     save_checkpoint(small(seed=5).state_dict(), best)
-    write_learnt_cases(best, {"training": ["1.png, 3 bytes"], "validation": []})
+    write_learnt_cases(best, {"training": ["0123456789abcdef"], "validation": []})
     earlier = best.read_bytes()
     with pytest.raises(ZeroDivisionError):
         Training(tmp_path / "last.pt", fail_at=6, best=str(best)).run()
@@ -286,7 +286,7 @@ def test_weights_from_before_are_kept_under_another_name(tmp_path: Path, caplog:
     its_cases = kept.with_suffix(".json").name
     expected = [".last.pt.lock", "last.pt", "model.json", "model.pt", kept.name, its_cases]
     assert names(tmp_path) == sorted(expected), "its own is not kept"
-    assert learnt_cases([kept]) == {"training": {"1.png, 3 bytes"}, "validation": set()}
+    assert learnt_cases([kept]) == {"training": {"0123456789abcdef"}, "validation": set()}
 
 
 def test_torchrun_goes_on_with_a_training_of_its_own_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
