@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +25,10 @@ from drive_seg.sizes import MOST_PIXELS
 __all__ = ["PhotographReader", "read_image"]
 
 CONTENTS = ("photograph", "binary", "classes")
+
+# Where pydicom is installed, MONAI's LoadImage also makes a reader that it then does not use, which warns twice.
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
 
 class PhotographReader(PILReader):

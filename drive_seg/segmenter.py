@@ -8,6 +8,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -205,23 +206,18 @@ class Segmenter:
             yield from self._each_in_streams(cases, finish, self.network.streams + 1, ahead, catch)
             return
         rest = iter(cases)
-        torch.get_num_threads()  # asked first after others have set theirs, as below, a thread gets their number
-        # Threads of torch within these threads would wait for the cores that the network uses.
-        with ThreadPoolExecutor(threads, "photograph", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with _pool(threads) as pool:
             prepared = deque((case, pool.submit(self._prepare, case)) for case in islice(rest, ahead))
             finishing: deque[tuple[Case, Future]] = deque()
-            try:
-                while prepared or finishing:
-                    if prepared:
-                        case, coming = prepared.popleft()
-                        for following in islice(rest, 1):
-                            prepared.append((following, pool.submit(self._prepare, following)))
-                        finishing.append((case, self._submit_finish(pool, finish, coming)))
-                    if len(finishing) > ahead or not prepared:
-                        case, done = finishing.popleft()
-                        yield case, _outcome(done, catch)
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+            while prepared or finishing:
+                if prepared:
+                    case, coming = prepared.popleft()
+                    for following in islice(rest, 1):
+                        prepared.append((following, pool.submit(self._prepare, following)))
+                    finishing.append((case, self._submit_finish(pool, finish, coming)))
+                if len(finishing) > ahead or not prepared:
+                    case, done = finishing.popleft()
+                    yield case, _outcome(done, catch)
 
     def _each_in_streams(
         self,
@@ -236,17 +232,14 @@ class Segmenter:
         def whole(case: Case) -> Any:
             return finish(self._predict(self._prepare(case)))
 
-        with ThreadPoolExecutor(workers, "photograph", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with _pool(workers) as pool:
             running = deque((case, pool.submit(whole, case)) for case in islice(rest, workers + ahead))
-            try:
-                while running:
-                    case, done = running.popleft()
-                    result = _outcome(done, catch)
-                    del done
-                    running.extend((following, pool.submit(whole, following)) for following in islice(rest, 1))
-                    yield case, result
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+            while running:
+                case, done = running.popleft()
+                result = _outcome(done, catch)
+                del done
+                running.extend((following, pool.submit(whole, following)) for following in islice(rest, 1))
+                yield case, result
 
     def _submit_finish(
         self, pool: ThreadPoolExecutor, finish: Callable[[dict[str, Any]], Any], coming: Future
@@ -289,8 +282,22 @@ def _channel_first(picture: str | os.PathLike | np.ndarray, name: str, channels:
     if channels == 3 and picture.dtype != np.uint8:
         raise DriveSegError(f"{name}: expected an array {expected}, got {picture.dtype}")
     if channels == 1:
-        picture = (picture > 0).astype(np.uint8)[..., None]
+        picture = np.asarray(np.nan_to_num(picture) != 0, dtype=np.uint8)[..., None]
     return MetaTensor(plain(np.ascontiguousarray(picture.transpose(2, 0, 1))))
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads in which torch has one thread each: more would wait for the cores that the network uses."""
+    # Asked before the others set theirs, or this thread would get their number; set again after them, or every thread
+    # that the program makes later would.
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, "photograph", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def _threads() -> int:

@@ -28,7 +28,6 @@ def quiet() -> None:
         logging.getLogger(f"ignite.engine.engine.{name}").setLevel(logging.CRITICAL)
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns that no logging file is used
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision, which is not used, is missing
-    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)  # where pydicom is installed
     logging.getLogger("drive_seg").setLevel(logging.INFO)
 
 
@@ -86,7 +85,7 @@ def _refused_value(error: BaseException) -> DriveSegError | None:
     reason = f"{first_cause(error)}".strip()
     if "every should be" in reason:  # ignite's word for an interval
         return DriveSegError(f"val_interval: expected a whole number from 1, {reason}")
-    if "max_epochs" in reason:  # from ignite, which checks it only after everything is made
+    if reason.startswith("Argument max_epochs"):  # from ignite, which checks it only after everything is made
         return DriveSegError(f"max_epochs: {reason}")
     if any(words in reason for words in _ABSENT):
         return DriveSegError(f"the config names a class or device that does not exist: {reason.splitlines()[0]}")

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,8 @@ def test_a_given_field_of_view_counts(segment: Segmenter, photograph: Path, tmp_
     assert np.array_equal(from_file.fov, left > 0)
     assert not from_file.mask[:, 70:].any()
     assert np.array_equal(from_file.probability, from_array.probability)
+    for mask in (np.where(left > 0, -1, 0).astype(np.int8), np.where(left > 0, 0.1, np.nan)):
+        assert np.array_equal(segment(np.asarray(Image.open(photograph)), mask).fov, left > 0)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_a_given_field_of_view_counts(segment: Segmenter, photograph: Path, tmp_
         (np.zeros((3, 20, 20), dtype=np.uint8), r"image: expected an array \(H, W, 3\), uint8, got one of shape"),
         (np.zeros((20, 20), dtype=np.uint8), "image: expected an array"),
         (np.zeros((20, 20, 3), dtype=np.float32), "uint8, got float32"),
-        (np.zeros((60, 60, 3), dtype=np.uint8), "field of view|dark|photograph"),
+        (np.zeros((60, 60, 3), dtype=np.uint8), "image: no field of view found: the photograph is dark"),
     ],
 )
 def test_an_array_that_does_not_fit(segment: Segmenter, array: np.ndarray, complaint: str) -> None:
@@ -183,7 +186,7 @@ def test_no_more_than_a_few_photographs_wait(segment: Segmenter, photograph: Pat
 def test_beside_a_gpu_several_are_written_at_once(
     segment: Segmenter, photograph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr("drive_seg.segmenter._threads", lambda: 6)
     predict, together = segment._predict, threading.Barrier(3, timeout=20)
 
     def on_the_cpu(case):  # type: ignore[no-untyped-def]
@@ -198,6 +201,20 @@ def test_beside_a_gpu_several_are_written_at_once(
     segment._predict, segment._finish = on_the_cpu, finish  # type: ignore[method-assign]
     results = [result for _, result in segment.each([{"image": str(photograph)}] * 6, catch=Exception)]
     assert len(results) == 6 and not together.broken
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_threads_made_afterwards_have_as_many_as_before(segment: Segmenter, photograph: Path, streams: bool) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        cases = [{"image": str(photograph)}] * 3
+        each = segment._each_in_streams(cases, segment._finish, 2, 1, DriveSegError) if streams else segment.each(cases)
+        assert all(isinstance(result, dict) for _, result in each)
+        with ThreadPoolExecutor(1) as pool:
+            assert [torch.get_num_threads(), pool.submit(torch.get_num_threads).result()] == [3, 3]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_at_least_one_waits(segment: Segmenter, photograph: Path) -> None:
@@ -269,3 +286,4 @@ def test_the_network_keeps_the_threads_that_it_has_alone(weights: Path, photogra
         subprocess.run(command, capture_output=True, text=True, check=True) for command in (alone, in_folder)
     )
     assert seen.stdout.split() == expected.stdout.split() * 4
+    assert "nvimg" not in seen.stderr.lower(), "a codec of MONAI's that is not used here"
