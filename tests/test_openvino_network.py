@@ -3,6 +3,7 @@ from __future__ import annotations
 import builtins
 import copy
 import importlib.util
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,26 @@ def test_the_check_is_of_sides_without_and_with_padding(depth: int) -> None:
     assert [any(side % 2**depth for side in size) for size in sizes] == [False, True]
 
 
+def test_nan_is_a_difference(network: UNet) -> None:
+    spoilt = iter((torch.nan, 1.0))
+    assert math.isnan(largest_difference(network, lambda x: network(x) * next(spoilt)))
+
+
+def test_the_check_is_in_float32(network: UNet) -> None:
+    """Also within an inferer's autocast, where the graph for odd sides is first needed."""
+    types: list[torch.dtype] = []
+
+    def record(x: torch.Tensor) -> torch.Tensor:
+        logits = network(x)
+        types.append(logits.dtype)
+        return logits
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(torch.zeros(1, 3, 16, 16)).dtype is torch.bfloat16
+        largest_difference(network, record)
+    assert types == [torch.float32] * 2
+
+
 def test_the_fast_precision_is_near(network: UNet, tmp_path: Path) -> None:
     assert largest_difference(network, openvino_network(network, "auto", tmp_path)) < 0.02
 
@@ -138,6 +159,8 @@ def test_a_cache_that_is_damaged_or_in_the_way(network: UNet, tmp_path: Path) ->
     (xml,) = tmp_path.glob("*/network.xml")
     xml.write_text("no network")
     assert largest_difference(network, openvino_network(network, "float32", tmp_path)) < 1e-4
+    openvino.Core().read_model(xml)  # it has been replaced
+    assert sum(1 for _ in tmp_path.iterdir()) == 1
     (tmp_path / "file").touch()
     assert largest_difference(network, openvino_network(network, "float32", tmp_path / "file")) < 1e-4
 
