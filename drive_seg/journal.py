@@ -37,10 +37,18 @@ class Journal:
 
 
 def read_journals(folder: Path, pattern: str) -> list[dict[str, Any]]:
-    """The entries of all journals in a folder, file by file, in the order they were written."""
+    """The entries of all journals in a folder, file by file, in the order they were written.
+
+    Raises:
+        DriveSegError: if one cannot be read.
+    """
     entries = []
     for path in sorted(folder.glob(pattern)):
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise DriveSegError(f"{path}: cannot be read ({error.strerror or error})") from error
+        for line in text.split("\n"):
             try:
                 entry = json.loads(line)
             except ValueError:

@@ -6,6 +6,7 @@ namesake, does not count as done.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -83,16 +84,16 @@ class OutputFolder:
         Raises:
             DriveSegError: if the results of one of ``cases`` would replace those of another photograph.
         """
-        wanted = {case["case_id"]: case["image"] for case in cases}
+        wanted = {case["case_id"].casefold(): case["image"] for case in cases}  # some file systems ignore case
         present = _stamps(self.path)
         for entry in _entries(self.path):
-            name, photograph = entry["case_id"], Path(entry["photograph"])
+            name, photograph = entry["case_id"].casefold(), Path(entry["photograph"])
             if name not in wanted or "failed" in entry or not _is_there(entry, present):
                 continue
             if photograph.exists() and not _same_file(photograph, Path(wanted[name])):
                 raise DriveSegError(
-                    f"{self.path}: {name} is of {photograph}, whose results those of {wanted[name]} would replace; "
-                    "expected another output folder"
+                    f"{self.path}: {entry['case_id']} is of {photograph}, whose results those of {wanted[name]} would "
+                    "replace; expected another output folder"
                 )
 
 
@@ -130,7 +131,12 @@ def _stamp(path: str | os.PathLike) -> list[int]:
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
-    return {file.name: _stamp(file.path) for file in os.scandir(folder) if file.is_file()}
+    found = {}
+    for file in os.scandir(folder):
+        with contextlib.suppress(FileNotFoundError):  # a leftover that the first process is removing
+            if file.is_file():
+                found[file.name] = _stamp(file.path)
+    return found
 
 
 def _is_there(entry: Mapping[str, Any], present: Mapping[str, list[int]]) -> bool:

@@ -9,7 +9,10 @@ from drive_seg import __version__
 
 __all__ = ["software"]
 
-PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow", "openvino")
+PACKAGES = (
+    *("torch", "monai", "pytorch-ignite", "numpy", "scipy", "scikit-learn", "scikit-image", "openvino"),
+    *("pillow", "tifffile", "nibabel", "pydicom", "highdicom"),
+)
 
 
 def software() -> dict[str, str]:

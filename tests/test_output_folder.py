@@ -14,11 +14,13 @@ from filelock import FileLock
 from PIL import Image
 from test_predict import KINDS, another, results, times
 
+from drive_seg import output_folder
 from drive_seg.errors import DriveSegError
 from drive_seg.files import sha256
 from drive_seg.fov import estimate_fov
 from drive_seg.journal import Journal, read_journals
 from drive_seg.networks import UNet
+from drive_seg.output_folder import OutputFolder
 from drive_seg.phantom import make_phantom
 from drive_seg.predict import segment_photographs
 
@@ -102,6 +104,7 @@ def test_the_settings_of_a_folder_are_told(
     assert about["weights_sha256"] == sha256(str(settings["checkpoint"])) and about["engine"] == "torch"
     assert about["precision"] == "float32" and about["device"] == "cpu"
     assert {"drive-seg", "python", "torch", "monai"} <= about["versions"].keys()
+    assert {"pillow", "tifffile", "nibabel", "pydicom"} <= about["versions"].keys(), "what decodes photographs"
     told = about["settings"]
     assert (told["threshold"], told["adaptation"], told["base_channels"], told["fov_diameter"]) == (0.5, 0.5, 4, 128)
     segment_photographs(bundle, [folder / "0.png"], out, {**settings, "threshold": 0.5, "flips": False})
@@ -122,6 +125,16 @@ def test_a_photograph_keeps_the_name_of_its_results(
     assert {path.name for path in out.glob("*_vessels.png")} == {"L_vessels.png", "B_L_png_vessels.png"}
     with (out / "vessels.csv").open() as file:
         assert [row["case_id"] for row in csv.DictReader(file)] == ["L", "B_L_png"]
+
+
+def test_names_that_differ_by_case_alone(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
+) -> None:
+    """Not every file system tells their results apart."""
+    first, second = another(tmp_path / "A", 7, "Eye.png"), another(tmp_path / "B", 8, "eye.png")
+    segment_photographs(bundle, first, tmp_path / "out", settings)
+    with pytest.raises(DriveSegError, match=r"out: Eye is of .*A/Eye\.png, whose results those of .*B/eye\.png would"):
+        segment_photographs(bundle, second, tmp_path / "out", settings)
 
 
 @pytest.mark.parametrize("change", ["photograph", "setting", "weights"])
@@ -231,6 +244,27 @@ def test_journal_with_a_line_cut_off(tmp_path: Path) -> None:
     assert read_journals(tmp_path, "progress_*.jsonl") == [{"case_id": "a"}, {"case_id": "c"}]
     (tmp_path / "progress_1.jsonl").write_bytes(b"\xff\x00garbage\n7\n[]")
     assert len(read_journals(tmp_path, "progress_*.jsonl")) == 2
+
+
+def test_a_journal_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "progress_7.jsonl").mkdir()
+    with pytest.raises(DriveSegError, match=r"progress_7\.jsonl: cannot be read \(Is a directory\)$"):
+        read_journals(tmp_path, "progress_*.jsonl")
+
+
+def test_a_file_that_goes_while_the_folder_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun the first process removes leftovers while the others look."""
+
+    def stamp(path: str) -> list[int]:
+        leftover.unlink(missing_ok=True)
+        return real(path)
+
+    real, leftover = output_folder._stamp, tmp_path / ".0_overlay.0a1b2c3d.jpg"
+    OutputFolder(tmp_path, "settings").journal(0).add({"case_id": "0", "photograph": "0.png"})
+    leftover.touch()
+    monkeypatch.setattr(output_folder, "_stamp", stamp)
+    assert OutputFolder(tmp_path, "settings").latest([{"case_id": "0", "image": str(tmp_path / "0.png")}]) == {}
+    assert not leftover.exists()
 
 
 def test_a_journal_that_cannot_be_written(tmp_path: Path) -> None:
