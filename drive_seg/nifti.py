@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,7 +37,7 @@ def is_nifti(path: str | os.PathLike) -> bool:
     with _open(path) as file:
         try:
             return _header_type(file.read(540)) is not None
-        except (OSError, EOFError):
+        except (OSError, EOFError, zlib.error):
             # Not gzip after all, or damaged: only NIfTI should be gzipped.
             return False
 
@@ -49,7 +50,8 @@ def read_nifti(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
             of 3 or 4, whose fourth, alpha, is dropped; (x, y, 3) is taken as colours, not as three slices.
 
     Returns:
-        Pixels (H, W) or (H, W, 3), as stored, scaled if the header has a slope; affine (4, 4).
+        Pixels (H, W) or (H, W, 3), as stored, scaled if the header has a slope; affine (4, 4), ``PICTURE_AFFINE`` in
+        place of one that is not finite or singular.
 
     Raises:
         DriveSegError: if the file is not NIfTI, not a single slice or implausibly large, or its header is damaged.
@@ -79,7 +81,8 @@ def read_nifti(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
         values = values * np.float32(slope) + np.float32(intercept)
     values = values.reshape(*shape[:2], channels).swapaxes(0, 1)[..., :3]
     affine = np.asarray(header.get_best_affine(), dtype=float)
-    return values[..., 0] if channels == 1 else values, affine if np.isfinite(affine).all() else PICTURE_AFFINE
+    usable = np.isfinite(affine).all() and np.linalg.matrix_rank(affine[:3, :3]) == 3
+    return values[..., 0] if channels == 1 else values, affine if usable else PICTURE_AFFINE
 
 
 def save_nifti(mask: np.ndarray, path: str | os.PathLike, affine: np.ndarray | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from drive_seg.scores import DIGITS, of_fewer
@@ -26,7 +27,8 @@ def print_scores(summary: Mapping[str, Any]) -> None:
     threshold = f"threshold {protocol['threshold']:g}, {protocol['threshold_source']}"
     scored = f"{protocol['cases']} cases ({', '.join(protocol['scored'])})"
     title = f"Inside the field of view, mean ± sd over {scored}"
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, caption=threshold)
+    # Paths may contain brackets, which Rich would take for its markup.
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=escape(title), caption=escape(threshold))
     for heading in ("", "prediction", f"{100 * summary['scoring']['level']:g} % interval", *list(shown)[1:]):
         table.add_column(heading, justify="right" if heading else "left")
     for name, of_prediction in rows["prediction"]["per_image"].items():

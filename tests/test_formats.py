@@ -229,6 +229,17 @@ def test_the_affine_turns_nothing_and_is_handed_on(tmp_path: Path) -> None:
     assert "nifti_affine" not in PhotographReader().get_data([str(tmp_path / "eye.png")])[1]
 
 
+@pytest.mark.parametrize("row", [[0, 0, 0, 0], [0, -2, 0, 3], [np.nan, 0, 0, 0]], ids=["zero", "twice", "nan"])
+def test_an_affine_that_cannot_be_inverted_is_that_of_a_picture(tmp_path: Path, row: list[float]) -> None:
+    path = save_nifti_array(tmp_path / "eye.nii", as_rgb24(COLOURS), AFFINE)
+    content = bytearray(path.read_bytes())
+    content[296:312] = struct.pack("<4f", *row)  # srow_y
+    path.write_bytes(content)
+    _, meta = PhotographReader().get_data([str(path)])
+    np.testing.assert_array_equal(meta["nifti_affine"], PICTURE_AFFINE)
+    save_nifti(COLOURS[..., 0], tmp_path / "eye_vessels.nii.gz", meta["nifti_affine"])
+
+
 @pytest.mark.parametrize("shape", [(5, 3, 2), (5, 3, 3, 2), (5, 3, 4, 3), (5,)])
 def test_volumes_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path = save_nifti_array(tmp_path / "eye.nii", np.zeros(shape, np.uint8))
@@ -323,6 +334,9 @@ def test_nifti_and_gzip_under_other_names(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path), COLOURS)
     (tmp_path / "b.nii").write_bytes(gzip.decompress(path.read_bytes()))
     np.testing.assert_array_equal(read_image((tmp_path / "b.nii").rename(tmp_path / "b.nii.gz")), COLOURS)
-    path.write_bytes(gzip.compress(b"something else"))
-    with pytest.raises(DriveSegError, match=r"eye\.jpg: is not an image of a format that can be read$"):
-        read_image(path)
+    other, damaged = gzip.compress(b"something else"), bytearray(gzip.compress(path.read_bytes()))
+    damaged[10:20] = b"\xff" * 10
+    for content in (other, bytes(damaged)):
+        path.write_bytes(content)
+        with pytest.raises(DriveSegError, match=r"eye\.jpg: is not an image of a format that can be read$"):
+            read_image(path)

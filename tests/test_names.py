@@ -43,6 +43,8 @@ def test_case_id(name: str, case: str) -> None:
 
 def test_list_images(tmp_path: Path) -> None:
     touch(*(tmp_path / name for name in ("b.TIF", "a.jpeg", "c.txt", ".d.png", "e.nii", "f.NII.GZ", "g.gz", "h.dcm")))
-    (tmp_path / "f.png.d").mkdir()
-    assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.TIF", "e.nii", "f.NII.GZ", "h.dcm"]
+    for folder in ("f.png.d", "series.dcm"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "i.png").symlink_to(tmp_path / "gone.png")
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.TIF", "e.nii", "f.NII.GZ", "h.dcm", "i.png"]
     assert list_images(tmp_path / "nothing") == []

@@ -52,6 +52,15 @@ def test_means_and_intervals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert capsys.readouterr().err == "warning: be careful\n"
 
 
+def test_brackets_in_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are no markup, of which the second would be refused for having no beginning."""
+    scores, out = summary(with_observer=False), io.StringIO()
+    scores["protocol"] |= {"threshold_source": "/data/a[b]/c[/d]/model.pt", "scored": ["test[/x]"]}
+    monkeypatch.setattr(tables, "Console", lambda width: Console(file=out, width=width))
+    print_scores(scores)
+    assert "/data/a[b]/c[/d]/model.pt" in out.getvalue() and "(test[/x])" in out.getvalue()
+
+
 def test_no_second_observer(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [[cell.strip() for cell in line] for line in printed(monkeypatch, with_observer=False)]
     assert ["prediction", "90 % interval"] in lines
