@@ -171,6 +171,7 @@ def _unpack_tar(archive: Path, folder: Path, budget: _Budget) -> None:
             if member.isfile():
                 _check_member(archive, member.name)
             budget.take(archive, member.size)
+            member.mtime = 0  # any number may be there, and it does not matter
             content.extract(member, folder, filter="data")
         _check_rest(archive, content)
 

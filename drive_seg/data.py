@@ -66,15 +66,19 @@ def load_datalist(
 
     Raises:
         DriveSegError: if the folder, a partner of an image or an annotation is missing, if two files claim to be the
-            same, if an image is in two sections, or if ``validation_every`` is less than 2 or leaves no validation
-            cases.
+            same, if an image is in two sections, also of two folders, if ``validation_every`` is less than 2, or if
+            there is no case for training or validation that was asked for.
     """
     if section not in SECTIONS:
         raise DriveSegError(f"section: expected one of {', '.join(SECTIONS)}, got {section!r}")
     annotations = {"label": FIRST_MANUAL} if annotations is None else dict(annotations)
     dataset_dir = as_path(dataset_dir)
     if not isinstance(dataset_dir, (str, os.PathLike)):
-        return of_several(dataset_dir, lambda folder: load_datalist(folder, section, annotations, validation_every))
+        cases = of_several(dataset_dir, lambda folder: load_datalist(folder, section, annotations, validation_every))
+        of_folders = [read_sections(Path(folder), validation_every) for folder in dataset_dir]
+        joined = {name: [case for sections in of_folders for case in sections.get(name, ())] for name in SECTIONS}
+        _check_no_overlap(", ".join(map(str, dataset_dir)), joined)
+        return cases
     sections = read_sections(Path(dataset_dir), validation_every)
     # Not every dataset has a second observer; any other annotation was chosen deliberately.
     for key, name in annotations.items():
@@ -272,7 +276,7 @@ def _read_json_section(path: Path, section: str, items: Any) -> list[Case]:
     return [cases[key] for key in sorted(cases)]
 
 
-def _check_no_overlap(root: Path, sections: Mapping[str, Sequence[Case]]) -> None:
+def _check_no_overlap(root: str | os.PathLike, sections: Mapping[str, Sequence[Case]]) -> None:
     owner: dict[str, str] = {}
     for section, cases in sections.items():
         for case in cases:

@@ -182,7 +182,7 @@ class CaseScores:
     def _warnings(self, sources: Sequence[str]) -> list[str]:
         """Reasons why the figures are, or may be, too high or too low."""
         warnings = []
-        scored = [result.about["photograph_sha256"] for result in self.results]
+        scored = [result.about.get("photograph_sha256") for result in self.results]
         chosen_on = sum(photograph in (self.protocol.get("threshold_photographs") or ()) for photograph in scored)
         learnt = learnt_cases(self.checkpoints) if self.checkpoints else None
         if learnt is not None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import CodeType
 from typing import Any
 
+import numpy as np
 import torch
+from monai.metrics import Metric
 from monai.transforms import Transform
 from torch import nn
 
@@ -15,17 +19,23 @@ def described(part: Any) -> str:
     """A text that identifies a part of a training: its type and its plain values.
 
     Args:
-        part: transforms, loss, schedule, optimizer, …, or a list of them; nested parts are described, too. A function
-            is described by its name, an optimizer by its defaults for all parameters.
+        part: transforms, loss, metrics, schedule, optimizer, …, or a list or dictionary of them; nested parts are
+            described, too. A function is described by its name, a lambda by its bytecode, an optimizer by its defaults
+            for all parameters.
     """
+    if isinstance(part, Mapping):
+        return f"{{{', '.join(f'{name}: {described(value)}' for name, value in part.items())}}}"
+    if isinstance(part, (torch.Tensor, np.ndarray)):
+        return f"{part.tolist()}"
     if isinstance(part, (list, tuple)):
         return f"[{', '.join(map(described, part))}]"
     if isinstance(part, (bool, int, float, str, type(None))):
         return repr(part)
     if hasattr(part, "__qualname__"):
-        return str(part.__qualname__)
+        return _of_function(part)
     named = part.defaults if isinstance(part, torch.optim.Optimizer) else getattr(part, "__dict__", {})
-    named = named | named.get("_modules", {})
+    if isinstance(part, nn.Module):
+        named = named | named["_modules"] | named["_buffers"]
     shown = {name: value for name, value in named.items() if not name.startswith("_") and _is_plain(value)}
     return f"{type(part).__name__}({', '.join(f'{name}={described(shown[name])}' for name in sorted(shown))})"
 
@@ -33,9 +43,17 @@ def described(part: Any) -> str:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
-    if isinstance(value, (bool, int, float, str, type(None), Transform, nn.Module)):
+    if isinstance(value, (bool, int, float, str, type(None), torch.Tensor, np.ndarray, Transform, nn.Module, Metric)):
         return True
     return callable(value) and hasattr(value, "__qualname__")
+
+
+def _of_function(function: Any) -> str:
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_name != "<lambda>":
+        return str(function.__qualname__)
+    constants = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
+    return f"lambda({code.co_code.hex()}, {constants}, {code.co_names})"
 
 
 def where_they_differ(one: str, other: str) -> tuple[str, str]:

@@ -10,13 +10,15 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from drive_seg.data import DATASET_JSON, Case, load_datalist, of_several, read_sections
 from drive_seg.errors import DriveSegError
 from drive_seg.names import as_path
-from drive_seg.persons import every_nth_person, person
+from drive_seg.persons import person
 
 __all__ = ["cases_to_score", "fold_cases", "parse_fold"]
 
@@ -90,11 +92,13 @@ def fold_cases(
     Args:
         dataset_dir, annotations: as for ``load_datalist``; several datasets are split separately, so that the fold of
             each is the same as when it is scored alone.
-        fold: ``k/n``, the k-th of n folds, from 1: every n-th person in order, starting with the k-th, is held out.
+        fold: ``k/n``, the k-th of n folds, from 1: every n-th person, starting with the k-th, is held out, in the order
+            of their names' SHA-256, because the order of the names may be one of diseases.
         section: ``validation`` for those held out, ``training`` for the others.
 
     Raises:
-        DriveSegError: as ``load_datalist``, or if there are fewer persons than folds.
+        DriveSegError: as ``load_datalist``, if there are fewer persons than folds, or if a training and a validation
+            case have the same id.
     """
     number, folds = parse_fold(fold)
     if section not in ("training", "validation"):
@@ -106,10 +110,16 @@ def fold_cases(
     parts = [part for part, held in read_sections(Path(dataset_dir), None).items() if held and part != "test"]
     both = [case for part in parts for case in load_datalist(dataset_dir, part, annotations, None)]
     cases = sorted(both, key=lambda case: case["case_id"])
-    persons = len(set(map(person, cases)))
-    if persons < folds:
-        raise DriveSegError(f"{dataset_dir}: expected at least {folds} persons for {folds} folds, got {persons}")
-    held_out = every_nth_person(cases, number - 1, folds)
+    twice = sorted(case_id for case_id, count in Counter(case["case_id"] for case in cases).items() if count > 1)
+    if twice:
+        raise DriveSegError(
+            f"{dataset_dir}: expected training and validation cases of different ids to make folds of, got twice: "
+            f"{', '.join(twice)} (case_id in {DATASET_JSON} names them)"
+        )
+    persons = sorted(set(map(person, cases)), key=lambda name: sha256(name.encode(errors="surrogateescape")).digest())
+    if len(persons) < folds:
+        raise DriveSegError(f"{dataset_dir}: expected at least {folds} persons for {folds} folds, got {len(persons)}")
+    held_out = set(persons[number - 1 :: folds])
     return [case for case in cases if (person(case) in held_out) == (section == "validation")]
 
 

@@ -114,6 +114,17 @@ def test_zip_that_would_write_outside_is_refused(member: str, tmp_path: Path) ->
     assert not list(tmp_path.rglob("evil.txt"))
 
 
+def test_a_tar_with_a_date_that_cannot_be(pristine: dict[str, Path], tmp_path: Path) -> None:
+    def far_away(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.mtime = 2**70
+        return member
+
+    with tarfile.open(tmp_path / "drive.tar", "w", format=tarfile.PAX_FORMAT) as content:
+        content.add(pristine["drive"], "DRIVE", filter=far_away)
+    prepare(SMALL["drive"], tmp_path / "drive.tar", tmp_path / "out")
+    assert len(load_datalist(tmp_path / "out", "training")) == 16
+
+
 def test_zip_with_a_link_is_refused(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("link")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import ROOT
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.transforms import Compose
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -145,6 +146,25 @@ def test_two_datasets_at_several_sizes_train_with_the_strong_augmentation(
     )
     workflow.run()
     assert (tmp_path / "model.pt").is_file()
+
+
+def test_nothing_is_learnt_or_validated_outside_the_field_of_view(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    folders = {key: str(tmp_path) for key in ("ckpt_dir", "output_dir")}
+    parser = ConfigParser(read(bundle, "train"))
+    parser.update({**SMALL, **folders, "bundle_root": str(bundle), "dataset_dir": str(phantoms)})
+    load = Compose(parser.get_parsed_content("read_case") + parser.get_parsed_content("train#deterministic_transforms"))
+    label = load(parser.get_parsed_content("train#cases")[0])["label"][0]
+    margin = 64 // 6
+    for strip in (label[:margin], label[-margin:], label[:, :margin], label[:, -margin:]):
+        assert (strip == 255).all(), "the margin around the photograph"
+    validated = Compose(
+        parser.get_parsed_content("read_case") + parser.get_parsed_content("validate#deterministic_transforms")
+    )(parser.get_parsed_content("validate#dataset#data")[0])["label"]
+    metric = parser.get_parsed_content("validate#key_metric")["val_dice"].metric_fn
+    vessels, background = torch.where(validated == 255, 1, validated), torch.zeros_like(validated)
+    one_hot = [torch.stack([1 - mask[0], mask[0]]) for mask in (vessels, background)]
+    scores = [float(metric([mask], [validated])[0]) for mask in one_hot]
+    assert scores == [1, 0], "of the vessels alone"
 
 
 def test_several_classes_train_from_the_same_config(bundle: Path, phantoms: Path, tmp_path: Path) -> None:

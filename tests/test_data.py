@@ -263,6 +263,14 @@ def test_several_datasets_follow_each_other(tmp_path: Path) -> None:
     assert len({case["case_id"] for case in cases}) == len(cases) == 2 * len(alone)
 
 
+def test_no_image_is_in_two_sections_of_two_datasets(tmp_path: Path) -> None:
+    folders = [write_drive_layout(tmp_path / name, training=range(21, 31)) for name in ("one", "two")]
+    validation = load_datalist(folders[1], "validation")[0]
+    write_dataset_json(folders[0], {"training": [{**validation, "1st_manual": validation["label"]}]}, {})
+    with pytest.raises(DriveSegError, match=r"one, .*two: .*25_training.tif is in training and in validation"):
+        load_datalist(folders, "training")
+
+
 def test_a_folder_that_is_called_like_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_phantom_dataset(tmp_path / "2026", training=3, test=1, seed=0, height=90, width=90)
     monkeypatch.chdir(tmp_path)

@@ -154,6 +154,26 @@ def test_threshold_is_chosen_on_validation_cases(bundle: Path, phantoms: Path, w
     assert len(warned) == 2 and warned[1].endswith("the threshold was chosen on 1 of the scored cases")
 
 
+def test_equal_ids_are_not_equal_photographs(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:
+    """Test cases are often numbered as those for training are."""
+    cases = {section: cases_to_score(phantoms, section)[:1] for section in ("validation", "test")}
+    sections = {
+        section: [{"case_id": "1", **{key: case[key] for key in ("image", "label", "fov")}}]
+        for section, (case,) in cases.items()
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [], **sections}))
+    values = {"dataset_dir": str(tmp_path), "checkpoint": weights, "output_dir": str(tmp_path / "scores"), **SMALL}
+    assert evaluate_weights(bundle, values, threshold="auto").summary["protocol"]["warnings"] == []
+
+
+def test_an_estimated_field_of_view_is_told_of(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.png").touch()
+    cases = [{"image": f"{name}.png", "label": f"{name}.png", "mask": f"{name}.png"} for name in "ab"]
+    (tmp_path / "dataset.json").write_text(json.dumps({"test": cases, "estimatedFov": ["a"]}))
+    assert [case["fov_source"] for case in cases_to_score(tmp_path)] == ["estimated", "published mask"]
+
+
 def test_a_fold_has_no_cases_apart_to_choose_on(phantoms: Path, bundle: Path, weights: str) -> None:
     values = {"dataset_dir": str(phantoms), "checkpoint": weights, "fold": "1/3", **SMALL}
     with pytest.raises(DriveSegError, match="threshold: auto needs validation cases apart"):
@@ -197,12 +217,31 @@ def test_no_threshold_is_chosen_by_what_is_no_probability(tmp_path: Path) -> Non
         choice.collect(engine)
 
 
+def test_the_threshold_is_chosen_inside_the_field_of_view(tmp_path: Path) -> None:
+    """Inside, any threshold from 0.11 to 0.6 is right; outside, 0.9 is the only one."""
+    choice = ThresholdChoice(str(tmp_path / "threshold.json"), "data", "validation", [], steps=10)
+    engine = Engine(lambda engine, batch: None)
+    fov, label = torch.zeros(1, 1, 40), torch.zeros(1, 1, 40)
+    fov[..., :2], label[..., 0], label[..., 2] = 1, 1, 1
+    probability = torch.full((1, 1, 40), 0.85)
+    probability[..., 0], probability[..., 1], probability[..., 2] = 0.6, 0.1, 0.95
+    engine.state.batch = [{"case_id": "21", "section": "validation", "reference": label, "fov": fov}]
+    engine.state.output = [{"probability": probability}]
+    choice.collect(engine)
+    choice.finish(engine)
+    assert 0.1 < choice.choice["threshold"] <= 0.6 and choice.choice["dice"] == 1
+
+
 def test_best_threshold_by_hand() -> None:
     # Vessels at 0.7 and 0.6, background at 0.65 and 0.1: from 0.11 to 0.60 Dice is 4 / 5, above at most 2 / 3.
     probability, label = np.array([[0.7, 0.6, 0.65, 0.1]]), np.array([[True, True, False, False]])
     counts = ProbabilityCounts.of(probability, label, np.ones((1, 4), bool))
     threshold, dice = best_threshold([counts], steps=100)
-    assert 0.1 < threshold <= 0.6 and dice == pytest.approx(4 / 5)
+    assert threshold == 0.36 and dice == pytest.approx(4 / 5), "the middle of equally good ones"
+    # Of another case alone, only thresholds above 0.6 find its vessel; four times its weight moves the mean's maximum.
+    other = ProbabilityCounts.of(np.array([[0.9, 0.6]]), np.array([[True, False]]), np.ones((1, 2), bool))
+    threshold, dice = best_threshold([counts, *[other] * 4], steps=100)
+    assert threshold > 0.6 and dice == pytest.approx((2 / 4 + 4) / 5, abs=0.1)
     with pytest.raises(DriveSegError, match="with vessels"):
         best_threshold([ProbabilityCounts.of(probability, np.zeros((1, 4), bool), np.ones((1, 4), bool))], steps=100)
 
@@ -225,13 +264,36 @@ def test_both_eyes_of_a_person_are_in_one_fold(tmp_path: Path) -> None:
         (tmp_path / f"{case_id}.png").touch()
     listed = [{"case_id": i, "image": f"{i}.png", "label": f"{i}.png"} for i in ids]
     (tmp_path / "dataset.json").write_text(json.dumps({"training": listed[:8], "validation": listed[8:], "test": []}))
-    held_out = [case["case_id"] for case in fold_cases(tmp_path, "2/4", "validation")]
-    assert held_out == ["Image_02L", "Image_02R"]
-    assert [case["case_id"] for case in fold_cases(tmp_path, "1/4", "validation")] == [*ids[:2], *ids[8:]]
+    folds = [[case["case_id"] for case in fold_cases(tmp_path, f"{number}/4", "validation")] for number in range(1, 5)]
+    assert sorted(case_id for fold in folds for case_id in fold) == ids
+    for fold in folds:
+        assert fold == [f"{person}{side}" for person in sorted({case_id[:-1] for case_id in fold}) for side in "LR"]
     with pytest.raises(DriveSegError, match="at least 6 persons"):
         fold_cases(tmp_path, "1/6", "training")
     (tmp_path / "dataset.json").write_text(json.dumps({"training": listed[:2], "test": listed[2:]}))
     with pytest.raises(DriveSegError, match="at least 2 persons for 2 folds, got 1"):
+        fold_cases(tmp_path, "1/2", "training")
+
+
+def test_folds_do_not_follow_the_order_of_ids(tmp_path: Path) -> None:
+    """HRF names its images 01_dr, 01_g, 01_h, 02_dr, …: every third one shows the same disease."""
+    ids = [f"{number:02}_{disease}" for number in range(1, 10) for disease in ("dr", "g", "h")]
+    listed = [{"image": f"{i}.png", "case_id": i, "label": f"{i}.png"} for i in ids]
+    for case_id in ids:
+        (tmp_path / f"{case_id}.png").touch()
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}))
+    for fold in ("1/3", "2/3", "3/3"):
+        held_out = [case["case_id"].rpartition("_")[2] for case in fold_cases(tmp_path, fold, "validation")]
+        assert len(held_out) == 9 and set(held_out) == {"dr", "g", "h"}
+
+
+def test_folds_need_ids_that_differ(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.png").touch()
+    cases = [{"image": f"{name}.png", "label": f"{name}.png", "case_id": "01"} for name in "ab"]
+    cases.append({"image": "c.png", "label": "c.png", "case_id": "02"})
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": cases[1:], "validation": cases[:1]}))
+    with pytest.raises(DriveSegError, match=r"training and validation cases of different ids .* got twice: 01 "):
         fold_cases(tmp_path, "1/2", "training")
 
 

@@ -85,6 +85,8 @@ def test_whole_image_counts_all_pixels_and_predicts_nothing_outside() -> None:
     pred = case["pred"] & case["fov"]
     expected = 2 * (pred & case["label"]).sum() / (pred.sum() + case["label"].sum())
     assert scores[PREDICTION][WHOLE].figures(15)["dice"] == pytest.approx(expected)
+    confident = case | {"probability": np.where(case["fov"], case["probability"], 1)}
+    assert scored("1", **confident).scores[PREDICTION][WHOLE].figures(15) == scores[PREDICTION][WHOLE].figures(15)
     counts = scores[PREDICTION][WHOLE].counts
     assert counts.true_positives + counts.false_positives + counts.false_negatives + counts.true_negatives == 61 * 54
     second = case["second"]

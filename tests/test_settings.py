@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from monai.handlers import IgniteMetricHandler
+from monai.metrics import DiceMetric
 from monai.transforms import Compose, Lambdad, RandFlipd
 
 from drive_seg.losses import DiceCELoss
 from drive_seg.settings import described, where_they_differ
+
+
+def val_dice(**arguments: Any) -> IgniteMetricHandler:
+    return IgniteMetricHandler(metric_fn=DiceMetric(**arguments), output_transform=lambda output: output)
 
 
 @pytest.mark.parametrize(("one", "other"), [
@@ -21,6 +27,10 @@ from drive_seg.settings import described, where_they_differ
     (torch.nn.functional.relu, torch.nn.functional.elu),
     (operator.add, operator.sub),
     (Lambdad("image", operator.neg), Lambdad("image", operator.pos)),
+    (Lambdad("image", lambda x: 2 * x), Lambdad("image", lambda x: 3 * x)),
+    (Lambdad("image", lambda x: x.sum()), Lambdad("image", lambda x: x.mean())),
+    (torch.nn.CrossEntropyLoss(torch.tensor([1.0, 2.0])), torch.nn.CrossEntropyLoss(torch.tensor([1.0, 3.0]))),
+    ({"a": val_dice(include_background=True)}, {"a": val_dice(include_background=False)}),
 ])  # fmt: skip
 def test_parts_that_differ(one: Any, other: Any) -> None:
     assert described(one) != described(other)
@@ -35,7 +45,7 @@ def test_optimizers_that_differ() -> None:
 
 def test_the_same_made_twice() -> None:
     """No addresses and no random states."""
-    for make in (DiceCELoss, partial(RandFlipd, "image", 0.5), partial(Compose, [RandFlipd("image", 0.5)])):
+    for make in (val_dice, DiceCELoss, partial(RandFlipd, "image", 0.5), partial(Compose, [RandFlipd("image", 0.5)])):
         assert described(make()) == described(make())
     assert " at 0x" not in described(partial(operator.add, 1))
 

@@ -144,7 +144,7 @@ def test_two_trainings_do_not_share_a_folder(bundle: Path, five_phantoms: Path, 
 
 @pytest.mark.parametrize(("key", "value", "said"), [
     ("base_channels", 8, "base_channels: expected 4, with which the training was begun, got 8"),
-    ("network_def#in_channels", 4, "cannot be resumed from"),
+    ("network_def#in_channels", 4, "network: expected"),
 ])  # fmt: skip
 def test_resuming_with_another_network_is_refused(
     bundle: Path, five_phantoms: Path, tmp_path: Path, key: str, value: int, said: str
@@ -163,16 +163,18 @@ def test_resuming_with_other_settings_is_refused(bundle: Path, five_phantoms: Pa
         "optimizer#momentum": 0.5, "optimizer#weight_decay": 0.0, "threshold": 0.4, "flips": True,
         "loss#lambda_dice": 0.0, "lr_scheduler#warmup_multiplier": 0.5,
     }  # fmt: skip
-    others = {
-        "train#trainer#iteration_update#max_gradient_norm": ("training_step", "max_gradient_norm=1.0"),
-        "train#random_geometry#affine#prob": ("augmentation", "prob=0.125"),
-    }
+    others = [
+        ("train#trainer#iteration_update#max_gradient_norm", 1.0, "training_step", "max_gradient_norm=1.0"),
+        ("train#random_geometry#affine#prob", 0.125, "augmentation", "prob=0.125"),
+        ("train#sampler#shuffle", False, "shuffle", "False"),
+        ("validate#key_metric#val_dice#metric_fn#include_background", True, "key_metric", "include_background=True"),
+        ("validate#dataset#data#section", "training", "validation_cases", "['21 ("),
+    ]
     for key, value in changes.items():
         with pytest.raises(Exception) as raised:
             train(bundle, overrides(five_phantoms, tmp_path, resume=True, **{"max_epochs": 1, key: value}))
         assert f"last.pt: {key.partition('#')[0]}: expected" in str(user_error(raised.value))
-    for key, (name, shown) in others.items():
-        value = float(shown.partition("=")[2])
+    for key, value, name, shown in others:
         with pytest.raises(Exception) as raised:
             train(bundle, overrides(five_phantoms, tmp_path, resume=True, **{"max_epochs": 1, key: value}))
         assert f"last.pt: {name}: expected" in str(user_error(raised.value)) and shown in str(user_error(raised.value))
