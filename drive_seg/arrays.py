@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-__all__ = ["as_tensor", "like", "plain", "to_numpy", "zeros_and_ones"]
+from drive_seg.errors import ArgumentError
+
+__all__ = ["as_tensor", "check_one_image", "like", "plain", "to_numpy", "zeros_and_ones"]
 
 
 def to_numpy(image: torch.Tensor | np.ndarray) -> np.ndarray:
@@ -44,3 +46,9 @@ def zeros_and_ones(mask: torch.Tensor) -> torch.Tensor:
     Comparing with 0 and multiplying by booleans both take PyTorch many times as long on a CPU.
     """
     return mask.bool().view(torch.uint8)
+
+
+def check_one_image(image: torch.Tensor, name: str) -> None:
+    """Raise an ``ArgumentError`` for anything but (C, H, W), such as a batch, whose axes would be mixed up."""
+    if image.dim() != 3:
+        raise ArgumentError(f"{name}: expected (C, H, W), got {tuple(image.shape)}")

@@ -12,6 +12,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandAffined, RandomizableTransform
 from PIL import Image
 
+from drive_seg.arrays import to_numpy
 from drive_seg.errors import DriveSegError
 
 __all__ = ["RandAffineFloat32d", "RandJPEGd", "compress"]
@@ -32,8 +33,8 @@ def compress(image: torch.Tensor, quality: int) -> torch.Tensor:
         return image
     pixels = ((image - low) * (255 / (high - low))).round().to(torch.uint8)
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())).save(file, "JPEG", quality=quality)
-    decoded = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
+    Image.fromarray(np.ascontiguousarray(to_numpy(pixels.permute(1, 2, 0)))).save(file, "JPEG", quality=quality)
+    decoded = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).to(image.device)
     return decoded.float() * ((high - low) / 255) + low
 
 
@@ -44,10 +45,16 @@ class RandJPEGd(RandomizableTransform, MapTransform):
         keys: images, (3, H, W), float.
         quality: the worst and the best quality, 1 to 95.
         prob: probability that a case is compressed.
+        allow_missing_keys: accept cases without an image.
+
+    Raises:
+        DriveSegError: if an image has not three channels.
     """
 
-    def __init__(self, keys: KeysCollection, quality: Sequence[int], prob: float = 0.1) -> None:
-        MapTransform.__init__(self, keys)
+    def __init__(
+        self, keys: KeysCollection, quality: Sequence[int], prob: float = 0.1, allow_missing_keys: bool = False
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
         if len(quality) != 2 or not 1 <= quality[0] <= quality[1] <= 95:
             raise DriveSegError(f"quality: expected the worst and the best of 1 to 95, got {list(quality)}")
@@ -63,8 +70,10 @@ class RandJPEGd(RandomizableTransform, MapTransform):
         """The case with its images compressed or unchanged; (3, H, W), float."""
         case = dict(data)
         self.randomize()
-        if self._do_transform:
-            for key in self.key_iterator(case):
+        for key in self.key_iterator(case):
+            if len(case[key]) != 3:
+                raise DriveSegError(f"{key}: expected the three channels of a JPEG file, got {len(case[key])}")
+            if self._do_transform:
                 case[key] = compress(torch.as_tensor(case[key]), self._chosen)
         return case
 

@@ -15,7 +15,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
-from drive_seg.arrays import like, plain, zeros_and_ones
+from drive_seg.arrays import check_one_image, like, plain, zeros_and_ones
 from drive_seg.errors import ArgumentError, DriveSegError
 
 __all__ = ["VesselMaskd", "VesselProbabilitiesd", "vessel_mask", "vessel_probabilities"]
@@ -31,8 +31,9 @@ def vessel_probabilities(logits: torch.Tensor) -> torch.Tensor:
         (num_classes - 1, H, W), float, 0 to 1: softmax without its first channel.
 
     Raises:
-        ArgumentError: if there is no vessel class.
+        ArgumentError: if there is no vessel class, or more than one image.
     """
+    check_one_image(logits, "logits")
     if len(logits) < 2:
         raise ArgumentError(f"num_classes: expected 2 or more, background and vessel, got {len(logits)} logits a pixel")
     if len(logits) == 2:
@@ -48,10 +49,11 @@ class VesselProbabilitiesd(MapTransform):
     Args:
         keys: logits, (num_classes, H, W), background first; replaced by probabilities, (num_classes - 1, H, W).
         refuse_nan: raise an error where a probability is NaN, which a threshold would turn into background.
+        allow_missing_keys: accept cases without logits.
     """
 
-    def __init__(self, keys: KeysCollection, refuse_nan: bool = False) -> None:
-        super().__init__(keys)
+    def __init__(self, keys: KeysCollection, refuse_nan: bool = False, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
         self.refuse_nan = refuse_nan
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -86,7 +88,11 @@ def vessel_mask(probabilities: torch.Tensor, threshold: float, fov: torch.Tensor
 
     Returns:
         (1, H, W), uint8, class values.
+
+    Raises:
+        ArgumentError: if there is more than one image.
     """
+    check_one_image(probabilities, "probabilities")
     one_class = len(probabilities) == 1
     total = probabilities if one_class else probabilities.sum(dim=0, keepdim=True)
     vessel = (total >= threshold).view(torch.uint8)
@@ -105,6 +111,7 @@ class VesselMaskd(MapTransform):
         threshold: as in ``vessel_mask``.
         probability_keys: keys to move the probability maps to, one for each of ``keys``.
         fov_key: FOV mask, outside which there are no vessels and probabilities are 0; None: the whole image counts.
+        allow_missing_keys: accept cases without probability maps.
     """
 
     def __init__(
@@ -113,10 +120,11 @@ class VesselMaskd(MapTransform):
         threshold: float = 0.5,
         probability_keys: KeysCollection = "probability",
         fov_key: str | None = None,
+        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys)
+        super().__init__(keys, allow_missing_keys)
         if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
-            raise DriveSegError(f"threshold: expected a probability from 0 to 1, got {threshold}")
+            raise DriveSegError(f"threshold: expected a probability from 0 to 1, got {threshold!r}")
         self.threshold = threshold
         self.probability_keys = ensure_tuple(probability_keys)
         if len(self.probability_keys) != len(self.keys):

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform
-from monai.utils import ImageMetaKey, TraceKeys, ensure_tuple, ensure_tuple_rep
+from monai.transforms import InvertibleTransform, MapTransform, create_translate
+from monai.transforms.utils import scale_affine
+from monai.utils import ImageMetaKey, MetaKeys, TraceKeys, ensure_tuple, ensure_tuple_rep
 
-from drive_seg.arrays import as_tensor, like, plain, zeros_and_ones
+from drive_seg.arrays import as_tensor, check_one_image, like, plain, to_numpy, zeros_and_ones
 from drive_seg.errors import ArgumentError, DriveSegError
 from drive_seg.fov import estimate_fov, fov_box
 
@@ -80,10 +81,11 @@ class EnsureFOVd(MapTransform):
                 )
         else:
             try:
-                inside = torch.from_numpy(estimate_fov(plain(image).numpy().transpose(1, 2, 0)))[None]
+                inside = torch.from_numpy(estimate_fov(to_numpy(plain(image)).transpose(1, 2, 0)))[None]
             except ValueError as error:
                 raise DriveSegError(f"{_file_of(image)}: {self.image_key}: {error}") from error
-        case[self.fov_key] = MetaTensor(plain(inside).to(torch.uint8), meta=dict(getattr(image, "meta", {})))
+        mask = plain(inside).to(plain(image).device, torch.uint8)
+        case[self.fov_key] = MetaTensor(mask, meta=dict(getattr(image, "meta", {})))
         return case
 
 
@@ -109,8 +111,8 @@ class EnsureLabeld(MapTransform):
         keys: KeysCollection,
         num_classes: int,
         image_key: str = "image",
-        allow_missing_keys: bool = False,
         fov_key: str = "fov",
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if num_classes < 2:
@@ -191,10 +193,11 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         diameter: diameter of the field of view afterwards, pixels. Two numbers are the smallest and largest diameter
             that are kept, so that a small photograph is not enlarged more than needed and a large one keeps its fine
             vessels. None: only crop.
-        zoom_key: key of a further scale factor, if the case has it, to learn from a photograph at several sizes.
         fov_key: FOV mask at the photograph's own size, (1, H, W), non-zero inside.
         margin: pixels of zeros to add around the field of view after scaling.
         nearest: for each key, whether to take the nearest pixel (class values) rather than to interpolate.
+        zoom_key: key of a further scale factor, if the case has it, to learn from a photograph at several sizes.
+        allow_missing_keys: accept cases without some of the keys.
     """
 
     def __init__(
@@ -205,15 +208,16 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         margin: int = 0,
         nearest: Sequence[bool] | bool = False,
         zoom_key: str = "zoom",
+        allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys)
+        MapTransform.__init__(self, keys, allow_missing_keys)
         if diameter is not None:
             limits = ensure_tuple(diameter)
             numbers = all(isinstance(limit, (int, float)) and limit >= 1 for limit in limits)
             if not numbers or not (len(limits) == 1 or (len(limits) == 2 and limits[0] <= limits[1])):
                 raise DriveSegError(
-                    "diameter: expected a positive number of pixels, the smallest and the largest of them, or null, "
-                    f"got {diameter}"
+                    "fov_diameter (diameter): expected a positive number of pixels, the smallest and the largest of "
+                    f"them, or null, got {diameter!r}"
                 )
         if margin < 0:
             raise DriveSegError(f"margin: expected 0 or more pixels, got {margin}")
@@ -224,13 +228,21 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         self.nearest = ensure_tuple_rep(nearest, len(self.keys))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case cropped and scaled, each key (C, height, width) with the margin; ``inverse`` undoes it."""
+        """The case cropped and scaled, each key (C, height, width) with the margin; ``inverse`` undoes it.
+
+        Affines follow, as those of MONAI's spatial transforms do.
+        """
         case = dict(data)
-        rows, columns = fov_box(plain(case[self.fov_key])[0].numpy() > 0)
+        rows, columns = fov_box(to_numpy(plain(case[self.fov_key]))[0] > 0)
         box = (rows.start, rows.stop, columns.start, columns.stop)
         height, width = rows.stop - rows.start, columns.stop - columns.start
         scale = self._scale(max(height, width)) * float(case.get(self.zoom_key, 1.0))
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        affine = (
+            create_translate(2, (rows.start, columns.start))
+            @ scale_affine((height, width), size)
+            @ create_translate(2, (-self.margin, -self.margin))
+        )
         for key, nearest in self.key_iterator(case, self.nearest):
             image = case[key]
             pixels = plain(image)
@@ -238,7 +250,8 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
             scaled = MetaTensor(torch.nn.functional.pad(cropped, [self.margin] * 4))
             if isinstance(image, MetaTensor):
                 scaled.copy_meta_from(image)
-            self.push_transform(scaled, orig_size=tuple(pixels.shape[1:]), extra_info={"box": box, "nearest": nearest})
+            extra = {"box": box, "nearest": nearest, "affine": scaled.affine}
+            self.push_transform(scaled, affine=affine, orig_size=tuple(pixels.shape[1:]), extra_info=extra)
             case[key] = scaled
         return case
 
@@ -255,12 +268,14 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         for key in (key for key in self.keys if key in case):
             image = case[key]
             trace = self.pop_transform(image)
-            top, bottom, left, right = trace[TraceKeys.EXTRA_INFO]["box"]
+            extra = trace[TraceKeys.EXTRA_INFO]
+            top, bottom, left, right = extra["box"]
             height, width = trace[TraceKeys.ORIG_SIZE]
             inner = plain(image)[:, self.margin : -self.margin or None, self.margin : -self.margin or None]
-            box = resize(inner, (bottom - top, right - left), trace[TraceKeys.EXTRA_INFO]["nearest"])
+            box = resize(inner, (bottom - top, right - left), extra["nearest"])
             whole = torch.nn.functional.pad(box, [left, width - right, top, height - bottom])
             case[key] = like(whole, image)
+            case[key].meta = {**image.meta, MetaKeys.AFFINE: extra["affine"]}
         return case
 
 
@@ -273,7 +288,11 @@ def normalize_in_fov(image: torch.Tensor, fov: torch.Tensor) -> torch.Tensor:
 
     Returns:
         (C, H, W), float32. A channel that is constant inside becomes 0, as does an image without a field of view.
+
+    Raises:
+        ArgumentError: if there is more than one image.
     """
+    check_one_image(image, "image")
     inside = zeros_and_ones(fov).float()
     count = max(float(inside.sum()), 1.0)
     normalized = image.to(torch.float32, copy=True)
@@ -293,10 +312,11 @@ class NormalizeInFOVd(MapTransform):
     Args:
         keys: images, (C, H, W).
         fov_key: FOV mask, (1, H, W).
+        allow_missing_keys: accept cases without an image.
     """
 
-    def __init__(self, keys: KeysCollection, fov_key: str = "fov") -> None:
-        super().__init__(keys)
+    def __init__(self, keys: KeysCollection, fov_key: str = "fov", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
         self.fov_key = fov_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -60,6 +60,14 @@ def test_quality(quality: list[int]) -> None:
         RandJPEGd("image", quality=quality)
 
 
+def test_other_images_and_none(image: torch.Tensor) -> None:
+    with pytest.raises(DriveSegError, match=r"^image: expected the three channels of a JPEG file, got 1$"):
+        RandJPEGd("image", quality=[20, 80], prob=0.0)({"image": image[:1]})
+    assert RandJPEGd("image", quality=[20, 80], allow_missing_keys=True)({}) == {}
+    with pytest.raises(KeyError):
+        RandJPEGd("image", quality=[20, 80])({})
+
+
 def test_in_float32_as_monai_does_it(image: torch.Tensor) -> None:
     settings = {"prob": 1.0, "rotate_range": 0.8, "scale_range": [0.2, 0.2], "spatial_size": [40, 40]}
     case = {"image": image, "label": (image[:1] > 1).to(torch.uint8)}

@@ -23,6 +23,15 @@ class TestVesselProbabilities:
         with pytest.raises(ArgumentError, match=r"^num_classes: expected 2 or more, .* got 1 logits a pixel$"):
             vessel_probabilities(torch.zeros(1, 4, 5))
 
+    def test_a_batch_is_refused(self) -> None:
+        with pytest.raises(ArgumentError, match=r"^logits: expected \(C, H, W\), got \(2, 2, 4, 5\)$"):
+            vessel_probabilities(torch.zeros(2, 2, 4, 5))
+
+    def test_missing(self) -> None:
+        assert VesselProbabilitiesd("pred", allow_missing_keys=True)({}) == {}
+        with pytest.raises(KeyError):
+            VesselProbabilitiesd("pred")({})
+
     def test_wrapper_keeps_what_is_known_of_the_photograph(self) -> None:
         logits = MetaTensor(
             torch.randn(2, 4, 5), meta={"filename_or_obj": "eye.tif"}, applied_operations=[{"class": "A"}]
@@ -78,6 +87,17 @@ class TestVesselMask:
         assert vessel_mask(probabilities, 0.5, fov).flatten().tolist() == [0, 1, 1]
         assert vessel_mask(probabilities, 0.0, fov).flatten().tolist() == [0, 1, 1]
 
+    def test_a_batch_is_refused(self) -> None:
+        with pytest.raises(ArgumentError, match=r"^probabilities: expected \(C, H, W\), got \(2, 1, 4, 5\)$"):
+            vessel_mask(torch.zeros(2, 1, 4, 5), 0.5)
+
+    def test_missing(self) -> None:
+        case = {"b": torch.ones(1, 1, 1)}
+        out = VesselMaskd(["a", "b"], probability_keys=["pa", "pb"], allow_missing_keys=True)(case)
+        assert out.keys() == {"b", "pb"} and out["pb"] is case["b"]
+        with pytest.raises(KeyError):
+            VesselMaskd(["a", "b"], probability_keys=["pa", "pb"])(case)
+
     def test_wrapper(self) -> None:
         vessel = torch.tensor([[[0.2, 0.9, 0.9]]])
         pred = MetaTensor(vessel)
@@ -116,5 +136,5 @@ class TestVesselMask:
             VesselMaskd("pred", threshold)
 
     def test_threshold_is_a_number(self) -> None:
-        with pytest.raises(DriveSegError, match=r"^threshold: expected a probability from 0 to 1, got 0,4$"):
+        with pytest.raises(DriveSegError, match=r"^threshold: expected a probability from 0 to 1, got '0,4'$"):
             VesselMaskd("pred", "0,4")  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders import disc, fundus, tensor
-from monai.transforms import Compose, CopyItemsd, DeleteItemsd, Invertd
+from monai.transforms import BorderPad, Compose, CopyItemsd, DeleteItemsd, Invertd, Resize, SpatialCrop
 
 from drive_seg.errors import DriveSegError
 from drive_seg.transforms import (
@@ -74,6 +74,15 @@ class TestScaleToFOV:
         assert all(out[key].dtype is torch.uint8 for key in keys)
         assert out["image"].meta["filename_or_obj"] == "eye.tif"
 
+    def test_missing(self) -> None:
+        case = {key: boxed_case()[key] for key in ("image", "fov")}
+        keys, nearest = ["label", "image"], [True, False]
+        out = ScaleToFOVd(keys, 60, nearest=nearest, allow_missing_keys=True)(case)
+        expected = ScaleToFOVd("image", 60)(case)
+        assert out.keys() == case.keys() and torch.equal(out["image"], expected["image"])
+        with pytest.raises(KeyError):
+            ScaleToFOVd(keys, 60, nearest=nearest)(case)
+
     def test_inverse_takes_the_keys_that_are_there(self) -> None:
         transform = ScaleToFOVd(["image", "fov"], 60, nearest=[False, True])
         out = transform(boxed_case())
@@ -117,6 +126,22 @@ class TestScaleToFOV:
         assert torch.equal(back.as_tensor(), expected)
         assert not back.applied_operations
 
+    @pytest.mark.parametrize(("diameter", "margin"), [(None, 3), (160, 2), (50, 0), (33, 1)])
+    def test_the_affine_is_that_of_monais_transforms(self, diameter: int | None, margin: int) -> None:
+        case = boxed_case()
+        affine = torch.tensor([[0, 2, 0, 7], [3, 0, 0, 5], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64)
+        case["image"].affine = affine
+        transform = ScaleToFOVd("image", diameter, margin=margin)
+        out = transform(case)
+        top, bottom, left, right = BOX
+        size = [side - 2 * margin for side in out["image"].shape[1:]]
+        crop = SpatialCrop(roi_start=[top, left], roi_end=[bottom, right])
+        expected = Compose([crop, Resize(size), BorderPad(margin)])(case["image"]).affine
+        assert not torch.equal(expected, affine)
+        torch.testing.assert_close(out["image"].affine, expected)
+        assert torch.equal(transform.inverse(out)["image"].affine, affine)
+        assert torch.equal(case["image"].affine, affine), "the case that was given stays as it was"
+
     @pytest.mark.parametrize("diameter", [57, 100, 233])
     @pytest.mark.parametrize("place", [(58, 84), (60, 49), (69, 130)], ids=str)
     def test_scaled_and_back_is_at_the_same_place(self, diameter: int, place: tuple[int, int]) -> None:
@@ -158,14 +183,14 @@ class TestScaleToFOV:
         outside[8:109, 34:135] = False
         assert not back[:, outside].any()
 
-    @pytest.mark.parametrize("diameter", [0, -5])
-    def test_diameter_must_be_positive(self, diameter: int) -> None:
-        with pytest.raises(DriveSegError, match=f"^diameter: expected a positive number .*, got {diameter}$"):
+    @pytest.mark.parametrize("diameter", [0, -5, "640"])
+    def test_diameter_must_be_positive(self, diameter: Any) -> None:
+        with pytest.raises(DriveSegError, match=rf"^fov_diameter \(diameter\): expected .*, got {diameter!r}$"):
             ScaleToFOVd("image", diameter)
 
     @pytest.mark.parametrize("limits", [[200, 100], [0, 100], [1, 2, 3], []])
     def test_limits_must_be_two_in_order(self, limits: list[int]) -> None:
-        with pytest.raises(DriveSegError, match=r"^diameter: expected .*, the smallest and the largest"):
+        with pytest.raises(DriveSegError, match=r"^fov_diameter \(diameter\): .*, the smallest and the largest"):
             ScaleToFOVd("image", limits)
 
     @pytest.mark.parametrize(("limits", "width"), [([60, 100], 80), ([100, 200], 100), ([20, 40], 40)])

@@ -16,7 +16,8 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from drive_seg.arrays import plain
-from drive_seg.errors import DriveSegError, user_error
+from drive_seg.augmentation import RandJPEGd
+from drive_seg.errors import ArgumentError, DriveSegError, user_error
 from drive_seg.transforms import (
     EnsureFOVd,
     EnsureLabeld,
@@ -242,6 +243,16 @@ class TestNormalize:
         out = normalize_in_fov(image, fov)
         assert not out[0].any() and out[1].abs().max() > 1
 
+    def test_a_batch_is_refused(self) -> None:
+        with pytest.raises(ArgumentError, match=r"^image: expected \(C, H, W\), got \(2, 3, 4, 5\)$"):
+            normalize_in_fov(torch.rand(2, 3, 4, 5), torch.ones(2, 1, 4, 5))
+
+    def test_missing(self) -> None:
+        case = {"fov": torch.ones(1, 2, 2)}
+        assert NormalizeInFOVd("image", allow_missing_keys=True)(case).keys() == {"fov"}
+        with pytest.raises(KeyError):
+            NormalizeInFOVd("image")(case)
+
     def test_wrapper_keeps_what_is_known_of_the_file(self) -> None:
         image = tensor(np.arange(12, dtype=np.uint8).reshape(3, 2, 2), "eye.tif")
         case = {"image": image, "fov": torch.ones(1, 2, 2)}
@@ -270,6 +281,20 @@ def test_numbers_of_every_type(kind: Any) -> None:
     pixels = torch.as_tensor(np.array(mask, dtype=np.dtype(kind).newbyteorder("=")))
     for nearest in (False, True):
         assert resize(pixels, (20, 25), nearest).dtype == pixels.dtype
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_on_a_gpu_as_on_a_cpu() -> None:
+    image = torch.from_numpy(fundus().transpose(2, 0, 1).copy())
+    case = {"image": image, "label": (image[:1] == 110).to(torch.uint8)}
+    every = Compose([
+        EnsureFOVd(), EnsureLabeld("label", 2), ScaleToFOVd(["image", "label", "fov"], 70, nearest=[False, True, True]),
+        NormalizeInFOVd("image"), IgnoreOutsideFOVd("label"), RandJPEGd("image", [80, 80], prob=1.0),
+    ])  # fmt: skip
+    there, here = every({key: values.cuda() for key, values in case.items()}), every(case)
+    for key, values in here.items():
+        assert there[key].is_cuda
+        torch.testing.assert_close(plain(there[key]).cpu().float(), plain(values).float(), rtol=0, atol=0.1)
 
 
 def test_values_that_no_annotation_has() -> None:
