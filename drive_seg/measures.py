@@ -27,7 +27,7 @@ from drive_seg.arrays import to_numpy
 from drive_seg.calibre import calibres
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import fov_box, fov_diameter
-from drive_seg.quality import QualityCheck
+from drive_seg.quality import QualityCheck, quality_figures
 
 __all__ = ["MeasureVesselsd", "fractal_dimension", "measure_vessels"]
 
@@ -38,6 +38,9 @@ SMOOTHING = 0.005
 
 SHORTEST = 0.02
 """Arc length, as a share of the FOV's diameter, below which the tortuosity of a branch means little."""
+
+MM_PER_DEGREE = 0.3
+"""Millimetres on the retina of an average eye that a camera sees in a degree; 0.29 in Gullstrand's schematic eye."""
 
 BOX_SIZES = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)
 """Box sizes for counting, as shares of the FOV's diameter: from a wide vessel to the space between the arcades."""
@@ -169,29 +172,34 @@ class MeasureVesselsd(Transform):
     Args:
         quality: the check that names problems of a photograph.
         pixel_spacing_mm: size of a pixel on the retina, the same for all photographs; None: unknown.
+        camera_angle: degrees that the field of view is across. The size of a pixel then follows from each photograph's
+            own diameter, by ``MM_PER_DEGREE``, so that photographs may differ in resolution; None: unknown.
         pred_key: mask, (1, H, W), class values, 0 for background.
         fov_key: FOV mask, (1, H, W), non-zero inside.
         photograph_key: photograph, (3, H, W), uint8.
-        output_key: key for the row: ``width_px``, ``height_px``, ``fov_diameter_px``, ``fov_area_px``, the measures,
-            and ``quality``, the problems joined by "; ", empty if there are none.
+        output_key: key for the row: ``width_px``, ``height_px``, ``fov_diameter_px``, ``fov_area_px``,
+            ``pixel_spacing_mm`` if it is known, the measures, the ``quality_figures``, and ``quality``, the problems
+            joined by "; ", empty if there are none.
 
     Raises:
-        DriveSegError: if the spacing is not positive.
+        DriveSegError: if the spacing or the angle is not positive, or both are given.
     """
 
     def __init__(
         self,
         quality: QualityCheck,
         pixel_spacing_mm: float | None = None,
+        camera_angle: float | None = None,
         pred_key: str = "pred",
         fov_key: str = "fov",
         photograph_key: str = "photograph",
         output_key: str = "measures",
     ) -> None:
-        if pixel_spacing_mm is not None and not (
-            isinstance(pixel_spacing_mm, (int, float)) and 0 < pixel_spacing_mm < math.inf
-        ):
-            raise DriveSegError(f"pixel_spacing_mm: expected millimetres above 0 or null, got {pixel_spacing_mm}")
+        _check_positive("pixel_spacing_mm", pixel_spacing_mm, "millimetres")
+        _check_positive("camera_angle", camera_angle, "degrees")
+        if pixel_spacing_mm is not None and camera_angle is not None:
+            raise DriveSegError("pixel_spacing_mm, camera_angle: expected one of them, the other follows from it")
+        self.camera_angle = camera_angle
         self.pixel_spacing_mm = pixel_spacing_mm
         self.quality = quality
         self.pred_key = pred_key
@@ -204,15 +212,27 @@ class MeasureVesselsd(Transform):
         case = dict(data)
         mask, fov = (to_numpy(case[key])[0] > 0 for key in (self.pred_key, self.fov_key))
         photograph = to_numpy(case[self.photograph_key]).transpose(1, 2, 0)
+        diameter, spacing = fov_diameter(fov), self.pixel_spacing_mm
+        if self.camera_angle is not None:
+            spacing = MM_PER_DEGREE * self.camera_angle / diameter
+        figures = quality_figures(photograph, fov, mask)
         case[self.output_key] = {
             "width_px": fov.shape[1],
             "height_px": fov.shape[0],
-            "fov_diameter_px": fov_diameter(fov),
+            "fov_diameter_px": diameter,
             "fov_area_px": int(np.count_nonzero(fov)),
-            **measure_vessels(mask, fov, self.pixel_spacing_mm),
-            "quality": "; ".join(self.quality.assess(photograph, fov, mask, self.pixel_spacing_mm)),
+            **({} if spacing is None else {"pixel_spacing_mm": spacing}),
+            **measure_vessels(mask, fov, spacing),
+            **figures,
+            "quality": "; ".join(self.quality.problems(figures, fov, mask, spacing)),
         }
         return case
+
+
+def _check_positive(key: str, value: object, unit: str) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and 0 < value < math.inf):  # type: ignore[operator]
+        raise DriveSegError(f"{key}: expected {unit} above 0 or null, got {value!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -359,8 +379,7 @@ def _spurs(lines: _Centrelines, background: np.ndarray) -> np.ndarray:
 
 
 def _tortuosity(lines: _Centrelines, shortest: float) -> float:
-    closed = (lines.ends[:, 0] == lines.ends[:, 1]) & (lines.ends[:, 0] >= 0)
-    kept = (lines.lengths >= shortest) & ~closed & (lines.chords > 0)
+    kept = (lines.lengths >= shortest) & (lines.chords > 0)
     arcs = lines.lengths[kept]
     return float((arcs**2 / lines.chords[kept]).sum() / arcs.sum()) if kept.any() else math.nan
 

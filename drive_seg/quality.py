@@ -8,6 +8,7 @@ at the picture.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,10 @@ __all__ = [
     "CUT_OFF",
     "FEW_VESSELS",
     "IMPLAUSIBLE_SPACING",
+    "IN_PIECES",
+    "LITTLE_CONTRAST",
     "MANY_VESSELS",
+    "MORE_BESIDE",
     "NO_BORDER",
     "PROBLEMS",
     "TOO_BLURRED",
@@ -28,7 +32,7 @@ __all__ = [
     "TOO_DARK",
     "TOO_SMALL",
     "QualityCheck",
-    "sharpness",
+    "quality_figures",
 ]
 
 NO_BORDER = "no border of the field of view"
@@ -37,12 +41,15 @@ TOO_SMALL = "too small"
 TOO_DARK = "too dark"
 TOO_BRIGHT = "too bright"
 TOO_BLURRED = "too blurred"
+LITTLE_CONTRAST = "hardly any contrast"
+MORE_BESIDE = "more beside the field of view"
 FEW_VESSELS = "hardly any vessel"
 MANY_VESSELS = "implausibly many vessels"
+IN_PIECES = "vessels in pieces"
 IMPLAUSIBLE_SPACING = "implausible pixel spacing"
 PROBLEMS = (
-    *(NO_BORDER, CUT_OFF, TOO_SMALL, TOO_DARK, TOO_BRIGHT, TOO_BLURRED),
-    *(FEW_VESSELS, MANY_VESSELS, IMPLAUSIBLE_SPACING),
+    *(NO_BORDER, CUT_OFF, MORE_BESIDE, TOO_SMALL, TOO_DARK, TOO_BRIGHT, TOO_BLURRED, LITTLE_CONTRAST),
+    *(FEW_VESSELS, MANY_VESSELS, IN_PIECES, IMPLAUSIBLE_SPACING),
 )
 """All problems, in the order in which they are reported."""
 
@@ -58,6 +65,9 @@ _FULLEST = 1.05
 _BURNT = 250
 """Green value from which nothing can be distinguished: cameras and JPEG saturate between this and 255."""
 
+_SPAN = 0.5
+"""Extent of a large part of the vessel tree, as a share of the field of view's diameter: nothing else spans as much."""
+
 
 @dataclass(frozen=True)
 class QualityCheck:
@@ -72,30 +82,38 @@ class QualityCheck:
         fov_share: area of the field of view, as a share of a circle of its diameter, 0 to 1, below which it counts as
             cut off. So does a view with retina in a corner of its box. Either way, the diameter and with it the scale
             are guesses. The photographs have at least 0.83.
+        beside_share: ``beside_share`` above which another picture, such as a second eye, lies beside the field of view
+            and is not measured. The photographs have at most 0.0013.
         smallest_diameter: diameter of the field of view, in pixels, below which the photograph is too small, because
             fine vessels are narrower than the single pixels they are drawn with. The photographs have 892 to 3262.
-        darkest: median of green in the field of view, 0 to 255, below which the photograph is too dark. Vessels are
-            darker than their surroundings by about a sixth, hence by 4 of 256 levels at the bundle's limit of 24, which
-            is as much as noise and JPEG leave uncertain. The photographs have 38 to 100.
-        burnt_share: share of the field of view with saturated green, 0 to 1, above which the photograph is too bright.
-            The optic disc, often the only overexposed part, is about 2 % of a view of 45 degrees. The photographs have
-            at most 0.84 %.
-        sharpness: value of ``sharpness`` below which the photograph is too blurred. The photographs have 0.67 to 0.93.
-            Copies blurred by a Gaussian with a standard deviation of 0.5 % of the FOV's diameter, half the width of a
-            large vessel, have at most 0.46; with 0.3 %, they have 0.50 to 0.63.
+        darkest: ``green_median`` below which the photograph is too dark. Vessels are darker than their surroundings by
+            about a sixth, hence by 4 of 256 levels at the bundle's limit of 24, which is as much as noise and JPEG
+            leave uncertain. The photographs have 38 to 100.
+        burnt_share: ``burnt_share`` above which the photograph is too bright. The optic disc, often the only
+            overexposed part, is about 2 % of a view of 45 degrees. The photographs have at most 0.84 %.
+        sharpness: ``sharpness`` below which the photograph is too blurred. The photographs have 0.67 to 0.93. Copies
+            blurred by a Gaussian with a standard deviation of 0.5 % of the FOV's diameter, half the width of a large
+            vessel, have at most 0.46; with 0.3 %, they have 0.50 to 0.63.
+        contrast: ``contrast`` below which there is hardly any, as in haze. The photographs have 0.030 to 0.091.
         smallest_vessel_share, largest_vessel_share: share of the field of view that is vessel, 0 to 1, below which
             there is hardly any and above which there are implausibly many. The manual annotations have 6 % to 13 %.
+        connected_share: ``connected_share`` below which the vessels are in pieces, as in pictures of anything else and
+            where noise hides them. Masks by the shipped weights have at least 0.86 for 70 of the photographs, and at
+            most 0.62 for pictures of other things, such as scikit-image's.
         smallest_mm, largest_mm: range of plausible diameters of the field of view on the retina; outside it, the pixel
             spacing cannot be right. Cameras see 20 to 200 degrees, of about 0.3 mm each.
     """
 
     fov_share: float
+    beside_share: float
     smallest_diameter: float
     darkest: float
     burnt_share: float
     sharpness: float
+    contrast: float
     smallest_vessel_share: float
     largest_vessel_share: float
+    connected_share: float
     smallest_mm: float
     largest_mm: float
 
@@ -106,31 +124,37 @@ class QualityCheck:
 
         Args:
             photograph: (H, W, 3), uint8, RGB.
-            fov: (H, W), non-zero on the retina; pixels outside are ignored.
-            mask: (H, W), non-zero on vessels.
+            fov: (H, W), non-zero on the retina.
+            mask: (H, W), non-zero on vessels; pixels outside the field of view are ignored.
             pixel_spacing_mm: size of a pixel on the retina; None: unknown.
 
         Raises:
             ValueError: if the shapes differ or the field of view is empty.
         """
-        if photograph.shape != (*fov.shape, 3) or mask.shape != fov.shape:
-            raise ValueError(
-                "expected a photograph (H, W, 3), a field of view and a mask of one size, "
-                f"got {photograph.shape}, {fov.shape} and {mask.shape}"
-            )
+        return self.problems(quality_figures(photograph, fov, mask), fov, mask, pixel_spacing_mm)
+
+    def problems(
+        self,
+        figures: Mapping[str, float],
+        fov: np.ndarray,
+        mask: np.ndarray,
+        pixel_spacing_mm: float | None = None,
+    ) -> list[str]:
+        """As ``assess``, of a photograph whose ``quality_figures`` are known."""
         mask, fov = mask != 0, fov != 0
-        green, inside = _small_green(photograph, fov)
-        values = green[inside]
         vessel_share = np.count_nonzero(mask & fov) / np.count_nonzero(fov)
         found = {
             NO_BORDER: bool(fov.all()),
             CUT_OFF: not fov.all() and self._is_cut_off(fov),
+            MORE_BESIDE: figures["beside_share"] > self.beside_share,
             TOO_SMALL: fov_diameter(fov) < self.smallest_diameter,
-            TOO_DARK: np.median(values) < self.darkest,
-            TOO_BRIGHT: np.mean(values >= _BURNT) > self.burnt_share,
-            TOO_BLURRED: _sharpness(green, inside) < self.sharpness,
+            TOO_DARK: figures["green_median"] < self.darkest,
+            TOO_BRIGHT: figures["burnt_share"] > self.burnt_share,
+            TOO_BLURRED: figures["sharpness"] < self.sharpness,
+            LITTLE_CONTRAST: figures["contrast"] < self.contrast,
             FEW_VESSELS: vessel_share < self.smallest_vessel_share,
             MANY_VESSELS: vessel_share > self.largest_vessel_share,
+            IN_PIECES: figures["connected_share"] < self.connected_share,
             IMPLAUSIBLE_SPACING: pixel_spacing_mm is not None
             and not self.smallest_mm <= fov_diameter(fov) * pixel_spacing_mm <= self.largest_mm,
         }
@@ -147,25 +171,57 @@ class QualityCheck:
         return not self.fov_share <= share <= _FULLEST or any(corner.mean() > 0.5 for corner in corners)
 
 
-def sharpness(photograph: np.ndarray, fov: np.ndarray) -> float:
-    """Ratio of fine to coarse detail, independent of contrast, brightness and resolution.
+def quality_figures(photograph: np.ndarray, fov: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """The numbers that a photograph is judged by, independent of its resolution.
 
-    Green is scaled to a field of view 500 pixels across and smoothed by Gaussians of 1, 2 and 4 pixels. The result is
-    the standard deviation, over the field of view without its rim, of the detail lost from 1 to 2 divided by that of
-    the detail lost from 2 to 4: bands as wide as small and as large vessels. Sensor noise and JPEG blocks are finer
-    than either, and the contrast cancels.
+    Light and detail are those of green, scaled to a field of view 500 pixels across. Detail is what is lost by
+    smoothing: from a Gaussian of 1 pixel to one of 2, which is as wide as small vessels, and from there to one of 4, as
+    wide as large ones. Sensor noise and JPEG blocks are finer than either.
 
     Args:
         photograph: (H, W, 3), uint8, RGB.
-        fov: (H, W), bool.
+        fov: (H, W), non-zero on the retina.
+        mask: (H, W), non-zero on vessels; pixels outside the field of view are ignored.
 
     Returns:
-        The ratio, from 0 to about 1; 0 if there is no detail at all.
+        - ``green_median``: median inside the field of view, 0 to 255.
+        - ``burnt_share``: share of the field of view, 0 to 1, where green is saturated.
+        - ``sharpness``: fine over coarse detail, standard deviations over the field of view without its rim, so that
+          the contrast cancels; 0 to about 1; 0 if there is no detail at all.
+        - ``contrast``: standard deviation of the fine and coarse detail together over the median, so that the light
+          cancels; 0 and more.
+        - ``beside_share``: area outside the field of view where green is nearer to the median inside it than to the
+          frame's black, as a share of the field of view's; 0 and more.
+        - ``connected_share``: share of the vessels' area in connected parts whose bounding box has a diagonal of at
+          least half the field of view's diameter, 0 to 1; 1 for an empty mask, which is not in pieces.
 
     Raises:
-        ValueError: if the field of view is empty.
+        ValueError: if the shapes differ or the field of view is empty.
     """
-    return _sharpness(*_small_green(photograph, fov))
+    if photograph.shape != (*fov.shape, 3) or mask.shape != fov.shape:
+        raise ValueError(
+            "expected a photograph (H, W, 3), a field of view and a mask of one size, "
+            f"got {photograph.shape}, {fov.shape} and {mask.shape}"
+        )
+    fov = fov != 0
+    green, inside = _small_green(photograph, fov)
+    values = green[inside] if inside.any() else photograph[fov][:, 1]  # a view too thin for its small copy
+    median = float(np.median(values))
+    sharpness, contrast = _detail(green, inside)
+    return {
+        "green_median": median,
+        "burnt_share": float(np.mean(values >= _BURNT)),
+        "sharpness": sharpness,
+        "contrast": contrast / max(median, 1),
+        "beside_share": _bright(photograph[..., 1][~fov], median) / np.count_nonzero(fov),
+        "connected_share": _connected_share((mask != 0) & fov, _SPAN * fov_diameter(fov)),
+    }
+
+
+def _bright(frame: np.ndarray, retina: float) -> int:
+    """Number of pixels of a frame, (n,), that are nearer to the retina's level than to the frame's darkest parts."""
+    black = float(np.percentile(frame, 5)) if frame.size else 0.0
+    return int(np.count_nonzero(frame > (black + max(retina, black + 2)) / 2))
 
 
 def _small_green(photograph: np.ndarray, fov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -179,11 +235,21 @@ def _small_green(photograph: np.ndarray, fov: np.ndarray) -> tuple[np.ndarray, n
     return np.asarray(green, np.float32), np.asarray(inside, bool)
 
 
-def _sharpness(green: np.ndarray, inside: np.ndarray) -> float:
+def _detail(green: np.ndarray, inside: np.ndarray) -> tuple[float, float]:
+    """Fine over coarse detail, and the standard deviation of both together."""
     # The step at the rim would be the sharpest detail, so a border of three times the widest Gaussian is left out.
     core = ndimage.minimum_filter(inside, size=25, mode="constant")
-    one, two, four = (ndimage.gaussian_filter(green, sigma) for sigma in (1, 2, 4))
-    fine, coarse = (one - two)[core], (two - four)[core]
-    if not core.any() or coarse.std() < 1e-3:
-        return 0.0
-    return float(fine.std() / coarse.std())
+    if not core.any():
+        return 0.0, 0.0
+    one, two, four = (ndimage.gaussian_filter(green, sigma)[core] for sigma in (1, 2, 4))
+    coarse = float((two - four).std())
+    return (0.0 if coarse < 1e-3 else float((one - two).std()) / coarse), float((one - four).std())
+
+
+def _connected_share(vessels: np.ndarray, span: float) -> float:
+    labels, parts = ndimage.label(vessels, np.ones((3, 3)))
+    if not parts:
+        return 1.0
+    areas = np.bincount(labels.ravel())[1:]
+    sides = np.array([[side.stop - side.start for side in box] for box in ndimage.find_objects(labels)])
+    return float(areas[np.hypot(*sides.T) >= span].sum() / areas.sum())

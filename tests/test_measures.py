@@ -16,7 +16,7 @@ from scipy import ndimage
 from drive_seg.errors import DriveSegError
 from drive_seg.measures import MeasureVesselsd, fractal_dimension, measure_vessels
 from drive_seg.phantom import make_phantom
-from drive_seg.quality import TOO_SMALL
+from drive_seg.quality import TOO_SMALL, quality_figures
 
 CHECK = shipped_quality_check()
 SIZE = 300
@@ -290,9 +290,13 @@ def test_a_case_is_a_row() -> None:
     row = MeasureVesselsd(CHECK, pixel_spacing_mm=0.03)(case)["measures"]
     assert "measures" not in case
     expected = measure_vessels(phantom.vessels, phantom.fov, 0.03)
-    assert list(row) == ["width_px", "height_px", "fov_diameter_px", "fov_area_px", *expected, "quality"]
+    figures = quality_figures(phantom.image, phantom.fov, phantom.vessels)
+    about = ["width_px", "height_px", "fov_diameter_px", "fov_area_px"]
+    assert list(row) == [*about, "pixel_spacing_mm", *expected, *figures, "quality"]
     assert (row["width_px"], row["height_px"], row["quality"]) == (280, 300, TOO_SMALL)
-    assert {name: row[name] for name in expected} == expected
+    assert row["pixel_spacing_mm"] == 0.03
+    assert {name: row[name] for name in (*expected, *figures)} == {**expected, **figures}
+    assert list(MeasureVesselsd(CHECK)(case)["measures"])[:5] == [*about, "vessel_density_share"], "no millimetres"
     arteries_and_veins = case_of(phantom.artery_vein, phantom.image, phantom.fov)
     assert MeasureVesselsd(CHECK, pixel_spacing_mm=0.03)(arteries_and_veins)["measures"] == row
 
@@ -302,6 +306,19 @@ def test_a_spacing_that_no_retina_can_have(spacing: float | None, told: bool) ->
     phantom = make_phantom(1, 300, 280)
     row = MeasureVesselsd(CHECK, spacing)(case_of(phantom.vessels, phantom.image, phantom.fov))["measures"]
     assert ("implausible pixel spacing" in row["quality"]) is told
+
+
+def test_the_cameras_angle_gives_each_photograph_its_spacing() -> None:
+    """30 degrees are 9 mm, however many pixels they have."""
+    for side in (300, 600):
+        phantom = make_phantom(1, side, side)
+        case = case_of(phantom.vessels, phantom.image, phantom.fov)
+        row = MeasureVesselsd(CHECK, camera_angle=30)(case)["measures"]
+        assert row["pixel_spacing_mm"] == pytest.approx(9 / row["fov_diameter_px"])
+        assert row["skeleton_length_mm"] == pytest.approx(row["skeleton_length_px"] * row["pixel_spacing_mm"])
+        assert "spacing" not in row["quality"]
+    with pytest.raises(DriveSegError, match="pixel_spacing_mm, camera_angle: expected one of them"):
+        MeasureVesselsd(CHECK, pixel_spacing_mm=0.01, camera_angle=30)
 
 
 def test_length_over_area() -> None:
@@ -318,10 +335,12 @@ def test_problems_are_joined_and_their_limits_set() -> None:
     assert MeasureVesselsd(quality=strict)(case)["measures"]["quality"] == "too dark; hardly any vessel"
 
 
-@pytest.mark.parametrize("spacing", [0, -0.1, "fine", math.nan])
-def test_spacings_that_a_config_must_not_have(spacing: object) -> None:
-    with pytest.raises(DriveSegError, match="pixel_spacing_mm: expected millimetres above 0 or null"):
-        MeasureVesselsd(CHECK, pixel_spacing_mm=spacing)  # type: ignore[arg-type]
+@pytest.mark.parametrize("wrong", [0, -0.1, "fine", math.nan, True])
+def test_spacings_and_angles_that_a_config_must_not_have(wrong: object) -> None:
+    with pytest.raises(DriveSegError, match="pixel_spacing_mm: expected millimetres above 0 or null, got"):
+        MeasureVesselsd(CHECK, pixel_spacing_mm=wrong)  # type: ignore[arg-type]
+    with pytest.raises(DriveSegError, match="camera_angle: expected degrees above 0 or null, got"):
+        MeasureVesselsd(CHECK, camera_angle=wrong)  # type: ignore[arg-type]
 
 
 def test_class_values_are_vessels() -> None:

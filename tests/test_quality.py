@@ -17,14 +17,17 @@ from drive_seg.phantom import Phantom, make_phantom
 from drive_seg.quality import (
     CUT_OFF,
     FEW_VESSELS,
+    IN_PIECES,
+    LITTLE_CONTRAST,
     MANY_VESSELS,
+    MORE_BESIDE,
     NO_BORDER,
     PROBLEMS,
     TOO_BLURRED,
     TOO_BRIGHT,
     TOO_DARK,
     TOO_SMALL,
-    sharpness,
+    quality_figures,
 )
 
 CHECK = shipped_quality_check()
@@ -38,6 +41,10 @@ def brightened(photograph: np.ndarray, factor: float = 1, offset: float = 0) -> 
     return (photograph.astype(float) * factor + offset).clip(0, 255).astype(np.uint8)
 
 
+def sharpness(photograph: np.ndarray, fov: np.ndarray) -> float:
+    return quality_figures(photograph, fov, fov)["sharpness"]
+
+
 @pytest.fixture(scope="module")
 def phantom() -> Phantom:
     return make_phantom(0)
@@ -48,8 +55,47 @@ def test_each_problem_alone(phantom: Phantom) -> None:
     assert CHECK.assess(image, fov, vessels) == []
     assert TOO_DARK in CHECK.assess(brightened(image, 0.15), fov, vessels)
     assert TOO_BRIGHT in CHECK.assess(brightened(image, offset=220), fov, vessels)
-    assert CHECK.assess(blurred(image, 0.01 * fov_diameter(fov)), fov, vessels) == [TOO_BLURRED]
+    assert CHECK.assess(blurred(image, 0.005 * fov_diameter(fov)), fov, vessels) == [TOO_BLURRED]
+    assert CHECK.assess(brightened(image, 0.1, 80), fov, vessels) == [LITTLE_CONTRAST]
     assert CHECK.assess(image, fov, np.zeros_like(fov)) == [FEW_VESSELS]
+
+
+def test_vessels_in_pieces_by_hand() -> None:
+    """Of a view 600 pixels across, half is 300; diagonal neighbours are connected."""
+    fov = np.ones((600, 600), bool)
+    photograph = np.full((600, 600, 3), 90, np.uint8)
+
+    def share(*pieces: tuple[int, int, int, int]) -> float:
+        mask = np.zeros_like(fov)
+        for top, bottom, left, right in pieces:
+            mask[top:bottom, left:right] = True
+        return quality_figures(photograph, fov, mask)["connected_share"]
+
+    assert share() == 1, "no vessels are in no pieces"
+    assert share((0, 300, 10, 12)) == 1
+    assert share((0, 299, 10, 11)) == 0
+    assert share((0, 150, 10, 12), (150, 300, 12, 14)) == 1, "corner to corner"
+    assert share((0, 400, 10, 13), (500, 550, 300, 308)) == 1200 / 1600
+    stripes = np.zeros_like(fov)
+    stripes[::20, :290] = True
+    assert IN_PIECES in CHECK.assess(photograph, fov, stripes)
+    stripes[:, 0] = True
+    assert IN_PIECES not in CHECK.assess(photograph, fov, stripes)
+
+
+def test_a_second_eye_beside_the_first(phantom: Phantom) -> None:
+    dark = np.zeros_like(phantom.fov)
+    pair = np.concatenate([phantom.image, phantom.image], axis=1)
+    fov, vessels = (np.concatenate([array, dark], axis=1) for array in (phantom.fov, phantom.vessels))
+    assert CHECK.assess(pair, fov, vessels) == [MORE_BESIDE]
+    assert quality_figures(pair, fov, vessels)["beside_share"] == pytest.approx(1, abs=0.05)
+
+
+def test_a_view_thinner_than_its_small_copy_has_figures() -> None:
+    line = np.zeros((4000, 4000), bool)
+    line[2000] = line[:, 2000] = True
+    figures = quality_figures(np.full((4000, 4000, 3), 90, np.uint8), line, line)
+    assert (figures["green_median"], figures["burnt_share"], figures["sharpness"]) == (90, 0, 0)
 
 
 def test_a_picture_without_a_border_and_a_small_one(phantom: Phantom) -> None:
@@ -78,15 +124,15 @@ def test_what_is_cropped_is_cut_off(rows: tuple[float, float], columns: tuple[fl
 
 def test_several_problems_in_their_order(phantom: Phantom) -> None:
     found = CHECK.assess(np.zeros_like(phantom.image), phantom.fov, np.zeros_like(phantom.fov))
-    assert found == [TOO_DARK, TOO_BLURRED, FEW_VESSELS]
+    assert found == [TOO_DARK, TOO_BLURRED, LITTLE_CONTRAST, FEW_VESSELS]
     assert found == [problem for problem in PROBLEMS if problem in found]
 
 
-def test_pixels_outside_the_field_of_view_change_nothing(phantom: Phantom) -> None:
+def test_pixels_outside_the_field_of_view_change_nothing_else(phantom: Phantom) -> None:
     before = sharpness(phantom.image, phantom.fov)
     image = phantom.image.copy()
     image[~phantom.fov] = np.random.default_rng(0).integers(0, 256, (np.count_nonzero(~phantom.fov), 3))
-    assert CHECK.assess(image, phantom.fov, phantom.vessels | ~phantom.fov) == []
+    assert CHECK.assess(image, phantom.fov, phantom.vessels | ~phantom.fov) == [MORE_BESIDE]
     assert sharpness(image, phantom.fov) == pytest.approx(before, rel=0.01), "a pixel of the rim at most is mixed"
 
 
@@ -144,7 +190,7 @@ def check_photograph(path: Path) -> None:
     assert CHECK.assess(image, fov, tenth) == [], path.name
     assert TOO_DARK in CHECK.assess(brightened(image, 0.2), fov, tenth), path.name
     assert TOO_BRIGHT in CHECK.assess(brightened(image, offset=220), fov, tenth), path.name
-    assert CHECK.assess(blurred(image, 0.005 * fov_diameter(fov)), fov, tenth) == [TOO_BLURRED], path.name
+    assert CHECK.assess(blurred(image, 0.005 * fov_diameter(fov)), fov, tenth)[0] == TOO_BLURRED, path.name
 
 
 def test_scikit_images_photograph() -> None:
