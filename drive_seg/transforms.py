@@ -171,8 +171,9 @@ def resize(image: torch.Tensor, size: Sequence[int], nearest: bool = False) -> t
     """
     if tuple(image.shape[1:]) == tuple(size):
         return image
-    # For other types, PyTorch has no interpolation or rounds towards 0.
-    batch = (image if image.dtype in (torch.uint8, torch.float32, torch.float64) else image.double())[None]
+    # For other types, PyTorch has no interpolation or rounds towards 0; for bytes it has one on CPUs alone.
+    kept = (torch.uint8, torch.float32, torch.float64) if image.device.type == "cpu" else (torch.float32, torch.float64)
+    batch = (image if image.dtype in kept else image.double())[None]
     if nearest:
         scaled = torch.nn.functional.interpolate(batch, size=tuple(size), mode="nearest-exact")[0]
     else:
