@@ -29,8 +29,9 @@ def write_gallery(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
         path.unlink(missing_ok=True)
         return
     failed = [entry for entry in entries if "failed" in entry]
+    remarks = sum(bool(entry["measures"].get("quality")) for entry in segmented)
     try:
-        write_text(path, render("gallery.html", segmented=segmented, failed=failed))
+        write_text(path, render("gallery.html", segmented=segmented, remarks=remarks, failed=failed))
     except ModuleNotFoundError:
         path.unlink(missing_ok=True)  # an earlier run's page shows what is no longer there
         _logger.info("no gallery.html: it needs pip install 'drive-seg[report]'")

@@ -37,8 +37,9 @@ def photograph_cases(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> 
         if path.is_dir():
             found = list_images(path)
             if not found:
+                within = "; folders in it are not searched" if any(p.is_dir() for p in path.iterdir()) else ""
                 raise DriveSegError(
-                    f"{path}: holds no photograph, expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
+                    f"{path}: holds no photograph, expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}{within}"
                 )
         elif path.is_file():
             found = [path]

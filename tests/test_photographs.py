@@ -115,10 +115,11 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     (["nothing.png"], "{root}/nothing.png: there is no such file or folder"),
     (["a.png", "nowhere"], "{root}/nowhere: there is no such file or folder"),
     (["empty"], "{root}/empty: holds no photograph, expected files ending in .bmp, .dcm, .dib, .gif, .j2k, .jfif,"),
+    (["nested"], ".webp; folders in it are not searched"),
     ([], "expected at least one photograph, got none"),
 ])  # fmt: skip
 def test_no_photograph(tmp_path: Path, paths: list[str], message: str) -> None:
-    touch(tmp_path / "a.png", tmp_path / "empty" / "notes.txt")
+    touch(tmp_path / "a.png", tmp_path / "empty" / "notes.txt", tmp_path / "nested" / "1" / "a.png")
     with pytest.raises(DriveSegError) as raised:
         photograph_cases([tmp_path / path for path in paths])
     assert message.format(root=tmp_path) in str(raised.value)
