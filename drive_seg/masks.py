@@ -65,7 +65,7 @@ class VesselProbabilitiesd(MapTransform):
         case = dict(data)
         for key in self.key_iterator(case):
             probabilities = vessel_probabilities(plain(case[key]))
-            if self.refuse_nan and not math.isfinite(probabilities.sum().item()):
+            if self.refuse_nan and math.isnan(probabilities.sum().item()):
                 file = getattr(case[key], "meta", {}).get("filename_or_obj")
                 raise DriveSegError(
                     f"{'' if file is None else f'{file}: '}the network gave pixels that are not a number, expected "
@@ -112,6 +112,9 @@ class VesselMaskd(MapTransform):
         probability_keys: keys to move the probability maps to, one for each of ``keys``.
         fov_key: FOV mask, outside which there are no vessels and probabilities are 0; None: the whole image counts.
         allow_missing_keys: accept cases without probability maps.
+
+    Raises:
+        DriveSegError: if the threshold is not from 0 to 1, or the numbers of keys differ.
     """
 
     def __init__(
@@ -128,7 +131,7 @@ class VesselMaskd(MapTransform):
         self.threshold = threshold
         self.probability_keys = ensure_tuple(probability_keys)
         if len(self.probability_keys) != len(self.keys):
-            raise ValueError(
+            raise ArgumentError(
                 f"probability_keys: expected {len(self.keys)}, one for each of keys, got {len(self.probability_keys)}"
             )
         self.fov_key = fov_key

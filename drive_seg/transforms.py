@@ -199,6 +199,9 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         nearest: for each key, whether to take the nearest pixel (class values) rather than to interpolate.
         zoom_key: key of a further scale factor, if the case has it, to learn from a photograph at several sizes.
         allow_missing_keys: accept cases without some of the keys.
+
+    Raises:
+        DriveSegError: if the diameter or the margin is not as above.
     """
 
     def __init__(
@@ -337,6 +340,9 @@ class IgnoreOutsideFOVd(MapTransform):
         ignore_index: the value, 255 by the project's convention.
         num_classes: number of classes, background included, whose values it cannot be.
         allow_missing_keys: accept cases without an annotation.
+
+    Raises:
+        DriveSegError: if ``ignore_index`` is a class value or above 255, or a label is of a type that cannot hold it.
     """
 
     def __init__(
