@@ -138,7 +138,7 @@ class WeightsCheckpointLoader:
         if isinstance(self.path, (str, os.PathLike)):
             networks, paths = [self.network], [str(self.path)]
         else:
-            networks, paths = list(self.network.get_submodule("members").children()), list(self.path)
+            networks, paths = list(self.network.get_submodule("members").children()), list(map(str, self.path))
         if len(paths) != len(networks):
             raise DriveSegError(f"expected weights for {len(networks)} networks, got {len(paths)}")
         for network, path in zip(networks, paths, strict=True):
@@ -249,6 +249,7 @@ class TrainingState:
         """Attach to the trainer, after the handlers whose state is to be saved."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        engine.add_event_handler(Events.TERMINATE, self.save_again)
         engine.add_event_handler(Events.COMPLETED, self.release)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._release_and_raise)
 
@@ -301,6 +302,11 @@ class TrainingState:
             **({} if torchrun_job() is None else {"job": torchrun_job()}),
         }
         save_checkpoint(content, self.path)
+
+    def save_again(self, engine: Engine) -> None:
+        """Write the state of a training that ends early after an epoch, which may have been validated since."""
+        if engine.state.iteration == engine.state.epoch * engine.state.epoch_length:
+            self.save(engine)
 
     def release(self, engine: Engine) -> None:
         """Release the folders for another training."""

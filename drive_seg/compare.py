@@ -16,6 +16,7 @@ from drive_seg.bootstrap import Bootstrap
 from drive_seg.errors import DriveSegError
 from drive_seg.persons import person
 from drive_seg.scores import FOV, PREDICTION, REGIONS
+from drive_seg.settings import where_they_differ
 
 __all__ = ["compare", "read_summary"]
 
@@ -65,7 +66,7 @@ def compare(
 
     Raises:
         DriveSegError: if the two have no case in common, were scored against different references, do not have the
-            region, or have a case of two sizes, which then is not the same photograph.
+            region, or have different photographs under one id.
     """
     bootstrap = bootstrap or Bootstrap(**{key: first["scoring"][key] for key in ("samples", "seed", "level")})
     references = [summary["protocol"].get("reference") for summary in (first, second)]
@@ -75,7 +76,7 @@ def compare(
     common = sorted(scores[0].keys() & scores[1].keys())
     if not common:
         raise DriveSegError("expected evaluations of the same cases, got two without a case in common")
-    _check_sizes(first, second, common)
+    _check_photographs(first, second, common)
     names = [name for name in scores[0][common[0]] if name in scores[1][common[0]]]
     about = {case["case_id"]: case for case in first["cases"]}
     persons = np.array([person(about[case]) for case in common])
@@ -102,17 +103,18 @@ def _scores(summary: Mapping[str, Any], region: str) -> dict[str, dict[str, floa
     return found
 
 
-def _check_sizes(first: Mapping[str, Any], second: Mapping[str, Any], common: Sequence[str]) -> None:
-    sizes = [
-        {case["case_id"]: f"{case.get('width')}×{case.get('height')}" for case in summary["cases"]}
-        for summary in (first, second)
-    ]
+def _check_photographs(first: Mapping[str, Any], second: Mapping[str, Any], common: Sequence[str]) -> None:
+    one, other = ({case["case_id"]: case for case in summary["cases"]} for summary in (first, second))
     for case in common:
-        if sizes[0][case] != sizes[1][case]:
-            raise DriveSegError(
-                f"case {case}: expected the same photograph in both evaluations, got {sizes[0][case]} and "
-                f"{sizes[1][case]} pixels"
-            )
+        sizes = [f"{of[case].get('width')}×{of[case].get('height')}" for of in (one, other)]
+        ids = [of[case].get("photograph_sha256") for of in (one, other)]
+        told = None
+        if sizes[0] != sizes[1]:
+            told = f"{sizes[0]} and {sizes[1]} pixels"
+        elif None not in ids and ids[0] != ids[1]:
+            told = f"files with the SHA-256 {ids[0]}… and {ids[1]}…"
+        if told is not None:
+            raise DriveSegError(f"case {case}: expected the same photograph in both evaluations, got {told}")
 
 
 def _paired(pairs: np.ndarray, persons: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -146,4 +148,8 @@ def _unlike(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tu
         }
 
     one, other = stated(first), stated(second)
-    return {key: (one.get(key), other.get(key)) for key in {**one, **other} if one.get(key) != other.get(key)}
+    unlike = {key: (one.get(key), other.get(key)) for key in {**one, **other} if one.get(key) != other.get(key)}
+    return {
+        key: where_they_differ(*pair) if all(isinstance(value, str) for value in pair) else pair
+        for key, pair in unlike.items()
+    }

@@ -64,9 +64,10 @@ class EpochSeed:
 
 
 class LastValidation:
-    """Validates after the last epoch if MONAI's ``ValidationHandler`` has not done so.
+    """Validates at the end of a training if MONAI's ``ValidationHandler`` has not done so.
 
-    Otherwise a training shorter than its validation interval would have no best weights.
+    Otherwise a training shorter than its validation interval would have no best weights. The end is the last epoch, or
+    where ignite's ``Engine.terminate`` ends the training before, as ``EarlyStopHandler`` does.
 
     Args:
         evaluator: evaluator to run.
@@ -78,10 +79,16 @@ class LastValidation:
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, after the handler that validates."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        engine.add_event_handler(Events.TERMINATE, self.validate)
 
     def __call__(self, engine: Engine) -> None:
-        """Validate."""
-        if engine.state.epoch == engine.state.max_epochs and self.evaluator.state.epoch != engine.state.epoch:
+        """Validate after the last epoch."""
+        if engine.state.epoch == engine.state.max_epochs:
+            self.validate(engine)
+
+    def validate(self, engine: Engine) -> None:
+        """Validate unless this epoch is validated already."""
+        if self.evaluator.state.epoch != engine.state.epoch:
             self.evaluator.run(engine.state.epoch)
 
 
@@ -136,9 +143,8 @@ class History:
 
     Args:
         path: CSV file, rewritten after every epoch.
-        optimizer: optimizer whose learning rate is recorded.
-        evaluator: evaluator whose key metric is recorded, in the epochs that were validated.
-        metric_name: column of that metric.
+        optimizer: optimizer whose learning rate in an epoch's last step is recorded.
+        evaluator: MONAI's evaluator, whose key metric is recorded under its name, in the epochs that were validated.
         writes: False in all but one of several processes: the rows are kept, nothing is written or logged.
     """
 
@@ -147,23 +153,24 @@ class History:
         path: str,
         optimizer: torch.optim.Optimizer,
         evaluator: Engine,
-        metric_name: str,
         writes: bool = True,
     ) -> None:
         self.path = path
         self.writes = writes
         self.optimizer = optimizer
         self.evaluator = evaluator
-        self.metric_name = metric_name
         self.rows: list[dict[str, Any]] = []
         self._losses: list[float] = []
+        self._rate = 0.0
         self._started = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, after the handler that validates."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.note_rate)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.record)
+        engine.add_event_handler(Events.TERMINATE, self.complete)
         engine.add_event_handler(Events.COMPLETED, self.draw)
 
     def start(self, engine: Engine) -> None:
@@ -173,31 +180,53 @@ class History:
         self._losses = []
         self._started = time.perf_counter()
 
+    def note_rate(self, engine: Engine) -> None:
+        """Keep the learning rate before the schedule changes it for the next iteration."""
+        self._rate = _learning_rate(self.optimizer)
+
     def collect(self, engine: Engine) -> None:
         """Keep the loss of an iteration."""
         self._losses.append(loss_of(engine.state.output))
 
     def record(self, engine: Engine) -> None:
         """Write the row of an epoch."""
-        validated = self.evaluator.state.epoch == engine.state.epoch and self.evaluator.state.metrics
-        metric = self.evaluator.state.metrics.get(self.metric_name) if validated else None
         losses = gather(sum(self._losses) / len(self._losses))
         row = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "loss": sum(losses) / len(losses),
-            "learning_rate": _learning_rate(self.optimizer),
-            self.metric_name: "" if metric is None else float(metric),
+            "learning_rate": self._rate,
+            self.metric_name: self._metric(engine),
             "seconds": round(time.perf_counter() - self._started, 3),
         }
         self.rows.append(row)
+        self._write(engine)
+
+    def complete(self, engine: Engine) -> None:
+        """Add the metric to the row of the last epoch if it was validated after it had been written."""
+        if self.rows and self.rows[-1]["epoch"] == engine.state.epoch and self.rows[-1][self.metric_name] == "":
+            self.rows[-1][self.metric_name] = self._metric(engine)
+            self._write(engine)
+
+    @property
+    def metric_name(self) -> str:
+        """The column of the key metric."""
+        return self.evaluator.state.key_metric_name
+
+    def _metric(self, engine: Engine) -> float | str:
+        validated = self.evaluator.state.epoch == engine.state.epoch
+        metric = self.evaluator.state.metrics.get(self.metric_name) if validated else None
+        return "" if metric is None else float(metric)
+
+    def _write(self, engine: Engine) -> None:
         if not self.writes:
             return
         write_csv(self.path, self.rows)
-        if metric is not None:
+        row = self.rows[-1]
+        if row[self.metric_name] != "":
             _logger.info(
                 "epoch %d of %d: loss %.4f, %s %.4f",
-                row["epoch"], engine.state.max_epochs, row["loss"], self.metric_name, float(metric),
+                row["epoch"], engine.state.max_epochs, row["loss"], self.metric_name, row[self.metric_name],
             )  # fmt: skip
 
     def draw(self, engine: Engine) -> None:

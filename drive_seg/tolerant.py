@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 
-from drive_seg.errors import user_error
+from drive_seg.errors import DriveSegError, user_error
 
 __all__ = ["TolerantDataset", "TolerantEvaluator"]
 
@@ -31,7 +32,23 @@ class TolerantDataset(Dataset):
 
 
 class TolerantEvaluator(SupervisedEvaluator):
-    """MONAI's ``SupervisedEvaluator``, whose output for a case that failed is ``{"error": sentence}``."""
+    """MONAI's ``SupervisedEvaluator``, whose output for a case that failed is ``{"error": sentence}``.
+
+    Args:
+        device, args, kwargs: as for MONAI's.
+        val_data_loader: cases one at a time.
+
+    Raises:
+        DriveSegError: if the loader puts several cases into a batch.
+    """
+
+    def __init__(self, device: torch.device | str, val_data_loader: Any, *args: Any, **kwargs: Any) -> None:
+        batch_size = getattr(val_data_loader, "batch_size", 1)
+        if batch_size != 1:
+            raise DriveSegError(
+                f"validate#dataloader#batch_size: expected 1, because photographs differ in size, got {batch_size}"
+            )
+        super().__init__(device, val_data_loader, *args, **kwargs)
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
         if "error" not in batchdata:

@@ -183,6 +183,23 @@ def test_weights_are_loaded_as_an_engine_starts(tmp_path: Path) -> None:
     assert engine.state.output is True
 
 
+def test_a_path_of_weights(tmp_path: Path) -> None:
+    save_checkpoint(small(seed=1).state_dict(), tmp_path / "model.pt")
+    network = small(seed=2)
+    engine = Engine(lambda engine, batch: None)
+    WeightsCheckpointLoader(network, tmp_path / "model.pt").attach(engine)
+    engine.run([0])
+    assert same_weights(network, small(seed=1)) and engine.state.loaded_weights == [str(tmp_path / "model.pt")]
+
+
+def test_another_network_is_not_told_of_this_projects(tmp_path: Path) -> None:
+    save_checkpoint({"weight": torch.ones(3)}, tmp_path / "model.pt")
+    for network, told in ((small(), True), (torch.nn.Linear(2, 1), False)):
+        with pytest.raises(DriveSegError, match="do not fit the network") as raised:
+            load_weights(network, tmp_path / "model.pt")
+        assert ("this project's UNet" in str(raised.value)) is told
+
+
 def test_the_best_model_is_kept(tmp_path: Path) -> None:
     network = small()
     evaluator = evaluator_with()

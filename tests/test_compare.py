@@ -95,6 +95,29 @@ def test_photographs_of_other_sizes_are_others() -> None:
         compare(summary(FIRST), summary(SECOND, width=700))
 
 
+def test_photographs_of_other_content_are_others() -> None:
+    first, second = summary(FIRST), summary(SECOND)
+    for number, case in enumerate(first["cases"]):
+        case["photograph_sha256"] = f"{number:016x}"
+    compare(first, second), compare(first, first)
+    second["cases"][2]["photograph_sha256"] = "f" * 16
+    with pytest.raises(DriveSegError, match=r"case 03: expected the same photograph .* SHA-256 0+2… and f+…"):
+        compare(first, second)
+
+
+def test_the_p_value_of_equal_differences_is_exact() -> None:
+    """Of the 2^4 signs only the two with all alike are as extreme."""
+    gains = {"01": 1.0, "02": 1.0, "03": 1.0, "04": 2.0}
+    figure = compare(summary(dict.fromkeys(gains, 0.0)), summary(dict(gains)))["figures"]["dice"]
+    assert figure["p"] == pytest.approx(2 / 16)
+
+
+def test_a_long_setting_is_shown_where_it_differs() -> None:
+    one, other = ({**summary(FIRST), "settings": {"network": 100 * "layer " + name}} for name in ("a", "b"))
+    first, second = compare(one, other)["unlike"]["network"]
+    assert first.endswith("layer a") and second.endswith("layer b") and len(first) < 70
+
+
 def test_what_makes_two_evaluations_unlike_is_told() -> None:
     changes: dict[str, dict[str, Any]] = {
         "fov_source": {"fov_source": {"published mask": 3}},

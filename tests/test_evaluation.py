@@ -15,6 +15,7 @@ import torch
 from builders import write_drive_layout
 from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.networks.nets import BasicUNet
 from PIL import Image
 from test_bundle import components, run_bundle
 
@@ -78,6 +79,31 @@ def test_the_record_names_the_number_type(bundle: Path, phantoms: Path, weights:
     expected = str(fast_dtype(torch.device("cpu"))).removeprefix("torch.")
     summary = evaluate_weights(bundle, {**values, "precision": "auto", "device": "cpu"}).summary
     assert summary["settings"]["precision"] == expected
+
+
+def test_the_record_names_the_network_itself(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    """An overlay may have replaced it."""
+    network = {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 3, "features": [4, 4, 8, 8, 8, 4]}
+    hashes = set()
+    for dropout in (0.0, 0.1):
+        made = BasicUNet(2, 3, features=network["features"], dropout=dropout)
+        torch.save(made.state_dict(), tmp_path / "model.pt")
+        values = {"dataset_dir": str(phantoms), "checkpoint": str(tmp_path / "model.pt"), **SMALL, "adaptation": 0.5}
+        values |= {"output_dir": str(tmp_path), "network_def": {**network, "dropout": dropout}}
+        summary = evaluate_weights(bundle, values).summary
+        assert summary["settings"]["network"].startswith("BasicUNet(") and summary["settings"]["adaptation"] == 0
+        hashes.add(summary["config_sha256"])
+    assert len(hashes) == 2
+    torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
+    del values["network_def"]
+    assert evaluate_weights(bundle, values).summary["settings"]["adaptation"] == 0.5
+
+
+def test_one_case_at_a_time(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:
+    values = {"dataset_dir": str(phantoms), "checkpoint": weights, "output_dir": str(tmp_path), **SMALL}
+    with pytest.raises((DriveSegError, RuntimeError)) as raised:
+        evaluate_weights(bundle, {**values, "validate#dataloader#batch_size": 2})
+    assert "batch_size: expected 1, because photographs differ in size, got 2" in str(user_error(raised.value))
 
 
 def test_a_second_annotation_that_is_nowhere(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:

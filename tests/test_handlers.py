@@ -68,6 +68,7 @@ def test_a_dataset_that_is_not_seeded_trains_all_the_same(caplog: pytest.LogCapt
 def evaluator_with(metric: float, epoch: int) -> Engine:
     evaluator = Engine(lambda engine, batch: None)
     evaluator.state.metrics = {"val_dice": metric}
+    evaluator.state.key_metric_name = "val_dice"
     evaluator.state.epoch = epoch
     evaluator.state.best_metric_epoch = epoch
     evaluator.state.best_metric = metric
@@ -84,7 +85,7 @@ def optimizer(rate: float = 0.25) -> torch.optim.SGD:
 
 
 def test_history_has_one_row_an_epoch_with_the_mean_loss(tmp_path: Path) -> None:
-    history = History(str(tmp_path / "history.csv"), optimizer(), evaluator_with(0.75, epoch=2), "val_dice")
+    history = History(str(tmp_path / "history.csv"), optimizer(), evaluator_with(0.75, epoch=2))
     engine = engine_without_work([1.0, 3.0, 0.5, 0.25])
     history.attach(engine)
     engine.run([0, 1], max_epochs=2)
@@ -101,10 +102,10 @@ def test_history_has_one_row_an_epoch_with_the_mean_loss(tmp_path: Path) -> None
 def test_history_goes_on_with_the_rows_of_earlier_epochs(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     first = engine_without_work([1.0, 2.0, 9.0])
-    History(str(path), optimizer(), evaluator_with(0.5, 0), "val_dice").attach(first)
+    History(str(path), optimizer(), evaluator_with(0.5, 0)).attach(first)
     first.run([0], max_epochs=3)
     resumed = engine_without_work([3.0, 4.0])
-    History(str(path), optimizer(), evaluator_with(0.5, 0), "val_dice").attach(resumed)
+    History(str(path), optimizer(), evaluator_with(0.5, 0)).attach(resumed)
     # the state of the third epoch had not been saved
     resumed.load_state_dict({"epoch": 2, "max_epochs": 4, "epoch_length": 1})
     resumed.run([0])
@@ -115,14 +116,14 @@ def test_history_goes_on_with_the_rows_of_earlier_epochs(tmp_path: Path) -> None
 def test_curves_of_a_training_that_was_resumed_after_its_last_epoch(tmp_path: Path, rows_are_there: bool) -> None:
     path, curves = tmp_path / "history.csv", tmp_path / "curves.png"
     first = engine_without_work([1.0, 2.0, 9.0])
-    History(str(path), optimizer(), evaluator_with(0.5, 3), "val_dice").attach(first)
+    History(str(path), optimizer(), evaluator_with(0.5, 3)).attach(first)
     first.run([0], max_epochs=3)
     drawn, table = curves.read_bytes(), path.read_bytes()
     curves.unlink()
     if not rows_are_there:
         path.unlink()
     resumed = engine_without_work([])
-    History(str(path), optimizer(), evaluator_with(0.5, 0), "val_dice").attach(resumed)
+    History(str(path), optimizer(), evaluator_with(0.5, 0)).attach(resumed)
     resumed.load_state_dict({"epoch": 3, "max_epochs": 3, "epoch_length": 1})
     resumed.fire_event(Events.COMPLETED)
     if rows_are_there:
@@ -131,8 +132,21 @@ def test_curves_of_a_training_that_was_resumed_after_its_last_epoch(tmp_path: Pa
         assert not list(tmp_path.iterdir())
 
 
+def test_history_has_the_rate_of_the_epochs_last_step(tmp_path: Path) -> None:
+    steps = optimizer(rate=0.25)
+    engine = engine_without_work([1.0] * 4)
+
+    def halve(engine: Engine) -> None:
+        steps.param_groups[0]["lr"] /= 2
+
+    engine.add_event_handler(Events.ITERATION_COMPLETED, halve)
+    History(str(tmp_path / "history.csv"), steps, evaluator_with(0.5, 0)).attach(engine)
+    engine.run([0, 1], max_epochs=2)
+    assert [float(row["learning_rate"]) for row in rows_of(tmp_path / "history.csv")] == [0.125, 0.03125]
+
+
 def test_history_of_another_process_writes_nothing(tmp_path: Path) -> None:
-    history = History(str(tmp_path / "history.csv"), optimizer(), evaluator_with(0.5, 0), "val_dice", writes=False)
+    history = History(str(tmp_path / "history.csv"), optimizer(), evaluator_with(0.5, 0), writes=False)
     engine = engine_without_work([1.0])
     history.attach(engine)
     engine.run([0], max_epochs=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -14,11 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import shipped_bootstrap, shipped_scoring
+from matplotlib.figure import Figure
 from PIL import Image
 
+from drive_seg.charts import precision_recall_chart, roc_chart
 from drive_seg.evaluation import CaseScores
-from drive_seg.report import Report, write_report
-from drive_seg.scores import score_case
+from drive_seg.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE
+from drive_seg.report import Report, _agreement, write_report
+from drive_seg.scores import CaseResult, score_case
 
 SIZE = (90, 110)
 FLAGS = (
@@ -114,6 +119,37 @@ def test_content(page: Path) -> None:
     assert "data/&lt;drawn&gt;" in text and "<drawn>" not in text, "escaped"
     assert "case&lt;9&gt;: nine.tif: is not an image" in text
     assert not re.search(r"""(src|href)=["'](?!data:)|url\(|@import""", text), "nothing from outside"
+
+
+def by_hand() -> CaseResult:
+    """Inside, one true positive, two false positives, three false negatives and five true negatives."""
+    fov = np.arange(12).reshape(3, 4) < 11
+    pred, label = np.zeros((3, 4), bool), np.zeros((3, 4), bool)
+    pred[0, :3], label[0, 0], label[1, :3] = True, True, True
+    return score_case("1", pred, label, fov, pred.astype(float), scoring=shipped_scoring(surfaces=False))
+
+
+def test_the_colours_of_agreement() -> None:
+    picture = _agreement(by_hand(), "pred", (4, 3))
+    colours = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))).convert("RGBA"))
+    assert tuple(colours[0, 0]) == (*TRUE_POSITIVE, 255)
+    assert tuple(colours[0, 1]) == tuple(colours[0, 2]) == (*FALSE_POSITIVE, 255)
+    assert tuple(colours[1, 0]) == tuple(colours[1, 2]) == (*FALSE_NEGATIVE, 255)
+    assert colours[0, 3, 3] == colours[2, 0, 3] == 0, "transparent"
+
+
+def test_where_the_operating_points_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sensitivity is 1 / 4, specificity 5 / 7, precision 1 / 3."""
+    drawn: dict[str, list[Figure]] = {"roc": [], "pr": []}
+    for name, chart in (("roc", roc_chart), ("pr", precision_recall_chart)):
+        monkeypatch.setattr(Figure, "savefig", lambda figure, *_, found=drawn[name], **__: found.append(figure))
+        chart([by_hand()])
+    points = {
+        name: [line.get_xydata()[0] for axes in figure.axes for line in axes.lines if line.get_marker() == "o"]
+        for name, (figure,) in drawn.items()
+    }
+    assert np.array(points["roc"][0]) == pytest.approx([2 / 7, 1 / 4])
+    assert np.array(points["pr"][0]) == pytest.approx([1 / 4, 1 / 3])
 
 
 @pytest.mark.parametrize("cases", [1, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import multiprocessing
 import os
 import random
@@ -188,6 +189,69 @@ def test_the_last_epoch_is_validated(
     train(bundle, overrides(five_phantoms, tmp_path, max_epochs=epochs, val_interval=interval))
     assert [row["epoch"] for row in table(tmp_path / "history.csv") if row["val_dice"]] == validated
     assert (tmp_path / "model.pt").is_file()
+
+
+class StopAfter:
+    """Ends the training, as ignite's ``EarlyStopHandler`` does, after an iteration or with the epoch it ends."""
+
+    def __init__(self, iteration: int, with_epoch: bool) -> None:
+        self.iteration = iteration
+        self.with_epoch = with_epoch
+
+    def attach(self, engine: Any) -> None:
+        if self.with_epoch:
+            engine.add_event_handler(Events.EPOCH_COMPLETED(once=self.iteration // 2), self.stop)
+        else:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.iteration), self.stop)
+
+    def stop(self, engine: Any) -> None:
+        engine.terminate()
+
+
+@pytest.mark.parametrize("with_epoch", [True, False])
+def test_a_training_that_is_ended_early_is_validated(
+    bundle: Path, five_phantoms: Path, tmp_path: Path, with_epoch: bool
+) -> None:
+    stop = {"_target_": "test_training.StopAfter", "iteration": 6 if with_epoch else 5, "with_epoch": with_epoch}
+    (tmp_path / "stop.json").write_text(json.dumps({"+train#handlers": [stop]}))
+    workflow = ConfigWorkflow(
+        config_file=[str(bundle / "configs" / "train.json"), str(tmp_path / "stop.json")], workflow_type="train",
+        logging_file=False, **overrides(five_phantoms, tmp_path, max_epochs=9, val_interval=5, threshold=0.3),
+    )  # fmt: skip
+    workflow.initialize()
+    workflow.run()
+    assert (tmp_path / "model.pt").is_file() and (tmp_path / "model.json").is_file()
+    history, state = table(tmp_path / "history.csv"), torch.load(tmp_path / "last.pt", weights_only=True)["progress"]
+    if with_epoch:
+        assert [row["val_dice"] != "" for row in history] == [False, False, True]
+        assert state["epoch"] == state["best_metric_epoch"] == 3
+        assert state["best_metric"] == pytest.approx(float(history[-1]["val_dice"]))
+    else:
+        assert len(history) == state["epoch"] == 2, "the third epoch is not finished"
+
+
+def test_another_key_metric_has_its_column(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    metric = {
+        "val_distance": {
+            "_target_": "IgniteMetricHandler",
+            "metric_fn": {"_target_": "monai.metrics.MSEMetric"},
+            "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
+        }
+    }
+    train(bundle, overrides(five_phantoms, tmp_path, max_epochs=1, **{"validate#key_metric": metric}))
+    (row,) = table(tmp_path / "history.csv")
+    assert float(row["val_distance"]) > 0 and "val_dice" not in row
+
+
+def test_folders_may_be_paths(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    values = overrides(five_phantoms, tmp_path, max_epochs=1)
+    values |= {"ckpt_dir": tmp_path, "output_dir": tmp_path, "dataset_dir": five_phantoms, "bundle_root": bundle}
+    for name, run_id, written in (("train", "training", "model.pt"), ("evaluate", "evaluating", "metrics.csv")):
+        files = [str(bundle / "configs" / f"{part}.json") for part in dict.fromkeys(("train", name))]
+        workflow = ConfigWorkflow(config_file=files, workflow_type="train", run_id=run_id, logging_file=False, **values)
+        workflow.initialize()
+        workflow.run()
+        assert (tmp_path / written).is_file()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
