@@ -81,8 +81,8 @@ def with_text(picture: np.ndarray) -> np.ndarray:
     return np.asarray(drawn)
 
 
-def with_dim_side(picture: np.ndarray) -> np.ndarray:
-    return (picture * np.clip(np.linspace(0.05, 2.5, picture.shape[1]), 0, 1)[:, None]).astype(np.uint8)
+def with_dim_side(picture: np.ndarray, left: float = 0.05, right: float = 2.5) -> np.ndarray:
+    return (picture * np.clip(np.linspace(left, right, picture.shape[1]), 0, 1)[:, None]).astype(np.uint8)
 
 
 def with_lesion_at_the_rim(picture: np.ndarray) -> np.ndarray:
@@ -95,6 +95,10 @@ CHANGES = {
     "text": with_text,
     "text and noise": lambda picture: with_noise(with_text(picture), 8),
     "dim side": with_dim_side,
+    # Where it gets too dark, it ends in a straight line, as does a circle with a cut.
+    "half in the dark": lambda picture: with_dim_side(picture, -0.6, 1),
+    # To the right, black is as bright as dim retina to the left.
+    "raised black with a dim side": lambda picture: with_dim_side(picture * 0.9 + 25, 0, 2.3),
     "dark lesion at the rim": with_lesion_at_the_rim,
     "underexposed": lambda picture: picture // 4,
     "raised black": lambda picture: (picture * 0.9 + 20).astype(np.uint8),
@@ -136,6 +140,12 @@ def test_mask_has_no_holes_and_no_islands() -> None:
 
 def test_inside_of_the_circle_is_all_true() -> None:
     assert estimate_fov(photograph(np.ones((300, 340), dtype=bool))).all()
+
+
+def test_a_dim_side_without_black_is_no_border() -> None:
+    picture = photograph(np.ones((300, 340), dtype=bool))
+    picture[:, :80] = picture[:, :80] * 0.15
+    assert estimate_fov(picture).all()
 
 
 def test_same_photograph_same_answer() -> None:
