@@ -47,7 +47,7 @@ def in_diameters(measures: dict[str, float], fov: np.ndarray) -> dict[str, float
 
 
 def main() -> None:
-    """Print a table a dataset, and the density by the groups that file names end in."""
+    """Print a table a dataset, and density and calibre by the groups that file names end in."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset-dir", nargs="+", required=True, help="datasets in the DRIVE layout")
     segment = drive_seg.load()
@@ -77,14 +77,21 @@ def main() -> None:
             )
         groups = {case_id.rpartition("_")[2] for case_id, _ in cases}
         if len(groups) < len(cases):
-            print("\n| group | photographs | density of masks | of annotations |\n| --- | --- | --- | --- |")
+            print("\n| group | photographs | density of masks | of annotations | calibre, ‰ | of annotations, ‰ |")
+            print("| --- | --- | --- | --- | --- | --- |")
             for group in sorted(groups):
                 of_group = [number for number, (case_id, _) in enumerate(cases) if case_id.endswith(f"_{group}")]
-                densities = [
-                    np.mean([found[name][number]["vessel_density_share"] for number in of_group])
-                    for name in ("mask", "label")
-                ]
-                print(f"| {group} | {len(of_group)} | {densities[0]:.4f} | {densities[1]:.4f} |")
+                density, calibre = (
+                    [
+                        float(np.mean([found[source][number][name] for number in of_group]))
+                        for source in ("mask", "label")
+                    ]
+                    for name in ("vessel_density_share", "calibre_mean_px")
+                )
+                print(
+                    f"| {group} | {len(of_group)} | {density[0]:.4f} | {density[1]:.4f} | {1000 * calibre[0]:.2f} | "
+                    f"{1000 * calibre[1]:.2f} |"
+                )
 
 
 if __name__ == "__main__":
