@@ -149,7 +149,6 @@ def _unlike(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tu
 
     one, other = stated(first), stated(second)
     unlike = {key: (one.get(key), other.get(key)) for key in {**one, **other} if one.get(key) != other.get(key)}
-    return {
-        key: where_they_differ(*pair) if all(isinstance(value, str) for value in pair) else pair
-        for key, pair in unlike.items()
-    }
+    if "network" in unlike:  # all of its layers
+        unlike["network"] = where_they_differ(*map(str, unlike["network"]))
+    return unlike

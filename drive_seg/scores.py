@@ -96,6 +96,7 @@ class RegionScores:
     shapes: dict[str, float]
     calibres: list[Confusion]
     probabilities: ProbabilityCounts | None = None
+    _by_bins: dict[int, dict[str, float]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def figures(self, bins: int) -> dict[str, float]:
         """All figures of a case by name, NaN where undefined."""
@@ -106,7 +107,11 @@ class RegionScores:
         return {**self.counts.scores(), **self._of_probability(bins)}
 
     def _of_probability(self, bins: int) -> dict[str, float]:
-        return {} if self.probabilities is None else self.probabilities.scores(bins)
+        if self.probabilities is None:
+            return {}
+        if bins not in self._by_bins:  # they take long, and a table, a summary and means need them
+            self._by_bins[bins] = self.probabilities.scores(bins)
+        return self._by_bins[bins]
 
     def __add__(self, other: RegionScores) -> RegionScores:
         """Summed counts, without the shapes."""

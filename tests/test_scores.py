@@ -16,6 +16,7 @@ from realdata import real_data
 
 from drive_seg.errors import DriveSegError
 from drive_seg.evaluation import CaseScores
+from drive_seg.metrics import ProbabilityCounts
 from drive_seg.readers import read_image
 from drive_seg.scores import (
     AGAINST_SECOND,
@@ -238,6 +239,16 @@ def test_reliability_is_told_by_bin() -> None:
     assert (high["from"], high["to"], high["pixels"], high["annotated_share"]) == (0.5, 1, 4, 0.75)
     assert (low["mean_probability"], high["mean_probability"]) == pytest.approx((0.25, 0.9), abs=1e-5)
     assert rows["second_observer"]["reliability"] == []
+
+
+def test_figures_of_probability_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    compute = ProbabilityCounts.scores
+    monkeypatch.setattr(ProbabilityCounts, "scores", lambda self, bins: calls.append(1) or compute(self, bins))
+    result = scored("1", **arrays(), scoring=shipped_scoring(whole_image=False))
+    first = case_row(result, PREDICTION, 15)
+    assert case_row(result, PREDICTION, 15) == first and len(calls) == 1
+    assert result.scores[PREDICTION][FOV].figures(3)["ece"] != first["ece"]
 
 
 def test_masks_are_kept_as_they_were() -> None:
