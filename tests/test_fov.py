@@ -148,6 +148,15 @@ def test_a_dim_side_without_black_is_no_border() -> None:
     assert estimate_fov(picture).all()
 
 
+@pytest.mark.parametrize("radius", [100, 130])
+def test_light_that_fades_from_the_middle_is_no_border(radius: int) -> None:
+    """Its levels are circles, none of which is sharp."""
+    rows, columns = np.ogrid[:300, :340]
+    light = np.clip(1 - 0.7 * (np.hypot(rows - 150, columns - 170) / radius) ** 3, 0, 1)
+    picture = photograph(np.ones((300, 340), dtype=bool)) * light[..., None]
+    assert estimate_fov(with_noise(picture, 25)).all()
+
+
 def test_same_photograph_same_answer() -> None:
     picture = photograph(CENTRED)
     np.testing.assert_array_equal(estimate_fov(picture), estimate_fov(picture))
