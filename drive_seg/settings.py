@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import CodeType
 from typing import Any
 
 import numpy as np
 import torch
 from monai.metrics import Metric
-from monai.transforms import Transform
+from monai.transforms import LoadImaged, Transform
 from torch import nn
 
 __all__ = ["described", "where_they_differ"]
@@ -36,6 +35,9 @@ def described(part: Any) -> str:
     named = part.defaults if isinstance(part, torch.optim.Optimizer) else getattr(part, "__dict__", {})
     if isinstance(part, nn.Module):
         named = named | named["_modules"] | named["_buffers"]
+    if isinstance(part, LoadImaged):  # the reader asked for is the last; which others there are depends on the machine
+        loader = part._loader
+        named = named | {"dtype": f"{loader.dtype}", "reader": described(loader.readers[-1])}
     shown = {name: value for name, value in named.items() if not name.startswith("_") and _is_plain(value)}
     return f"{type(part).__name__}({', '.join(f'{name}={described(shown[name])}' for name in sorted(shown))})"
 
@@ -52,8 +54,7 @@ def _of_function(function: Any) -> str:
     code = getattr(function, "__code__", None)
     if code is None or code.co_name != "<lambda>":
         return str(function.__qualname__)
-    constants = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
-    return f"lambda({code.co_code.hex()}, {constants}, {code.co_names})"
+    return f"lambda({code.co_code.hex()}, {described(code.co_consts)}, {code.co_names})"
 
 
 def where_they_differ(one: str, other: str) -> tuple[str, str]:

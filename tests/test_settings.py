@@ -10,14 +10,19 @@ import pytest
 import torch
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import DiceMetric
-from monai.transforms import Compose, Lambdad, RandFlipd
+from monai.transforms import Compose, Lambdad, LoadImaged, RandFlipd
 
 from drive_seg.losses import DiceCELoss
+from drive_seg.readers import PhotographReader
 from drive_seg.settings import described, where_they_differ
 
 
 def val_dice(**arguments: Any) -> IgniteMetricHandler:
     return IgniteMetricHandler(metric_fn=DiceMetric(**arguments), output_transform=lambda output: output)
+
+
+def load(reader: PhotographReader, **arguments: Any) -> LoadImaged:
+    return LoadImaged("label", reader=reader, **arguments)
 
 
 @pytest.mark.parametrize(("one", "other"), [
@@ -30,6 +35,8 @@ def val_dice(**arguments: Any) -> IgniteMetricHandler:
     (Lambdad("image", lambda x: 2 * x), Lambdad("image", lambda x: 3 * x)),
     (Lambdad("image", lambda x: x.sum()), Lambdad("image", lambda x: x.mean())),
     (torch.nn.CrossEntropyLoss(torch.tensor([1.0, 2.0])), torch.nn.CrossEntropyLoss(torch.tensor([1.0, 3.0]))),
+    (load(PhotographReader("binary")), load(PhotographReader("classes"))),
+    (load(PhotographReader()), load(PhotographReader(), dtype=torch.uint8)),
     ({"a": val_dice(include_background=True)}, {"a": val_dice(include_background=False)}),
 ])  # fmt: skip
 def test_parts_that_differ(one: Any, other: Any) -> None:
