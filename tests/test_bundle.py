@@ -328,5 +328,5 @@ def test_configs_name_only_known_code(bundle: Path, name: str) -> None:
         }
         modules = {node.module for node in ast.walk(ast.parse(expression)) if isinstance(node, ast.ImportFrom)}
         assert not (names | imported) & forbidden, text
-        assert imported <= {"sys", "torch", "monai", "str2bool", *OURS}, text
+        assert imported <= {"sys", "warnings", "torch", "monai", "str2bool", *OURS}, text
         assert modules <= {"monai.utils", *(f"drive_seg.{OURS[name]}" for name in imported & OURS.keys())}, text

@@ -10,6 +10,7 @@ import random
 import re
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,15 @@ def test_the_last_epoch_is_validated(
     train(bundle, overrides(five_phantoms, tmp_path, max_epochs=epochs, val_interval=interval))
     assert [row["epoch"] for row in table(tmp_path / "history.csv") if row["val_dice"]] == validated
     assert (tmp_path / "model.pt").is_file()
+
+
+def test_accumulated_gradients_give_no_warning_of_the_schedule(
+    bundle: Path, five_phantoms: Path, tmp_path: Path
+) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        train(bundle, overrides(five_phantoms, tmp_path, max_epochs=1, accumulation_steps=2))
+    assert not any("lr_scheduler" in str(warning.message) for warning in told)
 
 
 class StopAfter:
