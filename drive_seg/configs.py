@@ -104,7 +104,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
         key, equals, value = argument[2:].partition("=")
         if not equals:
             if not rest or rest[0].startswith("--"):
-                raise DriveSegError(f"--{key}: expected a value after it")
+                raise DriveSegError(f"--{key}: expected a value after it, or ./--{key} for a file of that name")
             value = rest.pop(0)
         overrides[key.replace("#", "::")] = _parse_value(value)
     return paths, overrides

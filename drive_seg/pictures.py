@@ -26,7 +26,7 @@ from drive_seg.nifti import save_nifti
 
 __all__ = ["SaveVesselsd", "agreement", "overlay", "save_jpeg", "save_png", "save_thumbnail"]
 
-PICTURES = ("vessels", "probability", "overlay", "thumbnail")
+PICTURES = ("vessels", "probability", "fov", "overlay", "thumbnail")
 """The pictures that ``SaveVesselsd`` can write."""
 
 ONE_CLASS = (0, 255, 200)
@@ -119,10 +119,10 @@ class SaveVesselsd(Transform):
     """Writes the results for a photograph, in the photograph's own size and orientation.
 
     ``<name>_vessels.png`` is the mask, 0 and 255 (several classes: the class values); ``<name>_probability.png`` the
-    probability of vessel in 16 bits, 0 to 65535; ``<name>_overlay.jpg`` the photograph with its vessels coloured;
-    ``<name>_thumbnail.jpg`` the photograph and the overlay side by side, small. On request, ``<name>_vessels.nii.gz``
-    holds the class values at the photograph's place in space, see ``save_nifti``, and ``<name>_vessels.dcm`` is a DICOM
-    Segmentation object, see ``save_dicom_seg``.
+    probability of vessel in 16 bits, 0 to 65535; ``<name>_fov.png`` the field of view, 0 and 255;
+    ``<name>_overlay.jpg`` the photograph with its vessels coloured; ``<name>_thumbnail.jpg`` the photograph and the
+    overlay side by side, small. On request, ``<name>_vessels.nii.gz`` holds the class values at the photograph's place
+    in space, see ``save_nifti``, and ``<name>_vessels.dcm`` is a DICOM Segmentation object, see ``save_dicom_seg``.
 
     Args:
         output_dir: folder to write into.
@@ -130,11 +130,12 @@ class SaveVesselsd(Transform):
         probability_key: probability maps of the vessel classes, (num_classes - 1, H, W).
         photograph_key: photograph, (3, H, W), uint8, whose metadata give the file name.
         output_key: key for the paths of the written files.
-        pictures: which of ``vessels``, ``probability``, ``overlay`` and ``thumbnail`` to write.
+        pictures: which of ``vessels``, ``probability``, ``fov``, ``overlay`` and ``thumbnail`` to write.
         thumbnail_side: longer side of each picture in the thumbnail, pixels.
         save_nifti: also write the mask as NIfTI.
         save_dicom_seg: also write the mask of a DICOM photograph as a DICOM Segmentation object; other photographs have
             no patient and study for it to refer to.
+        fov_key: field of view, (1, H, W), non-zero inside; only needed for its picture.
 
     Raises:
         DriveSegError: if ``pictures`` names any other picture.
@@ -147,10 +148,11 @@ class SaveVesselsd(Transform):
         probability_key: str = "probability",
         photograph_key: str = "photograph",
         output_key: str = "saved",
-        pictures: Sequence[str] = PICTURES,
+        pictures: Sequence[str] = ("vessels", "probability", "overlay", "thumbnail"),
         thumbnail_side: int = 360,
         save_nifti: bool = False,
         save_dicom_seg: bool = False,
+        fov_key: str = "fov",
     ) -> None:
         wrong = [name for name in ensure_tuple(pictures) if name not in PICTURES]
         if wrong:
@@ -159,6 +161,7 @@ class SaveVesselsd(Transform):
         self.output_dir = Path(output_dir)
         self.pred_key = pred_key
         self.probability_key = probability_key
+        self.fov_key = fov_key
         self.photograph_key = photograph_key
         self.output_key = output_key
         self.thumbnail_side = thumbnail_side
@@ -196,6 +199,8 @@ class SaveVesselsd(Transform):
             elif kind == "probability":
                 vessel = probability.sum(axis=0).clip(0, 1)
                 save_png(np.rint(vessel * 65535).astype(np.uint16), saved[kind])
+            elif kind == "fov":
+                save_png(np.where(to_numpy(case[self.fov_key])[0] > 0, np.uint8(255), np.uint8(0)), saved[kind])
             elif kind == "overlay":
                 save_jpeg(coloured, saved[kind])
             else:

@@ -181,6 +181,7 @@ def _segment(
             "versions": software(),
         }
         write_text(output_dir / SETTINGS, json.dumps(about, indent=2) + "\n")
+        _tell_of_remarks([entry for entry in latest.values() if "failed" not in entry])
     leave_process_group()
     return _failures(latest[case["case_id"]] for case in cases if case["case_id"] in latest)
 
@@ -231,6 +232,12 @@ def _of_earlier_runs(folder: OutputFolder, cases: Sequence[Case]) -> list[dict[s
             file=sys.stderr,
         )
     return entries
+
+
+def _tell_of_remarks(entries: Sequence[Mapping[str, Any]]) -> None:
+    remarks = sum(bool(entry["measures"].get("quality")) for entry in entries)
+    if remarks:
+        print(f"{remarks} of {len(entries)} have a remark in the column quality of vessels.csv", file=sys.stderr)  # noqa: T201
 
 
 def _failures(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -53,11 +53,14 @@ class Segmentation:
         probability: of vessel, all vessel classes together, (H, W), float32, 0 to 1; 0 outside the field of view.
         mask: class values, (H, W), uint8; 0 is background and everything outside the field of view.
         fov: field of view, (H, W), bool.
+        measures: the row of ``vessels.csv``, see ``drive_seg.measures.MeasureVesselsd``; None unless ``measure`` is
+            true.
     """
 
     probability: np.ndarray
     mask: np.ndarray
     fov: np.ndarray
+    measures: dict[str, Any] | None = None
 
 
 class Segmenter:
@@ -136,7 +139,7 @@ class Segmenter:
             fov: its FOV mask, a file or an array (H, W) that is non-zero inside; None: it is estimated.
 
         Returns:
-            Probabilities and masks at the photograph's own size.
+            Probabilities and masks at the photograph's own size, and its measures if ``measure`` is true.
 
         Raises:
             DriveSegError: if the photograph cannot be read or has no field of view.
@@ -148,7 +151,8 @@ class Segmenter:
                 raise DriveSegError("fov: expected a file with a photograph from a file, an array with an array")
         result = self.segment_case(case)
         probability = to_numpy(result["probability"].sum(dim=0).clamp(0, 1).float())
-        return Segmentation(probability, to_numpy(result["pred"])[0], to_numpy(result["fov"])[0] > 0)
+        mask, inside = to_numpy(result["pred"])[0], to_numpy(result["fov"])[0] > 0
+        return Segmentation(probability, mask, inside, result.get("measures"))
 
     def segment_case(self, case: Mapping[str, Any]) -> dict[str, Any]:
         """Segment one case of a datalist, and write its files if the postprocessing does.

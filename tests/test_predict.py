@@ -81,6 +81,30 @@ def test_measures_in_millimetres_or_none(
     assert kept.read_text() == before, "what was measured is not lost"
 
 
+def test_remarks_on_quality_are_counted(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment_photographs(bundle, [folder], tmp_path / "out", settings)
+    assert "5 of 5 have a remark in the column quality" in capsys.readouterr().err, "they are too small"
+    segment_photographs(bundle, [folder], tmp_path / "alone", {**settings, "measure": False})
+    assert "a remark" not in capsys.readouterr().err
+
+
+def test_a_field_of_view_to_correct_and_give_back(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
+) -> None:
+    out, again = tmp_path / "out", tmp_path / "again"
+    segment_photographs(bundle, [folder / "0.png"], out, {**settings, "pictures": ["vessels", "fov"]})
+    fov = np.asarray(Image.open(out / "0_fov.png"))
+    assert fov.dtype == np.uint8 and np.array_equal(fov == 255, estimate_fov(make_phantom(0, 150, 141).image))
+    corrected = fov.copy()
+    corrected[:75] = 0
+    (tmp_path / "fovs").mkdir()
+    Image.fromarray(corrected).save(tmp_path / "fovs" / "0_fov.png")
+    segment_photographs(bundle, [folder / "0.png"], again, settings, fov_dir=tmp_path / "fovs")
+    assert not np.asarray(Image.open(again / "0_vessels.png"))[:75].any()
+
+
 def test_masks_alone(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
     out, alone = tmp_path / "out", tmp_path / "alone"
     segment_photographs(bundle, [folder / "0.png"], out, settings)

@@ -17,6 +17,8 @@ from PIL import Image
 
 import drive_seg
 from drive_seg.errors import DriveSegError
+from drive_seg.measure_table import rounded
+from drive_seg.measures import measure_vessels
 from drive_seg.networks import UNet
 from drive_seg.phantom import make_phantom
 from drive_seg.segmenter import Segmenter
@@ -52,6 +54,15 @@ def test_an_array_gives_what_its_file_gives(segment: Segmenter, photograph: Path
     assert from_file.probability.dtype == np.float32 and from_file.probability.min() >= 0
     assert from_file.probability.max() <= 1 and from_file.fov.dtype == bool
     assert np.array_equal(from_file.mask > 0, (from_file.probability >= 0.5) & from_file.fov)
+    assert from_file.measures is None
+
+
+def test_measures_on_request(weights: Path, photograph: Path) -> None:
+    found = drive_seg.load(weights, **SMALL, measure=True, camera_angle=45)(photograph)
+    assert found.measures is not None
+    expected = rounded(measure_vessels(found.mask, found.fov, found.measures["pixel_spacing_mm"]))
+    assert expected.items() <= rounded(found.measures).items()
+    assert found.measures["quality"].startswith("too small")
 
 
 @pytest.mark.parametrize(
