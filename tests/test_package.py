@@ -151,6 +151,15 @@ def test_weights_that_a_training_has_put_into_the_bundle_are_others(bundle: Path
     assert metadata["weights_sha256"] == sha256(weights)
 
 
+def test_own_weights_from_elsewhere_bring_their_own_list(own: Path, bundle: Path, tmp_path: Path) -> None:
+    """A training has put others into the bundle since."""
+    root = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    make_weights(root / "models" / "model.pt")
+    (root / "models" / "model.json").write_text(json.dumps({"training_sha256": ["0123456789abcdef"]}))
+    path = package_bundle(root, tmp_path / "release", bundle / "models" / "model.pt")
+    assert sha256(path) == sha256(own)
+
+
 def test_own_weights_used_otherwise_keep_their_card(bundle: Path, tmp_path: Path) -> None:
     """And every config has what was said, nested keys, too."""
     overrides = ["--threshold", "0.4", "--network_def#adaptation", "0.0"]
