@@ -16,7 +16,6 @@ from drive_seg.bootstrap import Bootstrap
 from drive_seg.errors import DriveSegError
 from drive_seg.persons import person
 from drive_seg.scores import FOV, PREDICTION, REGIONS
-from drive_seg.settings import where_they_differ
 
 __all__ = ["compare", "read_summary"]
 
@@ -148,7 +147,4 @@ def _unlike(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tu
         }
 
     one, other = stated(first), stated(second)
-    unlike = {key: (one.get(key), other.get(key)) for key in {**one, **other} if one.get(key) != other.get(key)}
-    if "network" in unlike:  # all of its layers
-        unlike["network"] = where_they_differ(*map(str, unlike["network"]))
-    return unlike
+    return {key: (one.get(key), other.get(key)) for key in {**one, **other} if one.get(key) != other.get(key)}

@@ -169,6 +169,7 @@ class UNet(nn.Module):
 
         self.in_channels = in_channels
         self.num_classes = num_classes
+        self.base_channels = base_channels
         self.spatial_dims = spatial_dims
         self.depth = depth
         self.padded = padded

@@ -290,6 +290,7 @@ OURS = {
     "loss_of": "handlers",
     "case_described": "learnt_cases",
     "described": "settings",
+    "network_described": "settings",
     "convert_sync_batchnorm": "adaptation",
     "fast_dtype": "engines",
     "memory_format": "engines",

@@ -112,12 +112,6 @@ def test_the_p_value_of_equal_differences_is_exact() -> None:
     assert figure["p"] == pytest.approx(2 / 16)
 
 
-def test_a_long_setting_is_shown_where_it_differs() -> None:
-    one, other = ({**summary(FIRST), "settings": {"network": 100 * "layer " + name}} for name in ("a", "b"))
-    first, second = compare(one, other)["unlike"]["network"]
-    assert first.endswith("layer a") and second.endswith("layer b") and len(first) < 70
-
-
 def test_what_makes_two_evaluations_unlike_is_told() -> None:
     changes: dict[str, dict[str, Any]] = {
         "fov_source": {"fov_source": {"published mask": 3}},

@@ -91,12 +91,13 @@ def test_the_record_names_the_network_itself(bundle: Path, phantoms: Path, tmp_p
         values = {"dataset_dir": str(phantoms), "checkpoint": str(tmp_path / "model.pt"), **SMALL, "adaptation": 0.5}
         values |= {"output_dir": str(tmp_path), "network_def": {**network, "dropout": dropout}}
         summary = evaluate_weights(bundle, values).summary
-        assert summary["settings"]["network"].startswith("BasicUNet(") and summary["settings"]["adaptation"] == 0
+        assert summary["settings"]["network"].startswith("BasicUNet, ") and summary["settings"]["adaptation"] == 0
         hashes.add(summary["config_sha256"])
     assert len(hashes) == 2
     torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
     del values["network_def"]
-    assert evaluate_weights(bundle, values).summary["settings"]["adaptation"] == 0.5
+    settings = evaluate_weights(bundle, values).summary["settings"]
+    assert settings["adaptation"] == 0.5 and settings["network"].startswith("UNet, base_channels 4, depth 3, ")
 
 
 def test_one_case_at_a_time(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:

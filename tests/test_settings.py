@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import DiceMetric
 from monai.transforms import Compose, Lambdad, LoadImaged, RandFlipd
+from torch import nn
 
 from drive_seg.losses import DiceCELoss
+from drive_seg.networks import UNet
 from drive_seg.readers import PhotographReader
-from drive_seg.settings import described, where_they_differ
+from drive_seg.settings import described, network_described, where_they_differ
 
 
 def val_dice(**arguments: Any) -> IgniteMetricHandler:
@@ -55,6 +58,14 @@ def test_the_same_made_twice() -> None:
     for make in (val_dice, DiceCELoss, partial(RandFlipd, "image", 0.5), partial(Compose, [RandFlipd("image", 0.5)])):
         assert described(make()) == described(make())
     assert " at 0x" not in described(partial(operator.add, 1))
+
+
+def test_a_network_in_a_line() -> None:
+    small = network_described(UNet(base_channels=2, depth=2))
+    assert re.fullmatch(r"UNet, base_channels 2, depth 2, 1962 parameters, layers [0-9a-f]{8}", small), small
+    assert network_described(UNet(base_channels=2, depth=2)) == small
+    assert network_described(nn.SyncBatchNorm.convert_sync_batchnorm(UNet(base_channels=2, depth=2))) == small
+    assert network_described(UNet(base_channels=2, depth=2, adaptation=0.5)) != small
 
 
 def test_long_texts_are_shown_where_they_differ() -> None:
