@@ -68,15 +68,15 @@ class SeededCacheDataset(OrderlyCacheDataset):
         args, kwargs: as for ``monai.data.CacheDataset``.
 
     Raises:
-        ArgumentError: without metadata, for MONAI's ``RandLambdad``, which always looks for them.
+        ArgumentError: without metadata, for MONAI's ``RandLambdad``, which always looks for them, wherever it is among
+            the transforms.
     """
 
     def __init__(self, *args: Any, seed: int = 0, track_meta: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.seed = seed
         self.track_meta = track_meta
-        transforms = self.transform.flatten().transforms
-        if not track_meta and any(isinstance(transform, RandLambdad) for transform in transforms):
+        if not track_meta and any(isinstance(part, RandLambdad) for part in _parts(self.transform)):
             raise ArgumentError("train#dataset#track_meta: expected true, which RandLambdad needs, got false")
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by a loader's persistent workers, too
         self.transform.set_random_state(seed=0)  # random states of their own: MONAI's classes share one
@@ -132,6 +132,13 @@ class _Index(int):
     """An index that any dataset takes, and how often the epoch has had its case before."""
 
     repetition = 0
+
+
+def _parts(transform: Any) -> Iterator[Any]:
+    """A transform and all that it is made of; MONAI's ``Compose.flatten`` leaves ``OneOf`` closed."""
+    yield transform
+    for part in getattr(transform, "transforms", ()):
+        yield from _parts(part)
 
 
 def _reseed(part: Randomizable, seed: int) -> None:

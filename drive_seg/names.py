@@ -19,7 +19,7 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 
-_NAME_ENDING = re.compile(r"(_(training|test))?(_mask|_fov|_manual\d*|_av)?$", re.IGNORECASE)
+_NAME_ENDING = re.compile(r"(_(training|test))?(_mask|_manual\d*|_av)?$", re.IGNORECASE)
 
 
 def as_path(value: Any) -> Any:

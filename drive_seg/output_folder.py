@@ -14,12 +14,16 @@ from typing import Any
 
 from drive_seg.data import Case
 from drive_seg.errors import DriveSegError
+from drive_seg.files import keep
 from drive_seg.journal import Journal, read_journals
 from drive_seg.measure_table import rounded
 
 __all__ = ["OutputFolder", "entry_of", "named_as_before"]
 
 JOURNALS = "progress_*.jsonl"
+
+CORRECTED = frozenset({"vessels", "fov"})
+"""Results that people correct by hand."""
 
 Entry = dict[str, Any]
 
@@ -66,6 +70,26 @@ class OutputFolder:
             elif _is_there(entry, present):
                 found[entry["case_id"]] = entry
         return found
+
+    def keep_corrected(self, cases: Sequence[Case]) -> list[Path]:
+        """Copy masks and fields of view that somebody has changed since they were written, which may be hours of work.
+
+        Args:
+            cases: those whose results are about to be replaced.
+
+        Returns:
+            The copies, see ``drive_seg.files.keep``.
+        """
+        names = {case["case_id"] for case in cases}
+        written: dict[str, list[list[int]]] = {}
+        for entry in _entries(self.path):
+            if entry["case_id"] in names:
+                for kind in CORRECTED.intersection(entry.get("saved", {})):
+                    name = entry["saved"][kind]
+                    written.setdefault(name, []).append(entry["stamps"].get(name))
+        present = _stamps(self.path)
+        changed = [name for name, stamps in written.items() if name in present and present[name] not in stamps]
+        return [copy for name in sorted(changed) if (copy := keep(self.path / name)) is not None]
 
     def other_cases(self, cases: Sequence[Case]) -> list[Case]:
         """Photographs of earlier runs, whatever the settings, that are not among ``cases`` and still exist."""

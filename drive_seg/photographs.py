@@ -80,7 +80,8 @@ def with_fov_masks(cases: Sequence[Case], folder: str | os.PathLike) -> list[Cas
     """The cases of ``photograph_cases``, with ``fov`` added to those that have a mask in ``folder``.
 
     Masks are matched by name, as in the DRIVE layout: ``21_mask.gif`` or ``21.png`` belongs to ``21_training.tif``.
-    Photographs of the same name from different folders are matched by the names of their results.
+    Photographs of the same name from different folders are matched by the names of their results, and so are fields of
+    view as ``drive_seg.pictures.SaveVesselsd`` writes them, ``21_training_fov.png``.
 
     Raises:
         DriveSegError: if no photograph has a mask there, or a name belongs to several photographs or masks.
@@ -92,6 +93,8 @@ def with_fov_masks(cases: Sequence[Case], folder: str | os.PathLike) -> list[Cas
     found = []
     for case in cases:
         own, of_file = case["case_id"], case_id(case["image"])
+        if f"{own}_fov" in masks:
+            own += "_fov"
         if own not in masks and of_file in masks and named[of_file] > 1:
             raise DriveSegError(
                 f"{masks[of_file]}: is of one of {named[of_file]} photographs of that name, expected {own}_mask.png "

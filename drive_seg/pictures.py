@@ -96,6 +96,14 @@ def overlay(photograph: np.ndarray, mask: np.ndarray, one_class: bool = True) ->
     return drawn
 
 
+def _shows(path: Path, array: np.ndarray) -> bool:
+    try:
+        with Image.open(path) as image:
+            return np.array_equal(np.asarray(image), array)
+    except OSError:  # there is none, or none that can be read
+        return False
+
+
 def agreement(pred: np.ndarray, label: np.ndarray, counted: np.ndarray) -> np.ndarray:
     """Picture of the agreement: white for vessels in both, orange for predicted only, blue for annotated only.
 
@@ -200,7 +208,9 @@ class SaveVesselsd(Transform):
                 vessel = probability.sum(axis=0).clip(0, 1)
                 save_png(np.rint(vessel * 65535).astype(np.uint16), saved[kind])
             elif kind == "fov":
-                save_png(np.where(to_numpy(case[self.fov_key])[0] > 0, np.uint8(255), np.uint8(0)), saved[kind])
+                fov = np.where(to_numpy(case[self.fov_key])[0] > 0, np.uint8(255), np.uint8(0))
+                if not _shows(saved[kind], fov):  # else it may be the very mask that was given
+                    save_png(fov, saved[kind])
             elif kind == "overlay":
                 save_jpeg(coloured, saved[kind])
             else:

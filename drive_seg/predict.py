@@ -145,9 +145,11 @@ def _segment(
         remove_leftovers(output_dir, {*pictures, "vessels", "failed", "gallery", "settings"})
     done = folder.latest(cases)
     folder.refuse_to_replace(cases)
+    todo = [case for case in cases if "failed" in done.get(case["case_id"], {"failed": ""})]
+    for copy in folder.keep_corrected(todo) if rank == 0 else ():
+        print(f"{copy}: a result that was changed by hand, kept under this name", file=sys.stderr)  # noqa: T201
     if world_size > 1:
         distributed.barrier()  # no process writes to its journal before all have read what is done
-    todo = [case for case in cases if "failed" in done.get(case["case_id"], {"failed": ""})]
     if len(todo) < len(cases) and rank == 0:
         print(f"{len(cases) - len(todo)} of {len(cases)} are done already in {output_dir}", file=sys.stderr)  # noqa: T201
     journal = folder.journal(rank)
@@ -237,7 +239,10 @@ def _of_earlier_runs(folder: OutputFolder, cases: Sequence[Case]) -> list[dict[s
 def _tell_of_remarks(entries: Sequence[Mapping[str, Any]]) -> None:
     remarks = sum(bool(entry["measures"].get("quality")) for entry in entries)
     if remarks:
-        print(f"{remarks} of {len(entries)} have a remark in the column quality of vessels.csv", file=sys.stderr)  # noqa: T201
+        print(  # noqa: T201
+            f"photographs with a remark in the column quality of vessels.csv: {remarks} of {len(entries)}",
+            file=sys.stderr,
+        )
 
 
 def _failures(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -43,8 +43,8 @@ class TolerantEvaluator(SupervisedEvaluator):
     """
 
     def __init__(self, device: torch.device | str, val_data_loader: Any, *args: Any, **kwargs: Any) -> None:
-        batch_size = getattr(val_data_loader, "batch_size", 1)
-        if batch_size != 1:
+        batch_size = getattr(val_data_loader, "batch_size", None)  # a loader with a sampler of batches has None
+        if batch_size not in (None, 1):
             raise DriveSegError(
                 f"validate#dataloader#batch_size: expected 1, because photographs differ in size, got {batch_size}"
             )

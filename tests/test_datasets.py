@@ -15,7 +15,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, get_track_meta
-from monai.transforms import Compose, Lambda, RandLambda, RandLambdad, Randomizable, Transform
+from monai.transforms import Compose, Lambda, OneOf, RandLambda, RandLambdad, Randomizable, Transform
 
 from drive_seg.configs import config_files
 from drive_seg.datasets import OrderlyCacheDataset, SeededCacheDataset, WholeBatchSampler
@@ -158,7 +158,7 @@ def test_only_patches_of_cached_cases_have_no_metadata(settings: dict[str, Any],
 
 
 def test_a_transform_that_needs_metadata() -> None:
-    transform = Compose([Compose([RandLambdad("image", abs)])])
+    transform = Compose([OneOf([RandLambdad("image", abs)])])
     with pytest.raises(DriveSegError, match=r"^train#dataset#track_meta: expected true, which RandLambdad needs"):
         SeededCacheDataset([{"image": torch.zeros(1, 2, 2)}], transform, track_meta=False, progress=False)
     samples = SeededCacheDataset([{"image": -torch.ones(1, 2, 2)}], transform, progress=False)

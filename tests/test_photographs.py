@@ -87,6 +87,14 @@ def test_masks_of_photographs_that_are_called_alike(tmp_path: Path) -> None:
         with_fov_masks(cases, tmp_path / "masks")
 
 
+def test_fields_of_view_as_they_were_written(tmp_path: Path) -> None:
+    """Of two photographs of one case, each gets its own."""
+    touch(*(tmp_path / f"21_{part}.tif" for part in ("test", "training")))
+    touch(*(tmp_path / "fovs" / f"21_{part}_fov.png" for part in ("test", "training")))
+    cases = with_fov_masks(photograph_cases([tmp_path]), tmp_path / "fovs")
+    assert [Path(case["fov"]).name for case in cases] == ["21_test_fov.png", "21_training_fov.png"]
+
+
 def test_a_link_keeps_its_own_name(tmp_path: Path) -> None:
     touch(tmp_path / "blobs" / "9f86d081.png")
     (tmp_path / "snapshot").mkdir()

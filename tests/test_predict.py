@@ -85,24 +85,44 @@ def test_remarks_on_quality_are_counted(
     bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     segment_photographs(bundle, [folder], tmp_path / "out", settings)
-    assert "5 of 5 have a remark in the column quality" in capsys.readouterr().err, "they are too small"
+    assert "remark in the column quality of vessels.csv: 5 of 5" in capsys.readouterr().err, "they are too small"
     segment_photographs(bundle, [folder], tmp_path / "alone", {**settings, "measure": False})
     assert "a remark" not in capsys.readouterr().err
 
 
 def test_a_field_of_view_to_correct_and_give_back(
-    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, again = tmp_path / "out", tmp_path / "again"
-    segment_photographs(bundle, [folder / "0.png"], out, {**settings, "pictures": ["vessels", "fov"]})
+    out = tmp_path / "out"
+    only = {**settings, "pictures": ["vessels", "fov"]}
+    segment_photographs(bundle, [folder / "0.png"], out, only)
     fov = np.asarray(Image.open(out / "0_fov.png"))
     assert fov.dtype == np.uint8 and np.array_equal(fov == 255, estimate_fov(make_phantom(0, 150, 141).image))
     corrected = fov.copy()
     corrected[:75] = 0
-    (tmp_path / "fovs").mkdir()
-    Image.fromarray(corrected).save(tmp_path / "fovs" / "0_fov.png")
-    segment_photographs(bundle, [folder / "0.png"], again, settings, fov_dir=tmp_path / "fovs")
-    assert not np.asarray(Image.open(again / "0_vessels.png"))[:75].any()
+    Image.fromarray(corrected).save(out / "0_fov.png")
+    segment_photographs(bundle, [folder / "0.png"], out, only, fov_dir=out)
+    assert not np.asarray(Image.open(out / "0_vessels.png"))[:75].any()
+    assert np.array_equal(np.asarray(Image.open(out / "0_fov.png")), corrected)
+    capsys.readouterr()
+    segment_photographs(bundle, [folder / "0.png"], out, only, fov_dir=out)
+    assert "1 of 1 are done already" in capsys.readouterr().err
+
+
+def test_what_was_corrected_by_hand_is_kept(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    segment_photographs(bundle, [folder / "0.png", folder / "1.png"], out, settings)
+    mask = np.asarray(Image.open(out / "0_vessels.png")).copy()
+    mask[70:80, 60:80] = 255
+    Image.fromarray(mask).save(out / "0_vessels.png")
+    segment_photographs(bundle, [folder / "0.png", folder / "1.png"], out, settings)
+    (copy,) = out.glob("?_vessels_*.png")
+    assert np.array_equal(np.asarray(Image.open(copy)), mask) and copy.name.startswith("0_")
+    assert f"{copy}: a result that was changed by hand" in capsys.readouterr().err
+    segment_photographs(bundle, [folder / "0.png", folder / "1.png"], out, {**settings, "threshold": 0.4})
+    assert list(out.glob("?_vessels_*.png")) == [copy], "what this project wrote itself is not kept"
 
 
 def test_masks_alone(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
