@@ -103,7 +103,7 @@ def test_torchscript_and_pt2_say_what_they_are(exported: Path, bundle: Path) -> 
     config = json.loads(extra["inference.json"])
     assert config["network_def"]["_target_"] == "drive_seg.networks.UNet"
     assert {key: config[key] for key in SMALL} == SMALL, "as exported, not as in the bundle"
-    assert config["checkpoint"] == "$@bundle_root + '/models/model.pt'"
+    assert config["checkpoint"] == "$str(@bundle_root) + '/models/model.pt'"
     files: dict[str, Any] = {"metadata.json": "", "inference.json": ""}
     torch.export.load(exported / "model.pt2", extra_files=files)
     assert json.loads(files["metadata.json"]) == metadata
