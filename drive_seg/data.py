@@ -74,12 +74,27 @@ def load_datalist(
     annotations = {"label": FIRST_MANUAL} if annotations is None else dict(annotations)
     dataset_dir = as_path(dataset_dir)
     if not isinstance(dataset_dir, (str, os.PathLike)):
-        cases = of_several(dataset_dir, lambda folder: load_datalist(folder, section, annotations, validation_every))
-        of_folders = [read_sections(Path(folder), validation_every) for folder in dataset_dir]
-        joined = {name: [case for sections in of_folders for case in sections.get(name, ())] for name in SECTIONS}
-        _check_no_overlap(", ".join(map(str, dataset_dir)), joined)
-        return cases
-    sections = read_sections(Path(dataset_dir), validation_every)
+        of_folders = {folder: read_sections(Path(folder), validation_every) for folder in dataset_dir}
+        joined = {
+            name: [case for sections in of_folders.values() for case in sections.get(name, ())] for name in SECTIONS
+        }
+        check_no_overlap(", ".join(map(str, dataset_dir)), joined)
+        return of_several(
+            dataset_dir,
+            lambda folder: _of_section(folder, of_folders[folder], section, annotations, validation_every),
+        )
+    return _of_section(
+        dataset_dir, read_sections(Path(dataset_dir), validation_every), section, annotations, validation_every
+    )
+
+
+def _of_section(
+    dataset_dir: str | os.PathLike,
+    sections: Mapping[str, Sequence[Case]],
+    section: str,
+    annotations: Mapping[str, str | None],
+    validation_every: int | None,
+) -> list[Case]:
     # Not every dataset has a second observer; any other annotation was chosen deliberately.
     for key, name in annotations.items():
         if key == "label" or name != SECOND_MANUAL:
@@ -200,7 +215,7 @@ def read_sections(root: Path, validation_every: int | None) -> dict[str, list[Ca
         held_out = every_nth_person(training, validation_every - 1, validation_every)
         sections["validation"] = [case for case in training if person(case) in held_out]
         sections["training"] = [case for case in training if person(case) not in held_out]
-    _check_no_overlap(root, sections)
+    check_no_overlap(root, sections)
     return sections
 
 
@@ -276,7 +291,12 @@ def _read_json_section(path: Path, section: str, items: Any) -> list[Case]:
     return [cases[key] for key in sorted(cases)]
 
 
-def _check_no_overlap(root: str | os.PathLike, sections: Mapping[str, Sequence[Case]]) -> None:
+def check_no_overlap(root: str | os.PathLike, sections: Mapping[str, Sequence[Case]]) -> None:
+    """Refuse cases by section of which two sections have the same image; ``root`` is named in the error.
+
+    Raises:
+        DriveSegError: if an image is in two of them.
+    """
     owner: dict[str, str] = {}
     for section, cases in sections.items():
         for case in cases:

@@ -12,10 +12,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-from drive_seg.data import DATASET_JSON, Case, load_datalist, of_several, read_sections
+from drive_seg.data import DATASET_JSON, Case, check_no_overlap, load_datalist, of_several, read_sections
 from drive_seg.errors import DriveSegError
 from drive_seg.names import as_path
 from drive_seg.persons import person
@@ -97,15 +98,20 @@ def fold_cases(
         section: ``validation`` for those held out, ``training`` for the others.
 
     Raises:
-        DriveSegError: as ``load_datalist``, if there are fewer persons than folds, or if a training and a validation
-            case have the same id.
+        DriveSegError: as ``load_datalist``, if there are fewer persons than folds, if a training and a validation case
+            have the same id, or if an image of several datasets would be in both.
     """
     number, folds = parse_fold(fold)
     if section not in ("training", "validation"):
         raise DriveSegError(f"section: a fold has training and validation cases, got {section!r}")
     dataset_dir = as_path(dataset_dir)
     if not isinstance(dataset_dir, (str, os.PathLike)):
-        return of_several(dataset_dir, lambda folder: fold_cases(folder, fold, section, annotations))
+        sections = {
+            name: of_several(dataset_dir, partial(fold_cases, fold=fold, section=name, annotations=annotations))
+            for name in ("training", "validation")
+        }
+        check_no_overlap(", ".join(map(str, dataset_dir)), sections)
+        return sections[section]
     # The dataset's own split between the two does not matter here.
     parts = [part for part, held in read_sections(Path(dataset_dir), None).items() if held and part != "test"]
     both = [case for part in parts for case in load_datalist(dataset_dir, part, annotations, None)]

@@ -339,6 +339,22 @@ def test_folds_of_several_datasets_are_those_of_each(tmp_path: Path) -> None:
         fold_cases(folders, "1/8", "training")
 
 
+def test_folds_of_several_datasets_share_no_image(tmp_path: Path) -> None:
+    """The same photograph under two ids is held out by one dataset and trained on by the other."""
+    write_drive_layout(tmp_path / "one", training=range(21, 25))
+    images = sorted((tmp_path / "one" / "training" / "images").iterdir())
+    annotations = sorted((tmp_path / "one" / "training" / "1st_manual").iterdir())
+    renamed = [
+        {"case_id": name, "image": f"../{image.relative_to(tmp_path)}", "label": f"../{label.relative_to(tmp_path)}"}
+        for name, image, label in zip("abcd", images, annotations, strict=True)
+    ]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "dataset.json").write_text(json.dumps({"training": renamed}))
+    for section in ("training", "validation"):
+        with pytest.raises(DriveSegError, match=r"one, .*other: .*_training\.tif is in training and in validation"):
+            fold_cases([tmp_path / "one", tmp_path / "other"], "1/2", section)
+
+
 @pytest.mark.parametrize("fold", ["0/5", "6/5", "1/1", "1", "a/b", None])
 def test_what_is_no_fold(fold: Any) -> None:
     with pytest.raises(DriveSegError, match="k/n"):
