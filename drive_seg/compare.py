@@ -60,12 +60,13 @@ def compare(
         over these), ``difference`` (mean), ``sd`` (n - 1), ``ci``, and ``p`` of the two-sided Wilcoxon signed-rank test
         of the persons' mean differences, because both eyes of a person are alike; ``cases``: rows of ``case_id`` and
         every figure's difference; ``persons``: their number; ``level`` of the intervals; ``only``: cases that one of
-        the two lacks; ``unlike``: pairs of what differs in protocol, settings, weights, config and version. NaN is the
-        sd of one case, the interval of one person, and p if no person's mean differs.
+        the two lacks; ``unlike``: pairs of what both state differently of protocol, settings, weights, config and
+        version, and how many photographs are other files. NaN is the sd of one case, the interval of one person, and p
+        if no person's mean differs.
 
     Raises:
         DriveSegError: if the two have no case in common, were scored against different references, do not have the
-            region, or have different photographs under one id.
+            region, or have photographs of different sizes under one id.
     """
     bootstrap = bootstrap or Bootstrap(**{key: first["scoring"][key] for key in ("samples", "seed", "level")})
     references = [summary["protocol"].get("reference") for summary in (first, second)]
@@ -75,7 +76,7 @@ def compare(
     common = sorted(scores[0].keys() & scores[1].keys())
     if not common:
         raise DriveSegError("expected evaluations of the same cases, got two without a case in common")
-    _check_photographs(first, second, common)
+    _check_sizes(first, second, common)
     names = [name for name in scores[0][common[0]] if name in scores[1][common[0]]]
     about = {case["case_id"]: case for case in first["cases"]}
     persons = np.array([person(about[case]) for case in common])
@@ -89,7 +90,7 @@ def compare(
         "persons": len(set(persons)),
         "level": bootstrap.level,
         "only": [sorted(scores[0].keys() - scores[1].keys()), sorted(scores[1].keys() - scores[0].keys())],
-        "unlike": _unlike(first, second),
+        "unlike": _unlike(first, second, common),
     }
 
 
@@ -102,18 +103,17 @@ def _scores(summary: Mapping[str, Any], region: str) -> dict[str, dict[str, floa
     return found
 
 
-def _check_photographs(first: Mapping[str, Any], second: Mapping[str, Any], common: Sequence[str]) -> None:
-    one, other = ({case["case_id"]: case for case in summary["cases"]} for summary in (first, second))
+def _check_sizes(first: Mapping[str, Any], second: Mapping[str, Any], common: Sequence[str]) -> None:
+    sizes = [
+        {case["case_id"]: f"{case.get('width')}×{case.get('height')}" for case in summary["cases"]}
+        for summary in (first, second)
+    ]
     for case in common:
-        sizes = [f"{of[case].get('width')}×{of[case].get('height')}" for of in (one, other)]
-        ids = [of[case].get("photograph_sha256") for of in (one, other)]
-        told = None
-        if sizes[0] != sizes[1]:
-            told = f"{sizes[0]} and {sizes[1]} pixels"
-        elif None not in ids and ids[0] != ids[1]:
-            told = f"files with the SHA-256 {ids[0]}… and {ids[1]}…"
-        if told is not None:
-            raise DriveSegError(f"case {case}: expected the same photograph in both evaluations, got {told}")
+        if sizes[0][case] != sizes[1][case]:
+            raise DriveSegError(
+                f"case {case}: expected the same photograph in both evaluations, got {sizes[0][case]} and "
+                f"{sizes[1][case]} pixels"
+            )
 
 
 def _paired(pairs: np.ndarray, persons: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _paired(pairs: np.ndarray, persons: np.ndarray, bootstrap: Bootstrap) -> dic
     }
 
 
-def _unlike(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _unlike(first: Mapping[str, Any], second: Mapping[str, Any], common: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     def stated(summary: Mapping[str, Any]) -> dict[str, Any]:
         return {
             **{key: value for key, value in summary["protocol"].items() if isinstance(value, (str, int, float))},
@@ -147,4 +147,10 @@ def _unlike(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tu
         }
 
     one, other = stated(first), stated(second)
-    return {key: (one.get(key), other.get(key)) for key in {**one, **other} if one.get(key) != other.get(key)}
+    unlike = {key: (one[key], other[key]) for key in one if key in other and one[key] != other[key]}
+    # The same photograph in another format is another file.
+    files = [
+        {case["case_id"]: case.get("photograph_sha256") for case in summary["cases"]} for summary in (first, second)
+    ]
+    others = sum(None not in (files[0][case], files[1][case]) and files[0][case] != files[1][case] for case in common)
+    return unlike | ({"photographs": (f"{len(common)} files", f"{others} of them are other files")} if others else {})

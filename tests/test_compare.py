@@ -95,14 +95,22 @@ def test_photographs_of_other_sizes_are_others() -> None:
         compare(summary(FIRST), summary(SECOND, width=700))
 
 
-def test_photographs_of_other_content_are_others() -> None:
+def test_other_files_are_compared_and_told() -> None:
+    """One study compares formats of one photograph."""
     first, second = summary(FIRST), summary(SECOND)
     for number, case in enumerate(first["cases"]):
         case["photograph_sha256"] = f"{number:016x}"
-    compare(first, second), compare(first, first)
+    assert not compare(first, second)["unlike"] and not compare(first, first)["unlike"]
     second["cases"][2]["photograph_sha256"] = "f" * 16
-    with pytest.raises(DriveSegError, match=r"case 03: expected the same photograph .* SHA-256 0+2… and f+…"):
-        compare(first, second)
+    assert compare(first, second)["unlike"] == {"photographs": ("6 files", "1 of them are other files")}
+
+
+def test_what_only_one_of_two_evaluations_states_is_no_difference() -> None:
+    """A summary of another version may state more or less."""
+    first, second = summary(FIRST), summary(SECOND, threshold=0.4)
+    first["settings"]["base_channels"] = 4
+    second["settings"]["network"] = "UNet, base_channels 4"
+    assert compare(first, second)["unlike"] == {"threshold": (0.5, 0.4)}
 
 
 def test_the_p_value_of_equal_differences_is_exact() -> None:
