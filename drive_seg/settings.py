@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -21,8 +22,8 @@ def described(part: Any) -> str:
 
     Args:
         part: transforms, loss, metrics, schedule, optimizer, …, or a list or dictionary of them; nested parts are
-            described, too. A function is described by its name, a lambda by its bytecode, an optimizer by its defaults
-            for all parameters.
+            described, too. A function is described by its name alone, so that all lambdas of a config are alike; a
+            ``functools.partial`` by its function and arguments; an optimizer by its defaults for all parameters.
     """
     if isinstance(part, Mapping):
         return f"{{{', '.join(f'{name}: {described(value)}' for name, value in part.items())}}}"
@@ -33,7 +34,9 @@ def described(part: Any) -> str:
     if isinstance(part, (bool, int, float, str, type(None))):
         return repr(part)
     if hasattr(part, "__qualname__"):
-        return _of_function(part)
+        return str(part.__qualname__)
+    if isinstance(part, partial):
+        return f"partial({described([part.func, *part.args])}, {described(part.keywords)})"
     named = part.defaults if isinstance(part, torch.optim.Optimizer) else getattr(part, "__dict__", {})
     if isinstance(part, nn.Module):
         named = named | named["_modules"] | named["_buffers"]
@@ -59,16 +62,10 @@ def network_described(network: nn.Module) -> str:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
-    if isinstance(value, (bool, int, float, str, type(None), torch.Tensor, np.ndarray, Transform, nn.Module, Metric)):
+    plain = (bool, int, float, str, type(None), torch.Tensor, np.ndarray, partial, Transform, nn.Module, Metric)
+    if isinstance(value, plain):
         return True
     return callable(value) and hasattr(value, "__qualname__")
-
-
-def _of_function(function: Any) -> str:
-    code = getattr(function, "__code__", None)
-    if code is None or code.co_name != "<lambda>":
-        return str(function.__qualname__)
-    return f"lambda({code.co_code.hex()}, {described(code.co_consts)}, {code.co_names})"
 
 
 def where_they_differ(one: str, other: str) -> tuple[str, str]:
