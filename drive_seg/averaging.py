@@ -17,7 +17,7 @@ from drive_seg.checkpoints import load_weights, save_checkpoint
 from drive_seg.distributed import get_world_size
 from drive_seg.engines import steps_now
 from drive_seg.errors import DriveSegError
-from drive_seg.learnt_cases import learnt_cases, learnt_scale, write_learnt_cases
+from drive_seg.learnt_cases import learnt_cases, learnt_scale, listed
 
 __all__ = ["AverageEveryStep", "MovingAverage", "average_weights"]
 
@@ -140,6 +140,6 @@ def average_weights(
         averaged.update_parameters(load_weights(network, path))
     update_bn(images, averaged, torch.device(device))
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(averaged.module.state_dict(), output)
-    write_learnt_cases(output, learnt_cases(paths), learnt_scale(paths))
+    with listed(output, learnt_cases(paths), learnt_scale(paths)):
+        save_checkpoint(averaged.module.state_dict(), output)
     _logger.info("%s: the mean of the weights of %s", output, ", ".join(map(str, paths)))

@@ -6,7 +6,6 @@ resume. Both are written whole or not at all and read with ``weights_only=True``
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import pickle
@@ -22,7 +21,7 @@ from torch import nn
 from drive_seg.distributed import gather, restart_count, torchrun_job
 from drive_seg.errors import DriveSegError
 from drive_seg.files import keep, remove_leftovers, replacing, take_lock
-from drive_seg.learnt_cases import LearntCases, learnt_cases, learnt_scale, write_learnt_cases
+from drive_seg.learnt_cases import LearntCases, listed
 from drive_seg.networks import UNet
 from drive_seg.settings import where_they_differ
 
@@ -184,7 +183,7 @@ class BestModelSaver:
     Args:
         network: network whose weights are saved.
         path: file to write, such as ``models/model.pt``.
-        learnt_cases: writes what the weights have learnt beside them; None: nothing is written.
+        learnt_cases: lists what the weights have learnt beside them; None: there is no list.
     """
 
     def __init__(self, network: nn.Module, path: str, learnt_cases: LearntCases | None = None) -> None:
@@ -199,7 +198,7 @@ class BestModelSaver:
     def __call__(self, engine: Engine) -> None:
         """Save if this epoch is the best one."""
         if engine.state.best_metric_epoch == engine.state.epoch:
-            with contextlib.nullcontext() if self.learnt_cases is None else self.learnt_cases.listed():
+            with listed(self.path) if self.learnt_cases is None else self.learnt_cases.listed():
                 save_checkpoint(self.network.state_dict(), self.path)
 
 
@@ -214,12 +213,13 @@ class TrainingState:
         parts: objects with a ``state_dict`` by name: network, optimizer, schedule, …; None for what a config omits.
         evaluator: evaluator whose best metric is saved, too.
         resume: continue from ``path``, or start if it does not exist yet. If False, it must not exist, so that no
-            training overwrites another. A trainer that is run for more epochs, as in every round of a federated
-            training, simply continues.
+            training overwrites another, unless that has not finished an epoch. A trainer that is run for more epochs,
+            as in every round of a federated training, simply continues.
         settings: values by config key (numbers, texts and lists of them) that must stay the same when a training is
             resumed: what the state itself restores, or what would make it another training.
-        best: file of the best weights. One that exists at the start is kept under another name, even one of this
-            training, if it was killed after writing it and before its first state.
+        best: file of the best weights. One that exists at the start is kept under another name, with its list, even
+            one of this training, if it was killed after writing it and before its first state. The training may start
+            from these weights and replace them before its first epoch is saved; then what it starts from is saved, too.
         output_dir: folder of the training's other files, locked, too.
         writes: False in all but one of several processes, which load but neither lock nor save.
     """
@@ -249,7 +249,6 @@ class TrainingState:
         """Attach to the trainer, after the handlers whose state is to be saved."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
-        engine.add_event_handler(Events.TERMINATE, self.save_again)
         engine.add_event_handler(Events.COMPLETED, self.release)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._release_and_raise)
 
@@ -277,18 +276,18 @@ class TrainingState:
             return
         if self.resume:
             _logger.warning("%s: nothing to resume from yet, the training starts from the beginning", self.path)
-        elif self.writes and self.path.exists():
+        elif self.writes and self.path.exists() and _epoch_of(load_checkpoint(self.path)) != 0:
             raise DriveSegError(
                 f"{self.path}: belongs to an earlier training, resume it (--resume) or choose another output folder"
             )
         if self.writes and self.best is not None and self.best.exists():
-            kept = keep(self.best)
+            kept = keep(self.best, self.best.with_suffix(".json"))
             if kept is not None:
-                write_learnt_cases(kept, learnt_cases([self.best]), learnt_scale([self.best]))
                 _logger.warning("%s: is there from before this training, kept as %s", self.best, kept.name)
+            self.save(engine)
 
     def save(self, engine: Engine) -> None:
-        """Write the state after an epoch."""
+        """Write the state, after an epoch or before the first one."""
         state = engine.state
         if not self.writes:
             return
@@ -302,11 +301,6 @@ class TrainingState:
             **({} if torchrun_job() is None else {"job": torchrun_job()}),
         }
         save_checkpoint(content, self.path)
-
-    def save_again(self, engine: Engine) -> None:
-        """Write the state of a training that ends early after an epoch, which may have been validated since."""
-        if engine.state.iteration == engine.state.epoch * engine.state.epoch_length:
-            self.save(engine)
 
     def release(self, engine: Engine) -> None:
         """Release the folders for another training."""

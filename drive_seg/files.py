@@ -155,16 +155,22 @@ def sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def keep(path: str | os.PathLike) -> Path | None:
+def keep(path: str | os.PathLike, *described_by: Path) -> Path | None:
     """Copy a file that is to be replaced, under a name made from its content, so that the same is kept only once.
+
+    Args:
+        path: the file.
+        described_by: files that belong to it, copied first, with the same ending of the name, if they exist.
 
     Returns:
         The copy, such as ``model_0a1b2c3d.pt`` of ``model.pt``; None if there is one already.
     """
     path = Path(path)
-    copy = path.with_name(f"{path.stem}_{sha256(path)[:8]}{path.suffix}")
+    ending = f"_{sha256(path)[:8]}"
+    copy = path.with_stem(path.stem + ending)
     if copy.exists():
         return None
-    with replacing(copy) as temporary:
-        shutil.copyfile(path, temporary)
+    for file in (*filter(Path.is_file, described_by), path):
+        with replacing(file.with_stem(file.stem + ending)) as temporary:
+            shutil.copyfile(file, temporary)
     return copy

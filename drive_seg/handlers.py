@@ -66,8 +66,9 @@ class EpochSeed:
 class LastValidation:
     """Validates at the end of a training if MONAI's ``ValidationHandler`` has not done so.
 
-    Otherwise a training shorter than its validation interval would have no best weights. The end is the last epoch, or
-    where ignite's ``Engine.terminate`` ends the training before, as ``EarlyStopHandler`` does.
+    Otherwise a training shorter than its validation interval would have no best weights. One that is ended before its
+    last epoch by ignite's ``Engine.terminate``, as ``EarlyStopHandler`` does, is validated only if it never was: its
+    unfinished epoch is repeated when it is resumed.
 
     Args:
         evaluator: evaluator to run.
@@ -79,11 +80,16 @@ class LastValidation:
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, after the handler that validates."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-        engine.add_event_handler(Events.TERMINATE, self.validate)
+        engine.add_event_handler(Events.TERMINATE, self.validate_once)
 
     def __call__(self, engine: Engine) -> None:
         """Validate after the last epoch."""
         if engine.state.epoch == engine.state.max_epochs:
+            self.validate(engine)
+
+    def validate_once(self, engine: Engine) -> None:
+        """Validate if there are no best weights yet."""
+        if self.evaluator.state.best_metric_epoch < 1:
             self.validate(engine)
 
     def validate(self, engine: Engine) -> None:
@@ -210,8 +216,8 @@ class History:
 
     @property
     def metric_name(self) -> str:
-        """The column of the key metric."""
-        return self.evaluator.state.key_metric_name
+        """The column of the key metric, which stays empty if the evaluator has none."""
+        return self.evaluator.state.key_metric_name or "key_metric"
 
     def _metric(self, engine: Engine) -> float | str:
         validated = self.evaluator.state.epoch == engine.state.epoch

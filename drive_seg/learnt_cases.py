@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
 from drive_seg.files import sha256, write_text
@@ -25,6 +26,7 @@ __all__ = [
     "case_described",
     "learnt_cases",
     "learnt_scale",
+    "listed",
     "photograph_id",
     "write_learnt_cases",
 ]
@@ -54,14 +56,14 @@ def _sha256(path: Path, size: int, changed: int) -> str:
 
 
 def case_described(case: Mapping[str, Any]) -> str:
-    """A case for people: its id, ``photograph_id`` and zoom, if it has one, such as ``21 (0a1b…), zoom 0.5``."""
+    """A case as messages name it: id, ``photograph_id`` and zoom, if it has one, such as ``21 (0a1b…), zoom 0.5``."""
     return f"{case.get('case_id')} ({photograph_id(case)})" + (f", zoom {case['zoom']:g}" if "zoom" in case else "")
 
 
 class LearntCases:
     """The photographs that a training's weights come from, listed beside the weights whenever these are written.
 
-    A part of the training's state: what a fine-tuning began with is known after it is resumed, too.
+    It is saved in ``last.pt``, so that a resumed fine-tuning still knows what it began with.
 
     Args:
         weights: file of the weights, such as ``models/model.pt``; the list has the same name, but ends in ``.json``.
@@ -69,6 +71,10 @@ class LearntCases:
         pretrained: weights that the training starts from; their cases are listed, too, and if these are not known,
             there is no list. None: none.
         fov_diameter: at which the network sees the cases; None: not noted.
+
+    Attributes:
+        photographs: what the weights will have learnt, by role; None if it is not known, as before the training starts:
+            a federated site that evaluates its server's weights does not know what these have learnt.
     """
 
     def __init__(
@@ -83,33 +89,50 @@ class LearntCases:
         self.fov_diameter = fov_diameter
         self.cases = dict(zip(ROLES, (training, validation), strict=True))
         self.pretrained = pretrained
+        self.photographs: dict[str, list[str]] | None = None
 
-    @functools.cached_property
-    def photographs(self) -> dict[str, list[str]] | None:
-        """What the weights will have learnt, by role; None if it is not known."""
-        earlier = learnt_cases([self.pretrained] if self.pretrained else [])
-        if earlier is None:
-            return None
-        return {role: sorted({*map(photograph_id, cases), *earlier[role]}) for role, cases in self.cases.items()}
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, before ``TrainingState``, which restores the photographs of a resumed training."""
+        engine.add_event_handler(Events.STARTED, self)
 
-    @contextlib.contextmanager
-    def listed(self) -> Iterator[None]:
-        """Write the list once the block has written the weights.
+    def __call__(self, engine: Engine) -> None:
+        """Note the photographs while their files are there, and with them those of the weights it starts from.
 
-        Until then there is none, so that a process that is killed leaves no weights with the list of others.
+        In a later round of a federated training, the weights come from its server, and nothing is known.
         """
-        photographs = self.photographs  # those of weights that are about to be replaced may be among them
-        _list_of(self.weights).unlink(missing_ok=True)
-        yield
-        write_learnt_cases(self.weights, photographs, self.fov_diameter)
+        earlier = learnt_cases([self.pretrained] if self.pretrained else [])
+        if engine.state.epoch > 0 or earlier is None:
+            self.photographs = None
+            return
+        self.photographs = {
+            role: sorted({*map(photograph_id, cases), *earlier[role]}) for role, cases in self.cases.items()
+        }
+
+    def listed(self) -> contextlib.AbstractContextManager[None]:
+        """List the photographs once the block has written the weights, see ``listed``."""
+        return listed(self.weights, self.photographs, self.fov_diameter)
 
     def state_dict(self) -> dict[str, Any]:
         """The photographs that the training has begun with."""
         return {"photographs": self.photographs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with these."""
+        """Restore them."""
         self.photographs = state["photographs"]
+
+
+@contextlib.contextmanager
+def listed(
+    weights: str | os.PathLike, learnt: Mapping[str, Iterable[str]] | None = None, fov_diameter: Scale = None
+) -> Iterator[None]:
+    """Write the list beside a file of weights once the block has written these.
+
+    Until then there is none, so that a process that is killed leaves no weights with the list of others. Arguments as
+    for ``write_learnt_cases``.
+    """
+    _list_of(weights).unlink(missing_ok=True)
+    yield
+    write_learnt_cases(weights, learnt, fov_diameter)
 
 
 def write_learnt_cases(

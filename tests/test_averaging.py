@@ -129,6 +129,7 @@ def test_the_mean_has_learnt_what_each_has(files: list[Path], tmp_path: Path) ->
     expected = {f"{number}.png, 3 bytes" for number in range(len(files))}
     assert learnt_cases([tmp_path / "all" / "model.pt"]) == {"training": expected, "validation": {"v.png, 3 bytes"}}
     files[1].with_suffix(".json").unlink()
+    write_learnt_cases(tmp_path / "unknown" / "model.pt", {"training": ["of others"], "validation": []})
     average_weights(tiny(9), files, images, tmp_path / "unknown" / "model.pt")
     assert learnt_cases([tmp_path / "unknown" / "model.pt"]) is None
 

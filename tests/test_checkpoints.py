@@ -213,4 +213,8 @@ def test_the_best_model_is_kept(tmp_path: Path) -> None:
         kept.append(load_checkpoint(tmp_path / "models" / "model.pt")["output.conv.bias"][0].item())
     assert kept == [1, 1, 3, 3]
     assert names(tmp_path / "models") == ["model.pt"]
+    (tmp_path / "models" / "model.json").write_text("{}")
+    evaluator.state.best_metric_epoch = evaluator.state.epoch
+    saver(evaluator)
+    assert names(tmp_path / "models") == ["model.pt"], "a list of other weights goes"
     assert set(load_checkpoint(tmp_path / "models" / "model.pt")) == set(network.state_dict()), "a plain state dict"

@@ -145,6 +145,18 @@ def test_history_has_the_rate_of_the_epochs_last_step(tmp_path: Path) -> None:
     assert [float(row["learning_rate"]) for row in rows_of(tmp_path / "history.csv")] == [0.125, 0.03125]
 
 
+def test_history_without_a_key_metric_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    evaluator = evaluator_with(0.5, 0)
+    evaluator.state.key_metric_name = None
+    for begun, losses in ((0, [1.0, 2.0]), (2, [3.0])):
+        engine = engine_without_work(losses)
+        History(str(path), optimizer(), evaluator).attach(engine)
+        engine.load_state_dict({"epoch": begun, "max_epochs": begun + len(losses), "epoch_length": 1})
+        engine.run([0])
+    assert [(float(row["loss"]), row["key_metric"]) for row in rows_of(path)] == [(1.0, ""), (2.0, ""), (3.0, "")]
+
+
 def test_history_of_another_process_writes_nothing(tmp_path: Path) -> None:
     history = History(str(tmp_path / "history.csv"), optimizer(), evaluator_with(0.5, 0), writes=False)
     engine = engine_without_work([1.0])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from realdata import real_data
 from test_training import overrides, train
 
@@ -51,9 +52,17 @@ def test_cases_that_differ(tmp_path: Path) -> None:
     assert case_described({**case, "zoom": 0.5}) == f"21 ({id_of(b'changed')}), zoom 0.5"
 
 
+def started(learnt: LearntCases, epoch: int = 0) -> None:
+    trainer = Engine(lambda engine, batch: None)
+    learnt.attach(trainer)
+    trainer.load_state_dict({"epoch": epoch, "max_epochs": epoch + 1, "epoch_length": 1})
+    trainer.run([0])
+
+
 def listed(path: Path, *arguments: Any, **keywords: Any) -> LearntCases:
     """What a training that has just written its weights lists."""
     learnt = LearntCases(str(path), *arguments, **keywords)
+    started(learnt)
     with learnt.listed():
         pass
     return learnt
@@ -83,6 +92,33 @@ def test_what_weights_have_learnt(tmp_path: Path) -> None:
     for content in ("", "[]", '{"training_sha256": 3}'):
         c.with_suffix(".json").write_text(content)
         assert learnt_cases([a, c]) is None
+
+
+def test_photographs_that_vanish_in_the_course_of_a_training(tmp_path: Path) -> None:
+    photograph, earlier, weights = tmp_path / "Jane.png", tmp_path / "earlier.pt", tmp_path / "model.pt"
+    photograph.write_bytes(b"one")
+    write_learnt_cases(earlier, {"training": ["0123456789abcdef"], "validation": []})
+    learnt = LearntCases(str(weights), [{"case_id": "Jane", "image": str(photograph)}], [], str(earlier))
+    started(learnt)
+    photograph.unlink()
+    earlier.with_suffix(".json").unlink()
+    with learnt.listed():
+        pass
+    assert learnt_cases([weights]) == {"training": {"0123456789abcdef", id_of(b"one")}, "validation": set()}
+
+
+def test_weights_from_elsewhere_are_not_known(tmp_path: Path) -> None:
+    """A site of a federated training evaluates its server's weights, and trains from them in every round."""
+    photograph, weights = tmp_path / "1.png", tmp_path / "model.pt"
+    photograph.write_bytes(b"one")
+    learnt = LearntCases(str(weights), [{"image": str(photograph)}], [], fov_diameter=640)
+    for begin, known in ((None, False), (0, True), (1, False)):
+        if begin is not None:
+            started(learnt, begin)
+        with learnt.listed():
+            pass
+        assert (learnt_cases([weights]) is not None) is known
+        assert learnt_scale([weights]) == 640
 
 
 def test_earlier_weights_keep_their_list_until_they_are_replaced(

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from test_bundle import SMALL
 
+from drive_seg import checkpoints, learnt_cases
+from drive_seg.checkpoints import TrainingState
 from drive_seg.configs import parse_overrides
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.files import sha256
+from drive_seg.learnt_cases import write_learnt_cases
+from drive_seg.networks import UNet
 from drive_seg.workflows import run_workflow
 
 
@@ -64,6 +69,7 @@ def state_of(folder: Path) -> dict[str, Any]:
         history = list(csv.DictReader(file))
     return {
         "history": history,
+        "cases": json.loads((folder / "model.json").read_text()),
         **{name: torch.load(folder / name, weights_only=True) for name in ("last.pt", "model.pt")},
     }
 
@@ -218,26 +224,98 @@ class StopAfter:
         engine.terminate()
 
 
-@pytest.mark.parametrize("with_epoch", [True, False])
-def test_a_training_that_is_ended_early_is_validated(
-    bundle: Path, five_phantoms: Path, tmp_path: Path, with_epoch: bool
+@pytest.mark.parametrize(("iteration", "with_epoch", "validated"), [
+    (6, True, [False, False, True]),
+    (5, False, [False, False]),
+    (9, False, [False, False, False, True]),
+], ids=["after an epoch", "within an epoch", "within an epoch after a validation"])  # fmt: skip
+def test_a_training_that_is_ended_early_is_validated_and_can_be_resumed(
+    bundle: Path, five_phantoms: Path, tmp_path: Path, iteration: int, with_epoch: bool, validated: list[bool]
 ) -> None:
-    stop = {"_target_": "test_training.StopAfter", "iteration": 6 if with_epoch else 5, "with_epoch": with_epoch}
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    values = {"max_epochs": 6, "val_interval": 4, "threshold": 0.3}
+    stop = {"_target_": "test_training.StopAfter", "iteration": iteration, "with_epoch": with_epoch}
     (tmp_path / "stop.json").write_text(json.dumps({"+train#handlers": [stop]}))
     workflow = ConfigWorkflow(
         config_file=[str(bundle / "configs" / "train.json"), str(tmp_path / "stop.json")], workflow_type="train",
-        logging_file=False, **overrides(five_phantoms, tmp_path, max_epochs=9, val_interval=5, threshold=0.3),
+        logging_file=False, **overrides(five_phantoms, ended, **values),
     )  # fmt: skip
     workflow.initialize()
     workflow.run()
-    assert (tmp_path / "model.pt").is_file() and (tmp_path / "model.json").is_file()
-    history, state = table(tmp_path / "history.csv"), torch.load(tmp_path / "last.pt", weights_only=True)["progress"]
-    if with_epoch:
-        assert [row["val_dice"] != "" for row in history] == [False, False, True]
-        assert state["epoch"] == state["best_metric_epoch"] == 3
-        assert state["best_metric"] == pytest.approx(float(history[-1]["val_dice"]))
-    else:
-        assert len(history) == state["epoch"] == 2, "the third epoch is not finished"
+    assert (ended / "model.pt").is_file() and (ended / "model.json").is_file()
+    history = table(ended / "history.csv")
+    assert [row["val_dice"] != "" for row in history] == validated, "an unfinished epoch has no row"
+    assert torch.load(ended / "last.pt", weights_only=True)["progress"]["epoch"] == len(history)
+
+    train(bundle, overrides(five_phantoms, whole, **values))
+    train(bundle, overrides(five_phantoms, ended, resume=True, **values))
+    states = [state_of(folder) for folder in (whole, ended)]
+    for row in states[1]["history"]:
+        if int(row["epoch"]) not in (4, 6):
+            row["val_dice"] = ""  # the end was validated
+    assert same_content(*states)
+
+
+def test_a_training_that_is_ended_as_it_starts_leaves_nothing(
+    bundle: Path, five_phantoms: Path, tmp_path: Path
+) -> None:
+    workflow = ConfigWorkflow(
+        config_file=str(bundle / "configs" / "train.json"), workflow_type="train", logging_file=False,
+        **overrides(five_phantoms, tmp_path),
+    )  # fmt: skip
+    workflow.initialize()
+    workflow.trainer.add_event_handler(Events.STARTED, workflow.trainer.terminate)
+    workflow.run()
+    assert names_of(tmp_path) == {".last.pt.lock"}
+
+
+def start_weights(folder: Path) -> None:
+    """Weights to fine-tune in place, and their list."""
+    folder.mkdir()
+    torch.manual_seed(5)
+    torch.save(UNet(base_channels=SMALL["base_channels"], depth=SMALL["depth"]).state_dict(), folder / "model.pt")
+    write_learnt_cases(folder / "model.pt", {"training": ["0123456789abcdef"], "validation": []})
+
+
+@pytest.mark.parametrize(("where", "name", "then"), [
+    (checkpoints, "save_checkpoint", lambda content, path: Path(path).name == "model.pt"),
+    (learnt_cases, "write_learnt_cases", lambda *arguments: True),
+    (TrainingState, "save", lambda state, engine: engine.state.epoch == 1),
+], ids=["before model.pt", "before model.json", "before last.pt"])  # fmt: skip
+def test_fine_tuning_in_place_that_is_killed_in_its_first_epoch(
+    bundle: Path,
+    five_phantoms: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Any,
+    name: str,
+    then: Callable[..., bool],
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        start_weights(folder)
+    train(bundle, overrides(five_phantoms, whole, max_epochs=2, pretrained=str(whole / "model.pt")))
+    values = overrides(five_phantoms, killed, max_epochs=2, pretrained=str(killed / "model.pt"))
+    as_it_is = getattr(where, name)
+
+    def killed_then(*arguments: Any) -> None:
+        if then(*arguments):
+            raise KeyboardInterrupt
+        as_it_is(*arguments)
+
+    monkeypatch.setattr(where, name, killed_then)
+    with pytest.raises(KeyboardInterrupt):
+        train(bundle, values)
+    monkeypatch.undo()
+    train(bundle, {**values, "resume": True})
+    assert same_content(state_of(whole), state_of(killed)) and names_of(whole) == names_of(killed)
+
+
+def test_a_training_without_a_key_metric_is_resumed(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+    values = overrides(five_phantoms, tmp_path, **{"max_epochs": 2, "validate#evaluator#key_val_metric": None})
+    for resume in (False, True):
+        train(bundle, {**values, "resume": resume})
+    assert [row["key_metric"] for row in table(tmp_path / "history.csv")] == ["", ""]
 
 
 def test_another_key_metric_has_its_column(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
@@ -283,9 +361,8 @@ def test_memory_stays(tmp_path: Path) -> None:
 
 def train_once(bundle: str, dataset: str, output: str) -> None:
     torch.set_num_threads(1)
-    run_workflow(
-        Path(bundle), ["train"], "training", overrides(Path(dataset), Path(output), max_epochs=150, resume=True)
-    )
+    values = {"max_epochs": 150, "resume": True, "pretrained": f"{output}/model.pt"}
+    train(Path(bundle), overrides(Path(dataset), Path(output), **values))
 
 
 @pytest.mark.slow
@@ -299,6 +376,8 @@ def test_killed_at_random_moments_it_ends_the_same(bundle: Path, five_phantoms: 
         return process
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        start_weights(folder)
     process = start(whole)
     process.join(240)
     assert process.exitcode == 0
@@ -317,8 +396,6 @@ def test_killed_at_random_moments_it_ends_the_same(bundle: Path, five_phantoms: 
     process.join(240)
     assert process.exitcode == 0
     assert same_content(state_of(whole), state_of(killed))
-    # Killed between its first model.pt and its first last.pt, it begins anew and keeps what it finds, once.
-    kept = list(killed.glob("model_????????.pt"))
-    assert len(kept) <= 1 and all(path.stem == f"model_{sha256(path)[:8]}" for path in kept), "whole files only"
-    beside = {path.with_suffix(suffix).name for path in kept for suffix in (".pt", ".json")}
-    assert names_of(whole) == names_of(killed) - beside, "no half-written file is left"
+    (kept,) = killed.glob("model_????????.pt")
+    assert kept.stem == f"model_{sha256(kept)[:8]}", "whole, and not of this training"
+    assert names_of(whole) == names_of(killed), "no half-written file is left"

@@ -289,6 +289,50 @@ def test_weights_from_before_are_kept_under_another_name(tmp_path: Path, caplog:
     assert learnt_cases([kept]) == {"training": {"0123456789abcdef"}, "validation": set()}
 
 
+def test_the_list_of_earlier_weights_is_kept_before_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = tmp_path / "model.pt"
+    save_checkpoint(small(seed=5).state_dict(), best)
+    write_learnt_cases(best, {"training": ["0123456789abcdef"], "validation": []})
+    copied: list[str] = []
+
+    def copy_or_be_killed(source: Path, copy: Path) -> None:
+        if copied:
+            raise KeyboardInterrupt
+        copied.append(source.suffix)
+        copy.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr("drive_seg.files.shutil.copyfile", copy_or_be_killed)
+    with pytest.raises(KeyboardInterrupt):
+        Training(tmp_path / "last.pt", best=str(best)).run()
+    assert copied == [".json"]
+    monkeypatch.undo()
+    Training(tmp_path / "last.pt", best=str(best)).run()
+    (kept,) = tmp_path.glob("model_*.pt")
+    assert learnt_cases([kept]) == {"training": {"0123456789abcdef"}, "validation": set()}
+
+
+def test_what_a_training_starts_from_is_saved_before_it_is_replaced(tmp_path: Path) -> None:
+    best, path = tmp_path / "model.pt", tmp_path / "last.pt"
+    save_checkpoint(small(seed=5).state_dict(), best)
+    with pytest.raises(ZeroDivisionError):
+        Training(path, fail_at=1, best=str(best)).run()
+    begun = load_checkpoint(path)
+    assert begun["progress"]["epoch"] == 0 and begun["progress"]["best_metric_epoch"] == -1
+    assert Training(path, resume=True, best=str(best)).run().bias == Training(tmp_path / "whole" / "last.pt").run().bias
+
+
+def test_a_training_that_did_not_finish_an_epoch_may_begin_anew(tmp_path: Path) -> None:
+    best, path = tmp_path / "model.pt", tmp_path / "last.pt"
+    save_checkpoint(small(seed=5).state_dict(), best)
+    for settings in ({"batch_size": 64}, {"batch_size": 2}):
+        with pytest.raises(ZeroDivisionError):
+            Training(path, fail_at=1, best=str(best), settings=settings).run()
+    assert load_checkpoint(path)["settings"] == {"batch_size": 2}
+    Training(path, epochs=1, resume=True, best=str(best)).run()
+    with pytest.raises(DriveSegError, match="belongs to an earlier training"):
+        Training(path, best=str(best)).run()
+
+
 def test_torchrun_goes_on_with_a_training_of_its_own_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.pt"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
