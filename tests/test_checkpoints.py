@@ -216,5 +216,5 @@ def test_the_best_model_is_kept(tmp_path: Path) -> None:
     (tmp_path / "models" / "model.json").write_text("{}")
     evaluator.state.best_metric_epoch = evaluator.state.epoch
     saver(evaluator)
-    assert names(tmp_path / "models") == ["model.pt"], "a list of other weights goes"
+    assert names(tmp_path / "models") == ["model.pt"], "the list of others is removed"
     assert set(load_checkpoint(tmp_path / "models" / "model.pt")) == set(network.state_dict()), "a plain state dict"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from builders import touch, write_drive_layout
 
+from drive_seg import data
 from drive_seg.data import at_zooms, load_datalist, read_drive_layout, write_dataset_json
 from drive_seg.errors import DriveSegError
 from drive_seg.names import case_id, list_images
@@ -279,6 +280,15 @@ def test_a_folder_that_is_called_like_a_number(tmp_path: Path, monkeypatch: pyte
     images = tmp_path / "2026" / "test" / "images"
     images.rename(tmp_path / "2027")
     assert photograph_cases(2027) == photograph_cases([2027]) == photograph_cases("2027")
+
+
+def test_each_of_several_datasets_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [write_drive_layout(tmp_path / name) for name in ("a", "b")]
+    read: list[Path] = []
+    as_it_is = data.read_sections
+    monkeypatch.setattr(data, "read_sections", lambda root, every: read.append(root) or as_it_is(root, every))
+    load_datalist(folders, "training")
+    assert read == folders
 
 
 def test_several_datasets_have_names_of_their_own(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from monai.fl.utils.constants import ExtraItems, FlStatistics, ModelType, Weight
 from monai.fl.utils.exchange_object import ExchangeObject
 from test_bundle import SMALL
 
+from drive_seg.learnt_cases import learnt_cases, learnt_scale
 from drive_seg.networks import UNet
 from drive_seg.phantom import write_phantom_dataset
 
@@ -133,6 +134,28 @@ def test_an_evaluation_is_of_the_servers_weights(bundle: Path, tmp_path: Path) -
     assert scores[0] != scores[1]
     record = json.loads((tmp_path / "summary.json").read_text())
     assert record["checkpoints"] == [], "no file is taken for what was scored"
+    algo.finalize()
+
+
+def test_what_other_sites_have_trained_on_is_not_known(bundle: Path, tmp_path: Path) -> None:
+    """A list of this site's photographs alone would say that any others are new to the server's weights."""
+    write_phantom_dataset(tmp_path / "data", training=5, test=1, seed=3, height=130, width=121)
+    values = {**RECIPE, "val_interval": 1, "dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path)}
+    algo = MonaiAlgo(
+        bundle_root=str(bundle),
+        train_kwargs={**values, "ckpt_dir": str(tmp_path / "local")},
+        config_evaluate_filename="configs/train.json",
+        eval_kwargs={**values, "ckpt_dir": str(tmp_path / "global")},
+    )
+    algo.initialize()
+    weights = ExchangeObject(weights=UNet(base_channels=8, depth=3).state_dict())
+    for number in (1, 2):
+        algo.train(weights)
+        state = torch.load(tmp_path / "local" / "last.pt", weights_only=True)
+        assert (state["learnt_cases"]["photographs"] is None) is (number > 1)
+    algo.evaluate(weights)
+    best = [tmp_path / "global" / "model.pt"]
+    assert learnt_cases(best) is None and learnt_scale(best) == RECIPE["fov_diameter"]
     algo.finalize()
 
 
