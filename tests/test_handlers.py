@@ -15,7 +15,7 @@ from monai.data import CacheDataset
 from monai.transforms import Compose, RandLambda
 
 from drive_seg.datasets import SeededCacheDataset
-from drive_seg.handlers import EpochSeed, History, TrainingProgress, loss_of
+from drive_seg.handlers import EpochSeed, History, LastValidation, TrainingProgress, loss_of
 
 
 def noise(value: float) -> float:
@@ -73,6 +73,18 @@ def evaluator_with(metric: float, epoch: int) -> Engine:
     evaluator.state.best_metric_epoch = epoch
     evaluator.state.best_metric = metric
     return evaluator
+
+
+@pytest.mark.parametrize(("best_epoch", "validated"), [(-1, [3]), (2, [])])
+def test_a_training_that_is_ended_early_is_validated_if_it_never_was(best_epoch: int, validated: list[int]) -> None:
+    evaluator = evaluator_with(0.5, best_epoch)
+    runs: list[int] = []
+    evaluator.run = runs.append
+    trainer = engine_without_work([1.0] * 5)
+    LastValidation(evaluator).attach(trainer)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), trainer.terminate)
+    trainer.run([0, 1], max_epochs=4)
+    assert runs == validated
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
