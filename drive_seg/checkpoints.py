@@ -218,8 +218,8 @@ class TrainingState:
         settings: values by config key (numbers, texts and lists of them) that must stay the same when a training is
             resumed: what the state itself restores, or what would make it another training.
         best: file of the best weights. One that exists at the start is kept under another name, with its list, even
-            one of this training, if it was killed after writing it and before its first state. The training may start
-            from these weights and replace them before its first epoch is saved; then what it starts from is saved, too.
+            one of this training, if it was killed after writing it and before its first state. The state is then saved
+            at the start, too: the training may start from these weights, which it replaces before it saves an epoch.
         output_dir: folder of the training's other files, locked, too.
         writes: False in all but one of several processes, which load but neither lock nor save.
     """

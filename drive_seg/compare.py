@@ -153,4 +153,4 @@ def _unlike(first: Mapping[str, Any], second: Mapping[str, Any], common: Sequenc
         {case["case_id"]: case.get("photograph_sha256") for case in summary["cases"]} for summary in (first, second)
     ]
     others = sum(None not in (files[0][case], files[1][case]) and files[0][case] != files[1][case] for case in common)
-    return unlike | ({"photographs": (f"{len(common)} files", f"{others} of them are other files")} if others else {})
+    return unlike | ({"photographs": (f"{len(common)} files", f"{others} of these differ")} if others else {})

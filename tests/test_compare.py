@@ -102,7 +102,7 @@ def test_other_files_are_compared_and_told() -> None:
         case["photograph_sha256"] = f"{number:016x}"
     assert not compare(first, second)["unlike"] and not compare(first, first)["unlike"]
     second["cases"][2]["photograph_sha256"] = "f" * 16
-    assert compare(first, second)["unlike"] == {"photographs": ("6 files", "1 of them are other files")}
+    assert compare(first, second)["unlike"] == {"photographs": ("6 files", "1 of these differ")}
 
 
 def test_what_only_one_of_two_evaluations_states_is_no_difference() -> None:

@@ -229,7 +229,7 @@ class StopAfter:
     (5, False, [False, False]),
     (8, True, [False, False, True, False]),
     (9, False, [False, False, True, False]),
-], ids=["after an epoch", "within one", "after a validation and an epoch", "after a validation, within one"])  # fmt: skip
+], ids=["after an epoch", "within one", "validated, after one", "validated, within one"])  # fmt: skip
 def test_a_training_that_is_ended_early_is_validated_and_can_be_resumed(
     bundle: Path, five_phantoms: Path, tmp_path: Path, iteration: int, with_epoch: bool, validated: list[bool]
 ) -> None:
