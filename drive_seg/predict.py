@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,7 +33,6 @@ from drive_seg.files import (
     keep,
     make_folder,
     remove_leftovers,
-    replacing,
     sha256,
     take_lock,
     write_csv,
@@ -256,15 +254,8 @@ def _keep_what_gets_lost(table: Path, text: str) -> None:
     """
     if not table.is_file() or set(table.read_bytes().split(b"\n")) <= set(encoded(text).split(b"\n")):
         return
-    copy = keep(table)
-    if copy is None:
-        return
-    print(f"{table}: as it was measured before, kept as {copy.name}", file=sys.stderr)  # noqa: T201
-    settings = table.with_name(SETTINGS)
-    if settings.is_file():
-        suffix = copy.stem.removeprefix(table.stem)
-        with replacing(settings.with_stem(f"{settings.stem}{suffix}")) as temporary:
-            shutil.copyfile(settings, temporary)
+    if (copy := keep(table, table.with_name(SETTINGS))) is not None:
+        print(f"{table}: as it was measured before, kept as {copy.name}", file=sys.stderr)  # noqa: T201
 
 
 def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]]) -> None:
