@@ -65,6 +65,10 @@ _FULLEST = 1.05
 _BURNT = 250
 """Green value from which nothing can be distinguished: cameras and JPEG saturate between this and 255."""
 
+_FINE = 1000
+"""Diameter of the field of view, in pixels, up to which vessels are connected at the mask's own size: labels of 33
+megapixels would take hundreds of megabytes."""
+
 _COARSE = 250
 """Diameter of the field of view, in pixels, at which its surroundings are judged, which may be far larger."""
 
@@ -219,8 +223,8 @@ def quality_figures(photograph: np.ndarray, fov: np.ndarray, mask: np.ndarray) -
         "burnt_share": float(np.mean(values >= _BURNT)),
         "sharpness": sharpness,
         "contrast": contrast / max(median, 1),
-        "beside_share": _largest_beside(photograph[..., 1], fov, median) / np.count_nonzero(fov),
-        "connected_share": _connected_share((mask != 0) & fov, _SPAN * fov_diameter(fov)),
+        "beside_share": _largest_beside(photograph[..., 1], fov, median) / int(np.count_nonzero(fov)),
+        "connected_share": _connected_share((mask != 0) & fov, fov_diameter(fov)),
     }
 
 
@@ -262,10 +266,13 @@ def _detail(green: np.ndarray, inside: np.ndarray) -> tuple[float, float]:
     return (0.0 if coarse < 1e-3 else float((one - two).std()) / coarse), float((one - four).std())
 
 
-def _connected_share(vessels: np.ndarray, span: float) -> float:
+def _connected_share(vessels: np.ndarray, diameter: float) -> float:
+    step = max(1, int(diameter) // _FINE)
+    for axis in (0, 1):
+        vessels = np.logical_or.reduceat(vessels, np.arange(0, vessels.shape[axis], step), axis=axis)
     labels, parts = ndimage.label(vessels, np.ones((3, 3)))
     if not parts:
         return 1.0
     areas = np.bincount(labels.ravel())[1:]
-    sides = np.array([[side.stop - side.start for side in box] for box in ndimage.find_objects(labels)])
-    return float(areas[np.hypot(*sides.T) >= span].sum() / areas.sum())
+    sides = step * np.array([[side.stop - side.start for side in box] for box in ndimage.find_objects(labels)])
+    return float(areas[np.hypot(*sides.T) >= _SPAN * diameter].sum() / areas.sum())

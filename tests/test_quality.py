@@ -76,6 +76,11 @@ def test_vessels_in_pieces_by_hand() -> None:
     assert share((0, 299, 10, 11)) == 0
     assert share((0, 150, 10, 12), (150, 300, 12, 14)) == 1, "corner to corner"
     assert share((0, 400, 10, 13), (500, 550, 300, 308)) == 1200 / 1600
+    large = np.kron(np.eye(600, dtype=bool), np.ones((5, 5), bool))  # 3000 pixels across, connected by corners
+    large[1500:1502] = False
+    everywhere = np.ones_like(large)
+    of_large = quality_figures(np.full((*large.shape, 3), 90, np.uint8), everywhere, large)
+    assert of_large["connected_share"] == 1, "gaps below a thousandth of the diameter do not count"
     stripes = np.zeros_like(fov)
     stripes[::20, :290] = True
     assert IN_PIECES in CHECK.assess(photograph, fov, stripes)
