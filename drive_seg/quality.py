@@ -238,7 +238,7 @@ def _largest_beside(green: np.ndarray, fov: np.ndarray, retina: float) -> float:
         return 0.0
     labels, _ = ndimage.label((green > (black + retina) / 2) & ~fov)
     areas = np.bincount(labels.ravel())
-    areas[labels[ndimage.binary_dilation(fov, iterations=2)]] = 0  # a rim that a mask leaves out; also 0, all else
+    areas[labels[ndimage.binary_dilation(fov, iterations=2)]] = 0  # a rim that a mask leaves out
     sides = [max(side.stop - side.start for side in box) for box in ndimage.find_objects(labels)]
     pictures = [area for area, side in zip(areas[1:], sides, strict=True) if area > side**2 / 2]
     return float(max(pictures, default=0)) * step**2
