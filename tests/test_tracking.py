@@ -42,7 +42,10 @@ def test_mlflow_has_what_the_history_has(bundle: Path, phantoms: Path, tmp_path:
     assert run.info.status == "FINISHED"
     for name, values in expected(tmp_path).items():
         history = client.get_metric_history(run.info.run_id, name)
-        assert values and values.items() <= {metric.step: metric.value for metric in history}.items()
+        recorded = {metric.step: metric.value for metric in history}
+        if name == "lr_group_0":
+            del recorded[max(recorded)]  # of a step that is not taken
+        assert recorded == values
 
 
 @pytest.mark.slow
