@@ -180,6 +180,8 @@ class PretrainedWeights:
 class BestModelSaver:
     """Writes the network's state dict whenever validation gives the best key metric so far.
 
+    An epoch may be validated more than once, with other weights: only the better ones are written.
+
     Args:
         network: network whose weights are saved.
         path: file to write, such as ``models/model.pt``.
@@ -190,14 +192,20 @@ class BestModelSaver:
         self.network = network
         self.path = path
         self.learnt_cases = learnt_cases
+        self._best: tuple[Any, int] | None = None
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator that computes the key metric."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
+    def start(self, engine: Engine) -> None:
+        """Note the best validation before this one."""
+        self._best = (engine.state.best_metric, engine.state.best_metric_epoch)
+
     def __call__(self, engine: Engine) -> None:
-        """Save if this epoch is the best one."""
-        if engine.state.best_metric_epoch == engine.state.epoch:
+        """Save if this validation has become the best one."""
+        if (engine.state.best_metric, engine.state.best_metric_epoch) != self._best:
             with listed(self.path) if self.learnt_cases is None else self.learnt_cases.listed():
                 save_checkpoint(self.network.state_dict(), self.path)
 

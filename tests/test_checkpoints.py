@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from builders import evaluator_with, names, same_weights, small
+from builders import names, same_weights, small
 from ignite.engine import Engine
+from ignite.metrics import Average
+from monai.engines import SupervisedEvaluator
 
 from drive_seg.checkpoints import (
     BestModelSaver,
@@ -200,21 +202,64 @@ def test_another_network_is_not_told_of_this_projects(tmp_path: Path) -> None:
         assert ("this project's UNet" in str(raised.value)) is told
 
 
+def validator(network: torch.nn.Module, path: Path) -> tuple[SupervisedEvaluator, list[float]]:
+    """An evaluator that saves its best weights, and the list of the metrics that its validations give."""
+    metrics: list[float] = []
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=[{"image": torch.zeros(1, 3, 8, 8)}],
+        network=network,
+        key_val_metric={"val_dice": Average(output_transform=lambda output: metrics.pop(0))},
+        val_handlers=[BestModelSaver(network, str(path))],
+    )
+    return evaluator, metrics
+
+
+def saved_bias(path: Path) -> float:
+    return load_checkpoint(path)["output.conv.bias"][0].item()
+
+
+def fill_bias(network: torch.nn.Module, value: float) -> None:
+    with torch.no_grad():
+        network.output.conv.bias.fill_(value)
+
+
 def test_the_best_model_is_kept(tmp_path: Path) -> None:
-    network = small()
-    evaluator = evaluator_with()
-    saver = BestModelSaver(network, str(tmp_path / "models" / "model.pt"))
+    network, folder = small(), tmp_path / "models"
+    evaluator, metrics = validator(network, folder / "model.pt")
     kept = []
-    for epoch, best_epoch in ((1, 1), (2, 1), (3, 3), (4, 3)):
-        with torch.no_grad():
-            network.output.conv.bias.fill_(epoch)
-        evaluator.state.epoch, evaluator.state.best_metric_epoch = epoch, best_epoch
-        saver(evaluator)
-        kept.append(load_checkpoint(tmp_path / "models" / "model.pt")["output.conv.bias"][0].item())
+    for epoch, metric in ((1, 0.0), (2, 0.0), (3, 0.7), (4, 0.6)):
+        fill_bias(network, epoch)
+        metrics.append(metric)
+        evaluator.run(epoch)
+        kept.append(saved_bias(folder / "model.pt"))
     assert kept == [1, 1, 3, 3]
-    assert names(tmp_path / "models") == ["model.pt"]
-    (tmp_path / "models" / "model.json").write_text("{}")
-    evaluator.state.best_metric_epoch = evaluator.state.epoch
-    saver(evaluator)
-    assert names(tmp_path / "models") == ["model.pt"], "the list of others is removed"
-    assert set(load_checkpoint(tmp_path / "models" / "model.pt")) == set(network.state_dict()), "a plain state dict"
+    assert names(folder) == ["model.pt"]
+    (folder / "model.json").write_text("{}")
+    metrics.append(0.8)
+    evaluator.run(5)
+    assert names(folder) == ["model.pt"], "the list of others is removed"
+    assert set(load_checkpoint(folder / "model.pt")) == set(network.state_dict()), "a plain state dict"
+
+
+def test_an_epoch_that_is_validated_again_saves_only_better_weights(tmp_path: Path) -> None:
+    """As after a training, or in federated validation, where the epoch of every round may be 1."""
+    network = small()
+    evaluator, metrics = validator(network, tmp_path / "model.pt")
+    kept = []
+    for number, metric in enumerate((0.5, 0.4, 0.5, 0.6, 0.1)):
+        fill_bias(network, number)
+        metrics.append(metric)
+        evaluator.run(1)
+        kept.append(saved_bias(tmp_path / "model.pt"))
+    assert kept == [0, 0, 0, 3, 3]
+
+
+def test_a_best_metric_that_is_restored_saves_nothing(tmp_path: Path) -> None:
+    network, path = small(), tmp_path / "model.pt"
+    evaluator, metrics = validator(network, path)
+    evaluator.state.best_metric, evaluator.state.best_metric_epoch = 0.5, 3  # as TrainingState does
+    metrics.extend([0.4, 0.5, 0.6])
+    for epoch, saved in ((3, False), (4, False), (5, True)):
+        evaluator.run(epoch)
+        assert path.exists() is saved, epoch
