@@ -15,13 +15,19 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Container, Iterator, Mapping, Sequence
+import time
+import unicodedata
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from drive_seg.errors import DriveSegError
+
+_WAITS = (0.1, 0.2, 0.4, 0.8, 1.6) if os.name == "nt" else ()
+"""Seconds before each further attempt: Windows neither replaces nor deletes a file that another program has open, as a
+virus scanner does for a moment."""
 
 
 @contextlib.contextmanager
@@ -44,14 +50,40 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         candidate.touch(mode=0o666, exist_ok=False)  # minus the user's umask
         temporary = candidate
         yield temporary
-        temporary.replace(path)
+        _patiently(lambda: candidate.replace(path))
     except OSError as error:
         of_this = error.filename is None or Path(error.filename) in (path, temporary, *path.parents)
         reason = (error.strerror if of_this else None) or error  # another file, such as one that was to be copied
         raise DriveSegError(f"{path}: cannot be written ({reason})") from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # which would hide why the block failed
+                temporary.unlink(missing_ok=True)
+
+
+def _patiently(change: Callable[[], Any]) -> None:
+    for wait in _WAITS:
+        try:
+            change()
+        except PermissionError:
+            time.sleep(wait)
+        else:
+            return
+    change()
+
+
+def remove(path: str | os.PathLike) -> None:
+    """Delete a file, if it is there.
+
+    Raises:
+        DriveSegError: if it cannot be deleted.
+    """
+    path = Path(path)
+    try:
+        _patiently(lambda: path.unlink(missing_ok=True))
+    except OSError as error:
+        reason = error.strerror or error
+        raise DriveSegError(f"{path}: cannot be deleted ({reason}); is it open in another program?") from error
 
 
 def remove_leftovers(folder: str | os.PathLike, names: Container[str]) -> None:
@@ -59,12 +91,13 @@ def remove_leftovers(folder: str | os.PathLike, names: Container[str]) -> None:
 
     Args:
         folder: where to look; nobody else may be writing there.
-        names: stems of the files that were being written.
+        names: stems of the files that were being written, their accents composed, see
+            ``drive_seg.names.picture_name``.
     """
     for path in Path(folder).glob(".*.*.*"):
         temporary = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}", path.stem)
-        if temporary and temporary[1] in names:
-            path.unlink(missing_ok=True)
+        if temporary and unicodedata.normalize("NFC", temporary[1]) in names:
+            remove(path)
 
 
 def make_folder(path: str | os.PathLike) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drive_seg.files import write_text
+from drive_seg.files import remove, write_text
 from drive_seg.pages import render
 
 __all__ = ["write_gallery"]
@@ -26,12 +26,12 @@ def write_gallery(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     """
     segmented = [entry for entry in entries if "thumbnail" in entry.get("saved", {})]
     if not segmented:
-        path.unlink(missing_ok=True)
+        remove(path)
         return
     failed = [entry for entry in entries if "failed" in entry]
     remarks = sum(bool(entry["measures"].get("quality")) for entry in segmented)
     try:
         write_text(path, render("gallery.html", segmented=segmented, remarks=remarks, failed=failed))
     except ModuleNotFoundError:
-        path.unlink(missing_ok=True)  # an earlier run's page shows what is no longer there
+        remove(path)  # an earlier run's page shows what is no longer there
         _logger.info("no gallery.html: it needs pip install 'drive-seg[report]'")

@@ -18,7 +18,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
-from drive_seg.files import sha256, write_text
+from drive_seg.files import remove, sha256, write_text
 
 __all__ = [
     "LearntCases",
@@ -130,7 +130,7 @@ def listed(
     Until then there is none, so that a process that is killed leaves no weights with the list of others. Arguments as
     for ``write_learnt_cases``.
     """
-    _list_of(weights).unlink(missing_ok=True)
+    remove(_list_of(weights))
     yield
     write_learnt_cases(weights, learnt, fov_diameter)
 
@@ -152,7 +152,7 @@ def write_learnt_cases(
     if content:
         write_text(_list_of(weights), json.dumps(content, indent=2) + "\n")
     else:
-        _list_of(weights).unlink(missing_ok=True)
+        remove(_list_of(weights))
 
 
 def learnt_cases(weights: Sequence[str | os.PathLike]) -> dict[str, set[str]] | None:

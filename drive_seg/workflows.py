@@ -15,7 +15,7 @@ from drive_seg.configs import SPECIAL, check_overrides, config_files, literal
 from drive_seg.distributed import check_device, get_rank, get_world_size, torchrun_job
 from drive_seg.errors import DriveSegError, first_cause, user_error
 from drive_seg.evaluation import CaseScores
-from drive_seg.files import make_folder
+from drive_seg.files import make_folder, remove
 
 __all__ = ["evaluate_weights", "quiet", "run_workflow"]
 
@@ -129,7 +129,7 @@ def evaluate_weights(root: Path, overrides: Mapping[str, Any], threshold: str | 
     values["scores#config_files"] = config_files(root, *names)  # for the record
     done = run_workflow(root, names, "evaluating_all", values)
     if threshold != "auto" and get_rank() == 0 and "output_dir" in values:
-        (Path(str(values["output_dir"])) / "threshold.json").unlink(missing_ok=True)  # of an earlier evaluation
+        remove(Path(str(values["output_dir"])) / "threshold.json")  # of an earlier evaluation
     return done.parser.get_parsed_content("scores")
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from drive_seg import files
 from drive_seg.errors import DriveSegError, user_error
-from drive_seg.files import csv_text, replacing, sha256, take_lock, write_csv, write_text
+from drive_seg.files import csv_text, remove, remove_leftovers, replacing, sha256, take_lock, write_csv, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -103,6 +104,51 @@ def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(DriveSegError, match=r"file\.txt: cannot be written \("):
         write_text(tmp_path / "file.txt", "")
     assert names(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("method", ["replace", "unlink"])
+def test_a_file_that_is_open_elsewhere_for_a_moment(old: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """As on Windows, where a virus scanner opens what has just been written."""
+    real, refusals = getattr(Path, method), [True, True, False]
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if refusals.pop(0):
+            raise PermissionError(errno.EACCES, "Access is denied")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(files, "_WAITS", (0, 0))
+    monkeypatch.setattr(Path, method, refuse)
+    if method == "replace":
+        write_text(old, "new")
+        assert old.read_text() == "new"
+    else:
+        remove(old)
+        assert not old.exists()
+    assert not refusals
+
+
+def test_what_cannot_be_deleted(tmp_path: Path) -> None:
+    remove(tmp_path / "absent.txt")
+    with pytest.raises(DriveSegError) as raised:
+        remove(tmp_path)
+    assert str(raised.value).startswith(f"{tmp_path}: cannot be deleted (")
+
+
+def test_the_reason_of_a_failure_is_told_though_its_file_cannot_be_deleted(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Access is denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(ZeroDivisionError), replacing(old):
+        raise ZeroDivisionError
+
+
+def test_leftovers_are_known_in_any_spelling(tmp_path: Path) -> None:
+    (tmp_path / ".Jose\u0301_fov.0a1b2c3d.png").touch()
+    remove_leftovers(tmp_path, {"Jos\u00e9_fov"})
+    assert names(tmp_path) == []
 
 
 def test_csv(tmp_path: Path) -> None:
