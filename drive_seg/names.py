@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from drive_seg.errors import DriveSegError
 
-__all__ = ["IMAGE_SUFFIXES", "as_path", "by_case", "case_id", "list_images", "picture_name"]
+__all__ = ["IMAGE_SUFFIXES", "alike", "as_path", "by_case", "case_id", "list_images", "picture_name"]
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -27,6 +28,15 @@ def as_path(value: Any) -> Any:
     return str(value) if type(value) is int else value
 
 
+def alike(name: str) -> str:
+    """The same text for all names that some file system takes for one: letter case and composed accents do not count.
+
+    >>> alike("E\u0301.png") == alike("\u00e9.PNG")
+    True
+    """
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def case_id(path: str | os.PathLike) -> str:
     """The id of a file's case: its name without the format's suffix and without DRIVE's endings.
 
@@ -40,11 +50,15 @@ def case_id(path: str | os.PathLike) -> str:
 def picture_name(path: str | os.PathLike) -> str:
     """A file's name without the suffix of its format, which is double for ``.nii.gz``.
 
+    Accents are composed (Unicode's NFC), because some file systems take them apart: a photograph and its mask that were
+    copied in different ways still belong together. Files are opened by the names that they were found under.
+
     >>> picture_name("a/eye.v2.jpg"), picture_name("eye.nii.gz")
     ('eye.v2', 'eye')
     """
     path = Path(path)
-    return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
+    name = path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
+    return unicodedata.normalize("NFC", name)
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:

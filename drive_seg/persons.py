@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 __all__ = ["every_nth_person", "person"]
@@ -14,12 +15,14 @@ def person(case: Mapping[str, str]) -> str:
     """The case's ``person`` if it has one, else its id without a side at the end.
 
     Sides are ``L``, ``R``, ``OD`` and ``OS`` after a digit; and these, ``LE``, ``RE``, ``left`` and ``right`` after a
-    space, a dot, an underscore or a hyphen. Upper and lower case are the same.
+    space, a dot, an underscore or a hyphen. Upper and lower case are the same. Accents are composed, see
+    ``drive_seg.names.picture_name``.
 
     >>> [person({"case_id": name}) for name in ("Image_01L", "p07_OD", "10_left", "21", "01_dr")]
     ['Image_01', 'p07', '10', '21', '01_dr']
     """
-    return case.get("person") or _SIDE.sub("", case["case_id"]) or case["case_id"]
+    name = case.get("person") or _SIDE.sub("", case["case_id"]) or case["case_id"]
+    return unicodedata.normalize("NFC", name)
 
 
 def every_nth_person(cases: Sequence[Mapping[str, str]], first: int, step: int) -> set[str]:

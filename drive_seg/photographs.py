@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from drive_seg.data import Case
 from drive_seg.errors import DriveSegError
-from drive_seg.names import IMAGE_SUFFIXES, as_path, by_case, case_id, list_images, picture_name
+from drive_seg.names import IMAGE_SUFFIXES, alike, as_path, by_case, case_id, list_images, picture_name
 
 __all__ = ["left_out", "photograph_cases", "with_fov_masks"]
 
@@ -68,12 +69,12 @@ def _unique_names(files: Sequence[Path]) -> list[str]:
     )
     names = [picture_name(file) for file in files]
     for spelling in spellings:
-        counts = Counter(name.casefold() for name in names)  # some file systems ignore case
+        counts = Counter(map(alike, names))
         names = [
-            spelling(file) if counts[name.casefold()] > 1 or len(os.fsencode(name)) > _LONGEST_NAME else name
+            spelling(file) if counts[alike(name)] > 1 or len(os.fsencode(name)) > _LONGEST_NAME else name
             for file, name in zip(files, names, strict=True)
         ]
-    return names
+    return [unicodedata.normalize("NFC", name) for name in names]
 
 
 def with_fov_masks(cases: Sequence[Case], folder: str | os.PathLike) -> list[Case]:

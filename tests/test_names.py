@@ -9,7 +9,7 @@ import pytest
 from builders import touch
 
 from drive_seg import names
-from drive_seg.names import case_id, list_images
+from drive_seg.names import case_id, list_images, picture_name
 
 
 def test_doctests() -> None:
@@ -39,6 +39,11 @@ def test_doctests() -> None:
 ])  # fmt: skip
 def test_case_id(name: str, case: str) -> None:
     assert case_id(name) == case
+
+
+def test_accents_are_composed() -> None:
+    assert case_id("Jose\u0301_OD_manual1.gif") == case_id("Jos\u00e9_OD_training.tif") == "Jos\u00e9_OD"
+    assert picture_name("Jose\u0301.nii.gz") == "Jos\u00e9"
 
 
 def test_list_images(tmp_path: Path) -> None:
