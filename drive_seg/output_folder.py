@@ -1,12 +1,12 @@
 """The results in an output folder, as recorded in the journals of the processes that wrote them.
 
 Photographs and results are identified by path, size and modification time: a file that has changed since, or a
-namesake, does not count as done.
+namesake, does not count as done. Results are looked up by the names they were written under and never in a list of the
+folder, because some file systems list names with accents in another spelling.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from drive_seg.errors import DriveSegError
 from drive_seg.files import keep
 from drive_seg.journal import Journal, read_journals
 from drive_seg.measure_table import rounded
+from drive_seg.names import alike
 
 __all__ = ["OutputFolder", "entry_of", "named_as_before"]
 
@@ -24,6 +25,10 @@ JOURNALS = "progress_*.jsonl"
 
 CORRECTED = frozenset({"vessels", "fov"})
 """Results that people correct by hand."""
+
+CLOCK_NS = 2_000_000_000
+"""Difference of modification times that says nothing: network shares and USB sticks round the time of a file, to 2 s at
+most, once it has left the cache. A result that was corrected by hand or made anew is later, or of another size."""
 
 Entry = dict[str, Any]
 
@@ -58,7 +63,6 @@ class OutputFolder:
     def latest(self, cases: Sequence[Case]) -> dict[str, Entry]:
         """Entries that match the photographs as they are now, by case id: done, if all files are there, or failed."""
         wanted = {case["case_id"]: self.identity(case) for case in cases}
-        present = _stamps(self.path)
         found: dict[str, Entry] = {}
         for entry in _entries(self.path):
             identity = wanted.get(entry["case_id"])
@@ -67,7 +71,7 @@ class OutputFolder:
             # The journals of several processes have no common order; a success overrides any failure.
             if "failed" in entry:
                 found.setdefault(entry["case_id"], entry)
-            elif _is_there(entry, present):
+            elif self._has(entry):
                 found[entry["case_id"]] = entry
         return found
 
@@ -86,10 +90,13 @@ class OutputFolder:
             if entry["case_id"] in names:
                 for kind in CORRECTED.intersection(entry.get("saved", {})):
                     name = entry["saved"][kind]
-                    written.setdefault(name, []).append(entry["stamps"].get(name))
-        present = _stamps(self.path)
-        changed = [name for name, stamps in written.items() if name in present and present[name] not in stamps]
-        return [copy for name in sorted(changed) if (copy := keep(self.path / name)) is not None]
+                    written.setdefault(name, []).append(entry["stamps"][name])
+        changed = [
+            self.path / name
+            for name, stamps in sorted(written.items())
+            if (self.path / name).is_file() and not any(_is_as_written(self.path / name, stamp) for stamp in stamps)
+        ]
+        return [copy for file in changed if (copy := keep(file)) is not None]
 
     def other_cases(self, cases: Sequence[Case]) -> list[Case]:
         """Photographs of earlier runs, whatever the settings, that are not among ``cases`` and still exist."""
@@ -108,17 +115,23 @@ class OutputFolder:
         Raises:
             DriveSegError: if the results of one of ``cases`` would replace those of another photograph.
         """
-        wanted = {case["case_id"].casefold(): case["image"] for case in cases}  # some file systems ignore case
-        present = _stamps(self.path)
+        wanted = {alike(case["case_id"]): case["image"] for case in cases}
         for entry in _entries(self.path):
-            name, photograph = entry["case_id"].casefold(), Path(entry["photograph"])
-            if name not in wanted or "failed" in entry or not _is_there(entry, present):
+            name, photograph = alike(entry["case_id"]), Path(entry["photograph"])
+            if name not in wanted or "failed" in entry or not self._has(entry):
                 continue
             if photograph.exists() and not _same_file(photograph, Path(wanted[name])):
                 raise DriveSegError(
                     f"{self.path}: {entry['case_id']} is of {photograph}, whose results those of {wanted[name]} would "
                     "replace; expected another output folder"
                 )
+
+    def _has(self, entry: Entry) -> bool:
+        """Whether all files of an entry are there as they were written."""
+        stamps = entry.get("stamps", {})
+        return set(stamps) == set(entry.get("saved", {}).values()) and all(
+            _is_as_written(self.path / name, stamp) for name, stamp in stamps.items()
+        )
 
 
 def named_as_before(path: Path, cases: Sequence[Case]) -> list[Case]:
@@ -129,7 +142,7 @@ def named_as_before(path: Path, cases: Sequence[Case]) -> list[Case]:
     """
     before = {entry["photograph"]: entry["case_id"] for entry in _entries(path) if "failed" not in entry}
     named = [{**case, "case_id": before.get(case["image"], case["case_id"])} for case in cases]
-    distinct = {case["case_id"].casefold() for case in named}
+    distinct = {alike(case["case_id"]) for case in named}
     return named if len(distinct) == len(named) else list(cases)
 
 
@@ -154,20 +167,12 @@ def _stamp(path: str | os.PathLike) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _stamps(folder: Path) -> dict[str, list[int]]:
-    found = {}
-    for file in os.scandir(folder):
-        with contextlib.suppress(FileNotFoundError):  # a leftover that the first process is removing
-            if file.is_file():
-                found[file.name] = _stamp(file.path)
-    return found
-
-
-def _is_there(entry: Mapping[str, Any], present: Mapping[str, list[int]]) -> bool:
-    stamps = entry.get("stamps", {})
-    return set(stamps) == set(entry.get("saved", {}).values()) and all(
-        present.get(name) == stamps[name] for name in stamps
-    )
+def _is_as_written(path: Path, stamp: Sequence[int]) -> bool:
+    try:
+        size, modified_ns = _stamp(path)
+    except OSError:
+        return False
+    return size == stamp[0] and abs(modified_ns - stamp[1]) <= CLOCK_NS
 
 
 def _same_file(one: Path, other: Path) -> bool:

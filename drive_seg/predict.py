@@ -32,6 +32,7 @@ from drive_seg.files import (
     encoded,
     keep,
     make_folder,
+    remove,
     remove_leftovers,
     sha256,
     take_lock,
@@ -60,6 +61,8 @@ NOT_HERE = {
 KINDS = (*PICTURES, "vessels.nii")
 LONGEST_RUN = 365 * 24 * 3600.0
 """Seconds that a finished process waits for the others, whose shares may take any time."""
+
+LOST = "photograph or results are no longer as they were when this run wrote them, run it again"
 
 
 def segment_photographs(
@@ -169,6 +172,11 @@ def _segment(
     if world_size > 1:
         distributed.barrier()
     latest = folder.latest(cases)
+    for case in cases:
+        if case["case_id"] not in latest:  # deleted or changed by somebody, or the file system has lost it
+            latest[case["case_id"]] = {**folder.identity(case), "failed": LOST}
+            if rank == 0:
+                tqdm.write(f"drive-seg: {case['image']}: {LOST}", file=sys.stderr)
     if rank == 0:
         _write_tables(output_dir, [*latest.values(), *_of_earlier_runs(folder, cases)])
         about = {
@@ -183,7 +191,7 @@ def _segment(
         write_text(output_dir / SETTINGS, json.dumps(about, indent=2) + "\n")
         _tell_of_remarks([entry for entry in latest.values() if "failed" not in entry])
     leave_process_group()
-    return _failures(latest[case["case_id"]] for case in cases if case["case_id"] in latest)
+    return _failures(latest[case["case_id"]] for case in cases)
 
 
 def _made_with(files: Sequence[str], values: Mapping[str, Any], segmenter: Segmenter) -> dict[str, Any]:
@@ -261,11 +269,6 @@ def _keep_what_gets_lost(table: Path, text: str) -> None:
 def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Write the tables in order of the photographs' paths, whichever run each is from."""
     entries = sorted(entries, key=lambda entry: str(entry["photograph"]))
-    listing, failed = output_dir / "failed.csv", _failures(entries)
-    if failed:
-        write_csv(listing, [{"photograph": photograph, "reason": reason} for photograph, reason in failed])
-    else:
-        listing.unlink(missing_ok=True)
     rows = [
         {"photograph": entry["photograph"], "case_id": entry["case_id"], **entry["measures"]}
         for entry in entries
@@ -277,5 +280,10 @@ def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]]) -> Non
     if text:
         write_text(table, text)
     else:
-        table.unlink(missing_ok=True)
+        remove(table)
+    listing, failed = output_dir / "failed.csv", _failures(entries)
+    if failed:
+        write_csv(listing, [{"photograph": photograph, "reason": reason} for photograph, reason in failed])
+    else:
+        remove(listing)
     write_gallery(output_dir / "gallery.html", entries)

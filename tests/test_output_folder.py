@@ -5,11 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from builders import touch
 from filelock import FileLock
 from PIL import Image
 from test_predict import KINDS, another, results, times
@@ -20,9 +25,9 @@ from drive_seg.files import sha256
 from drive_seg.fov import estimate_fov
 from drive_seg.journal import Journal, read_journals
 from drive_seg.networks import UNet
-from drive_seg.output_folder import OutputFolder
+from drive_seg.output_folder import OutputFolder, named_as_before
 from drive_seg.phantom import make_phantom
-from drive_seg.predict import segment_photographs
+from drive_seg.predict import LOST, segment_photographs
 
 TABLES = ("vessels.csv", "failed.csv", "gallery.html", "settings.json")
 
@@ -135,6 +140,17 @@ def test_names_that_differ_by_case_alone(
     segment_photographs(bundle, [first], tmp_path / "out", settings)
     with pytest.raises(DriveSegError, match=r"out: Eye is of .*A/Eye\.png, whose results those of .*B/eye\.png would"):
         segment_photographs(bundle, [second], tmp_path / "out", settings)
+
+
+def test_an_earlier_name_with_accents_taken_apart(tmp_path: Path) -> None:
+    case = {"case_id": "\u00e9", "image": str(tmp_path / "b.png")}
+    entry = {"case_id": "E\u0301", "photograph": str(tmp_path / "a.png")}
+    touch(tmp_path / "a.png", tmp_path / "b.png")
+    OutputFolder(tmp_path, "settings").journal(0).add(entry)
+    with pytest.raises(DriveSegError, match="expected another output folder"):
+        OutputFolder(tmp_path, "settings").refuse_to_replace([case])
+    others = [case, {"case_id": "c", "image": entry["photograph"]}]
+    assert named_as_before(tmp_path, others) == others, "two results would be one file"
 
 
 @pytest.mark.parametrize("change", ["photograph", "setting", "weights"])
@@ -252,20 +268,99 @@ def test_a_journal_that_cannot_be_read(tmp_path: Path) -> None:
         read_journals(tmp_path, "progress_*.jsonl")
 
 
-def test_a_file_that_goes_while_the_folder_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under torchrun the first process removes leftovers while the others look."""
+class Decomposed(list):
+    """A folder as ``os.scandir`` lists it where the file system takes accents apart."""
 
-    def stamp(path: str) -> list[int]:
-        if Path(path) == leftover:
-            leftover.unlink()
-        return real(path)
+    def __init__(self, entries: Iterable[os.DirEntry[str]]) -> None:
+        names = {entry: unicodedata.normalize("NFD", entry.name) for entry in entries}
+        super().__init__(SimpleNamespace(name=name, path=e.path, is_file=e.is_file) for e, name in names.items())
 
-    real, leftover = output_folder._stamp, tmp_path / ".0_overlay.0a1b2c3d.jpg"
-    OutputFolder(tmp_path, "settings").journal(0).add({"case_id": "0", "photograph": "0.png"})
-    leftover.touch()
+    def __enter__(self) -> Decomposed:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def test_a_folder_that_lists_names_in_another_spelling(
+    bundle: Path,
+    settings: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, real = tmp_path / "out", os.scandir
+    another(tmp_path / "in", 7, "Jose\u0301.png")
+    monkeypatch.setattr(os, "scandir", lambda path: Decomposed(real(path)) if Path(path) == out else real(path))
+    for _ in range(2):
+        assert segment_photographs(bundle, [tmp_path / "in"], out, settings) == []
+        assert listed(out) == ["Jose\u0301.png"]
+    assert "1 of 1 are done already" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert (out / "Jos\u00e9_vessels.png").is_file()
+
+
+def test_times_that_a_share_rounds(
+    bundle: Path,
+    folder: Path,
+    settings: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The time of a result is exact until the file has left the cache."""
+    out, real, cached = tmp_path / "out", output_folder._stamp, set()
+
+    def stamp(path: str | os.PathLike) -> list[int]:
+        size, modified_ns = real(path)
+        rounded = Path(path) in cached
+        if Path(path).parent == out:
+            cached.add(Path(path))
+        return [size, modified_ns // 2_000_000_000 * 2_000_000_000 if rounded else modified_ns]
+
     monkeypatch.setattr(output_folder, "_stamp", stamp)
-    assert OutputFolder(tmp_path, "settings").latest([{"case_id": "0", "image": "0.png"}]) == {}
-    assert not leftover.exists()
+    for _ in range(2):
+        assert segment_photographs(bundle, [folder / "0.png"], out, settings) == []
+        assert listed(out) == ["0.png"]
+    assert "1 of 1 are done already" in capsys.readouterr().err
+    os.utime(out / "0_vessels.png", ns=(0, (out / "0_vessels.png").stat().st_mtime_ns + 4_000_000_000))
+    segment_photographs(bundle, [folder / "0.png"], out, settings)
+    assert "0_vessels_" in capsys.readouterr().err, "somebody has written it 4 s later"
+
+
+def test_results_that_are_lost_in_the_course_of_a_run(
+    bundle: Path,
+    folder: Path,
+    settings: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, add = tmp_path / "out", Journal.add
+
+    def lose(journal: Journal, entry: dict[str, Any]) -> None:
+        add(journal, entry)
+        if entry["case_id"] == "1":
+            (out / "1_vessels.png").unlink()
+
+    monkeypatch.setattr(Journal, "add", lose)
+    assert segment_photographs(bundle, [folder / "0.png", folder / "1.png"], out, settings) == [
+        (str(folder / "1.png"), LOST)
+    ]
+    assert (listed(out), listed(out, "failed.csv")) == (["0.png"], ["1.png"])
+    assert f"drive-seg: {folder / '1.png'}: {LOST}" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert segment_photographs(bundle, [folder / "0.png", folder / "1.png"], out, settings) == []
+
+
+def test_a_table_that_is_open_elsewhere_costs_no_other(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "failed.csv").mkdir(parents=True)  # as little to be deleted as a file that is open on Windows
+    with pytest.raises(DriveSegError, match=r"failed\.csv: cannot be deleted \(.*\); is it open in another program\?$"):
+        segment_photographs(bundle, [folder / "0.png"], out, settings)
+    assert listed(out) == ["0.png"]
 
 
 def test_a_journal_that_cannot_be_written(tmp_path: Path) -> None:
