@@ -19,7 +19,7 @@ from drive_seg.arrays import to_numpy
 from drive_seg.bootstrap import Bootstrap
 from drive_seg.distributed import gather
 from drive_seg.errors import DriveSegError
-from drive_seg.files import sha256, write_csv, write_text
+from drive_seg.files import remove, sha256, write_csv, write_text
 from drive_seg.learnt_cases import another_scale, learnt_cases, photograph_id
 from drive_seg.persons import person
 from drive_seg.scores import (
@@ -92,11 +92,8 @@ class CaseScores:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
 
     def reset(self, engine: Engine) -> None:
-        """Forget an earlier run and remove its files."""
+        """Forget an earlier run; its files stay until this one's are there, since it may yet fail."""
         self.results, self.unscored, self.summary = [], {}, {}
-        if self.writes:
-            for name in (*(table_name(comparison) for comparison in COMPARISONS), "summary.json"):
-                (self.output_dir / name).unlink(missing_ok=True)
 
     def collect(self, engine: Engine) -> None:
         """Score the cases of an iteration."""
@@ -123,6 +120,8 @@ class CaseScores:
                 engine.state.metrics.update({name: spread["mean"] for name, spread in row["per_image"].items()})
         if not self.writes:
             return
+        for name in (*(table_name(comparison) for comparison in COMPARISONS), "summary.json"):
+            remove(self.output_dir / name)  # all, so that tables of two evaluations never lie beside each other
         for comparison in COMPARISONS:
             scored = [result for result in self.results if comparison in result.scores]
             if scored:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from drive_seg.charts import calibre_chart, calibre_name, precision_recall_chart, reliability_chart, roc_chart
 from drive_seg.evaluation import CaseScores
-from drive_seg.files import write_text
+from drive_seg.files import remove, write_text
 from drive_seg.pages import render
 from drive_seg.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE
 from drive_seg.readers import read_image
@@ -65,13 +65,13 @@ class Report:
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator."""
-        engine.add_event_handler(Events.STARTED, self.reset)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.reset)
         engine.add_event_handler(Events.COMPLETED, self)
 
     def reset(self, engine: Engine) -> None:
-        """Remove the report of an earlier evaluation."""
+        """Remove the report of an earlier evaluation, once its tables are replaced."""
         if self.writes:
-            self.path.unlink(missing_ok=True)
+            remove(self.path)
 
     def __call__(self, engine: Engine) -> None:
         """Write the report."""

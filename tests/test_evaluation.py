@@ -25,6 +25,7 @@ from drive_seg.configs import config_files
 from drive_seg.engines import fast_dtype
 from drive_seg.ensemble import Ensemble
 from drive_seg.errors import DriveSegError, user_error
+from drive_seg.evaluation import CaseScores
 from drive_seg.metrics import ProbabilityCounts
 from drive_seg.networks import UNet
 from drive_seg.scores import of_fewer
@@ -98,6 +99,27 @@ def test_the_record_names_the_network_itself(bundle: Path, phantoms: Path, tmp_p
     del values["network_def"]
     settings = evaluate_weights(bundle, values).summary["settings"]
     assert settings["adaptation"] == 0.5 and settings["network"].startswith("UNet, base_channels 4, depth 3, ")
+
+
+def test_an_evaluation_that_fails_leaves_the_earlier_one(
+    bundle: Path, phantoms: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"dataset_dir": str(phantoms), "checkpoint": weights, "output_dir": str(tmp_path / "out"), **SMALL}
+    evaluate_weights(bundle, values)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert {"metrics.csv", "second_observer.csv", "summary.json", "report.html"} <= before.keys()
+
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CaseScores, "collect", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_weights(bundle, values)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    monkeypatch.undo()
+    evaluate_weights(bundle, {**values, "section": "training"})
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == before.keys() - {"second_observer.csv", "prediction_against_second.csv"}, "of these, none has one"
 
 
 def test_one_case_at_a_time(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:

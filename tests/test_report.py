@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import shipped_bootstrap, shipped_scoring
+from ignite.engine import Engine
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -174,8 +175,7 @@ def test_nothing_scored_leaves_no_report(tmp_path: Path) -> None:
     scores = evaluated(tmp_path, cases=0)
     assert scores.summary["rows"] == [] and not (tmp_path / "metrics.csv").exists()
     (tmp_path / "report.html").write_text("of an earlier run")
-    report = Report(scores, str(tmp_path / "report.html"))
-    report.reset(SimpleNamespace())  # type: ignore[arg-type]
-    assert not (tmp_path / "report.html").exists(), "also if the evaluation is killed"
-    report(SimpleNamespace())  # type: ignore[arg-type]
+    engine = Engine(lambda engine, batch: None)
+    Report(scores, str(tmp_path / "report.html")).attach(engine)
+    engine.run([0])
     assert not (tmp_path / "report.html").exists()
