@@ -227,7 +227,10 @@ class History:
     def _write(self, engine: Engine) -> None:
         if not self.writes:
             return
-        write_csv(self.path, self.rows)
+        try:
+            write_csv(self.path, self.rows)
+        except DriveSegError as error:  # a table that is open in Excel is no reason to end a training
+            _logger.warning("%s; the training goes on, and every epoch writes all rows anew", error)
         row = self.rows[-1]
         if row[self.metric_name] != "":
             _logger.info(
@@ -248,6 +251,8 @@ class History:
             save_curves(self.rows, self.metric_name, picture)
         except ModuleNotFoundError:
             _logger.info("%s is not drawn, for that install drive-seg[report]", picture.name)
+        except DriveSegError as error:  # the weights are there
+            _logger.warning("%s", error)
 
     def _read_earlier(self, epoch: int) -> None:
         if not Path(self.path).is_file():

@@ -169,6 +169,21 @@ def test_history_without_a_key_metric_goes_on(tmp_path: Path) -> None:
     assert [(float(row["loss"]), row["key_metric"]) for row in rows_of(path)] == [(1.0, ""), (2.0, ""), (3.0, "")]
 
 
+def test_a_table_that_cannot_be_written_does_not_end_a_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a table that is open in Excel on Windows; what the first epoch could not write, the second does."""
+    path = tmp_path / "history.csv"
+    path.mkdir()
+    (tmp_path / "curves.png").mkdir()
+    engine = engine_without_work([1.0, 2.0])
+    History(str(path), optimizer(), evaluator_with(0.5, 0)).attach(engine)
+    engine.add_event_handler(Events.EPOCH_COMPLETED(once=1), lambda: path.rmdir())
+    engine.run([0], max_epochs=2)
+    assert [row["epoch"] for row in rows_of(path)] == ["1", "2"]
+    assert f"{path}: cannot be written (" in caplog.text and "curves.png: cannot be written (" in caplog.text
+
+
 def test_history_of_another_process_writes_nothing(tmp_path: Path) -> None:
     history = History(str(tmp_path / "history.csv"), optimizer(), evaluator_with(0.5, 0), writes=False)
     engine = engine_without_work([1.0])
