@@ -5,6 +5,7 @@ torch and MONAI are imported inside the commands, so that ``drive-seg --help`` a
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 from pathlib import Path
@@ -318,7 +319,11 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by whoever started this; progress bars would fail
             setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115 - open as long as the process
-    arguments = _with_flags(sys.argv[1:] if arguments is None else arguments)
+        if hasattr(getattr(sys, stream), "reconfigure"):  # a log file's encoding may lack the letters of a path
+            getattr(sys, stream).reconfigure(errors="backslashreplace")
+    if arguments is None:
+        arguments = _expanded(sys.argv[1:]) if os.name == "nt" else sys.argv[1:]
+    arguments = _with_flags(arguments)
     debug = "--debug" in arguments
     try:
         app(args=[argument for argument in arguments if argument != "--debug"])
@@ -331,6 +336,15 @@ def main(arguments: list[str] | None = None) -> None:
         if debug or mendable is None:
             raise
         sys.exit(f"drive-seg: {mendable}")
+
+
+def _expanded(arguments: list[str]) -> list[str]:
+    """Put the files that ``*`` and ``?`` stand for in their place, which Windows leaves to the programs.
+
+    Typer would replace environment variables, too, but ``$`` begins an expression in a config.
+    """
+    named = [sorted(glob.glob(it)) if set("*?") & set(it) else [] for it in arguments]  # noqa: PTH207 - or absolute
+    return [path for argument, paths in zip(arguments, named, strict=True) for path in paths or [argument]]
 
 
 def _with_flags(arguments: list[str]) -> list[str]:

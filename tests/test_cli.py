@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from test_bundle import small_overrides
 
-from drive_seg.cli import _with_flags, main
+from drive_seg.cli import _expanded, _with_flags, main
 from drive_seg.networks import UNet
 
 
@@ -75,6 +76,24 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 ])  # fmt: skip
 def test_resume_as_monais_command_spells_it(given: list[str], meant: list[str]) -> None:
     assert _with_flags(given) == meant
+
+
+def test_patterns_that_the_shell_has_left(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a.jpg", "c.png"):
+        (tmp_path / name).touch()
+    given = ["predict", f"{tmp_path}/*.jpg", f"{tmp_path}/?.png", "nothing*.jpg", "--network_def", "$@x[0] * 2"]
+    found = [str(tmp_path / name) for name in ("a.jpg", "b.jpg", "c.png")]
+    assert _expanded(given) == ["predict", *found, *given[3:]]
+
+
+def test_a_path_that_the_encoding_of_a_log_file_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", log)
+    monkeypatch.setattr("drive_seg.predict.segment_photographs", lambda *_, **__: [])
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "eye.png", "--output-dir", "\u017bó\u0142w"])
+    log.flush()
+    assert not stop.value.code and log.buffer.getvalue().split() == [b"results:", b"\\u017b\xf3\\u0142w"]
 
 
 def test_train_evaluate_predict(phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
