@@ -27,7 +27,8 @@ class MeasureTable:
     Args:
         path: such as ``vessels.csv``.
         measures_key: key of the measures in the postprocessing's output, see ``drive_seg.measures.MeasureVesselsd``.
-            In the table they follow ``photograph``, the file, and ``case_id``, empty where a case has none.
+            In the table they follow ``photograph``, the file, and ``case_id``, empty where a case has none. Photographs
+            that were not measured have no row.
     """
 
     def __init__(self, path: str, measures_key: str = "measures") -> None:
@@ -48,11 +49,12 @@ class MeasureTable:
     def collect(self, engine: Engine) -> None:
         """Keep the rows of a batch."""
         for case, found in zip(engine.state.batch, engine.state.output, strict=True):
-            file = case["photograph"].meta.get("filename_or_obj", "")
-            measures = rounded(found[self.measures_key])
-            self.rows.append({"photograph": file, "case_id": case.get("case_id", ""), **measures})
+            if self.measures_key in found:
+                file = getattr(case["photograph"], "meta", {}).get("filename_or_obj", "")
+                measures = rounded(found[self.measures_key])
+                self.rows.append({"photograph": file, "case_id": case.get("case_id", ""), **measures})
 
     def write(self, engine: Engine) -> None:
-        """Write the file."""
+        """Write the file, if anything was measured."""
         if self.rows:
             write_csv(self.path, sorted(self.rows, key=lambda row: str(row["photograph"])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -15,9 +16,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from ignite.metrics import Average
 from jsonschema import ValidationError, validate
 from monai.bundle import ConfigWorkflow, create_workflow, load, verify_metadata, verify_net_in_out
+from monai.data import Dataset
 from monai.fl.utils.exchange_object import ExchangeObject
+from monai.transforms import AsDiscreted, Compose, CopyItemsd
 from PIL import Image
 from test_bundle import SMALL
 from test_cli import refused
@@ -25,6 +29,7 @@ from test_cli import refused
 from drive_seg.checkpoints import save_checkpoint
 from drive_seg.cli import main
 from drive_seg.configs import check_overrides, config_files, parse_overrides
+from drive_seg.learnt_cases import learnt_cases, photograph_id
 from drive_seg.networks import UNet
 
 SCHEMA = ROOT / "tests" / "data" / "metadata_schema.json"
@@ -241,6 +246,86 @@ def test_properties_of_an_inference_can_be_set(copied: Path, phantoms: Path, tmp
     assert [name for name in workflow.properties if getattr(workflow, name) is None] == ["key_metric"]
     workflow.run()
     assert len(list(tmp_path.glob("*_vessels.png"))) == len(workflow.dataset_data) == 2
+
+
+def test_patches_are_postprocessed_and_measured_on_request(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    values = {**SMALL, "max_epochs": 1, "ckpt_dir": str(tmp_path)}
+    workflow = workflow_of(bundle, "train", phantoms, tmp_path, **values)
+    workflow.train_postprocessing = Compose([AsDiscreted("pred", argmax=True), CopyItemsd("pred", names="classes")])
+    workflow.train_key_metric = {
+        "channels": Average(lambda output: float(sum(len(item["classes"]) for item in output) / len(output)))
+    }
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    workflow.run()
+    assert workflow.trainer.state.metrics == {"channels": 1.0}
+
+
+def test_cases_to_validate_on_can_be_a_dataset(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    values = {**SMALL, "max_epochs": 1, "ckpt_dir": str(tmp_path)}
+    workflow = workflow_of(bundle, "train", phantoms, tmp_path, **values)
+    cases, transform = workflow.train_dataset_data[:2], workflow.val_preprocessing
+    workflow.val_preprocessing = transform  # the same object, which is undone after the network
+    workflow.val_dataset = Dataset(cases, transform)
+    workflow.initialize()
+    workflow.run()
+    assert workflow.evaluator.state.epoch_length == 2
+    assert learnt_cases([tmp_path / "model.pt"])["validation"] == set(map(photograph_id, cases))
+
+
+def test_the_trainers_own_arguments_can_be_set(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    """Schedule, history and last.pt are of what the trainer uses, whichever key has set it."""
+    of_trainer = {
+        "train#trainer#optimizer": {
+            "_target_": "torch.optim.AdamW", "params": "$@network.parameters()", "lr": 0.003
+        },
+        "train#trainer#loss_function": {"_target_": "FocalLoss", "ignore_index": 255, "to_onehot_y": True},
+    }  # fmt: skip
+    workflow = workflow_of(bundle, "train", phantoms, tmp_path, **SMALL, ckpt_dir=str(tmp_path), **of_trainer)
+    workflow.run()
+    optimizer = workflow.trainer.optimizer
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert workflow.parser.get_parsed_content("lr_scheduler").optimizer is optimizer
+    with (tmp_path / "history.csv").open() as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    assert rates[0] == 0.003 > rates[1] > 0
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert state["settings"]["optimizer"].startswith("AdamW(") and state["settings"]["loss"].startswith("FocalLoss(")
+    assert len(state["optimizer"]["state"]) == len(list(workflow.network_def.parameters()))
+    resumed = workflow_of(bundle, "train", phantoms, tmp_path, **SMALL, ckpt_dir=str(tmp_path), resume=True)
+    with pytest.raises(RuntimeError) as raised:
+        resumed.run()
+    assert "last.pt: loss: expected FocalLoss(" in str(raised.value.__cause__)
+
+
+def test_parts_of_an_inference_can_be_replaced(copied: Path, phantoms: Path, tmp_path: Path) -> None:
+    workflow = workflow_of(copied, "inference", phantoms / "test" / "images", tmp_path, device="cpu")
+    workflow.postprocessing = Compose([AsDiscreted("pred", argmax=True)])
+    workflow.key_metric = {"channels": Average(lambda output: float(len(output[0]["pred"])))}
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    workflow.run()
+    assert workflow.evaluator.state.metrics == {"channels": 1.0}
+    assert not list(tmp_path.iterdir()), "nothing was measured or saved"
+
+
+def test_measures_of_photographs_in_memory(copied: Path, phantoms: Path, tmp_path: Path) -> None:
+    photograph = sorted((phantoms / "test" / "images").iterdir())[0]
+    workflow = workflow_of(copied, "inference", photograph, tmp_path, device="cpu")
+    read = workflow.preprocessing
+
+    def without_metadata(case: dict[str, Any]) -> dict[str, Any]:
+        case = read(case)
+        return {**case, "photograph": case["photograph"].as_tensor()}
+
+    workflow.preprocessing = read
+    workflow.dataset = Dataset([{"image": str(photograph)}], without_metadata)
+    workflow.parser["postprocessing#transforms"].pop()  # names its files after the photograph's
+    workflow.initialize()
+    workflow.run()
+    with (tmp_path / "vessels.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["photograph"] == "" and float(row["vessel_density_share"]) >= 0
 
 
 CARD = (ROOT / "bundle" / "docs" / "README.md").read_text(encoding="utf-8")
