@@ -137,12 +137,22 @@ class VesselMaskd(MapTransform):
         self.fov_key = fov_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with its probabilities replaced by masks and moved to ``probability_keys``."""
+        """The case with its probabilities replaced by masks and moved to ``probability_keys``.
+
+        Raises:
+            DriveSegError: if the FOV mask has another size than the probability maps.
+        """
         case = dict(data)
         for key, probability_key in self.key_iterator(case, self.probability_keys):
             probabilities = case[key]
             # Engines move the image to a GPU but not the masks.
             fov = None if self.fov_key is None else plain(case[self.fov_key]).to(probabilities.device)
+            if fov is not None and fov.shape[-2:] != probabilities.shape[-2:]:
+                raise DriveSegError(
+                    f"{key}: expected the size of {self.fov_key}, {tuple(fov.shape[-2:])}, got "
+                    f"{tuple(probabilities.shape[-2:])}; a change of size can only be undone while MONAI tracks "
+                    "metadata (monai.data.set_track_meta)"
+                )
             case[key] = like(vessel_mask(plain(probabilities), self.threshold, fov), probabilities)
             case[probability_key] = probabilities if fov is None else probabilities * zeros_and_ones(fov)
         return case

@@ -177,14 +177,19 @@ class SaveVesselsd(Transform):
         self.save_dicom_seg = save_dicom_seg
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case with the paths of the written files under ``output_key``."""
+        """The case with the paths of the written files under ``output_key``.
+
+        Raises:
+            DriveSegError: if the photograph is not from a file, or the mask has another size.
+        """
         case = dict(data)
         photograph = case[self.photograph_key]
-        if "filename_or_obj" not in photograph.meta:
+        meta = getattr(photograph, "meta", {})
+        if "filename_or_obj" not in meta:
             raise DriveSegError(
                 "save: expected a photograph from a file, after which its pictures are called, got an array"
             )
-        source = Path(str(photograph.meta["filename_or_obj"]))
+        source = Path(str(meta["filename_or_obj"]))
         mask = to_numpy(case[self.pred_key])[0].astype(np.uint8)
         probability = to_numpy(case[self.probability_key])
         pixels = to_numpy(photograph).transpose(1, 2, 0)
@@ -216,7 +221,7 @@ class SaveVesselsd(Transform):
             else:
                 save_thumbnail([pixels, coloured], self.thumbnail_side, saved[kind])
         if self.save_nifti:
-            affine = photograph.meta.get("nifti_affine")
+            affine = meta.get("nifti_affine")
             saved["nifti"] = self.output_dir / f"{name}_vessels.nii.gz"
             save_nifti(mask, saved["nifti"], None if affine is None else np.asarray(affine, dtype=float))
         case[self.output_key] = {kind: str(path) for kind, path in saved.items()}

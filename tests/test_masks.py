@@ -122,6 +122,14 @@ class TestVesselMask:
         assert out["pred"].device.type == out["probability"].device.type == "meta"
         assert out["fov"].device.type == "cpu"
 
+    def test_a_field_of_view_of_another_size_is_refused(self) -> None:
+        """As where MONAI tracks no metadata, without which ``Invertd`` does nothing."""
+        case = {"pred": torch.zeros(1, 2, 3), "fov": torch.ones(1, 4, 6, dtype=torch.uint8)}
+        with pytest.raises(
+            DriveSegError, match=r"^pred: expected the size of fov, \(4, 6\), got \(2, 3\); .* MONAI tracks metadata"
+        ):
+            VesselMaskd("pred", fov_key="fov")(case)
+
     def test_several_keys(self) -> None:
         maps = [torch.full((1, 1, 1), value) for value in (0.2, 0.8)]
         out = VesselMaskd(["a", "b"], probability_keys=["pa", "pb"])({"a": maps[0], "b": maps[1]})

@@ -151,6 +151,12 @@ def test_keys_and_names(tmp_path: Path) -> None:
     assert "files" not in case
 
 
+@pytest.mark.parametrize("photograph", [torch.zeros(3, 5, 7), MetaTensor(torch.zeros(3, 5, 7))])
+def test_a_photograph_without_a_file_is_refused(tmp_path: Path, photograph: torch.Tensor) -> None:
+    with pytest.raises(DriveSegError, match=r"^save: expected a photograph from a file, .* got an array$"):
+        SaveVesselsd(str(tmp_path))({**result(), "photograph": photograph})
+
+
 def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     wrong = {**result(), "pred": torch.zeros(1, 7, 5, dtype=torch.uint8)}
     with pytest.raises(DriveSegError, match=r"a\.b\.jpg: the mask has the size \(7, 5\), expected \(5, 7\)$"):
