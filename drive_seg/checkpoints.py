@@ -18,9 +18,9 @@ from filelock import FileLock
 from ignite.engine import Engine, Events
 from torch import nn
 
-from drive_seg.distributed import gather, restart_count, torchrun_job
+from drive_seg.distributed import gather, restart_count, same_for_all, torchrun_job
 from drive_seg.errors import DriveSegError
-from drive_seg.files import keep, remove_leftovers, replacing, take_lock
+from drive_seg.files import keep, remove_leftovers, replacing, sha256, take_lock
 from drive_seg.learnt_cases import LearntCases, listed
 from drive_seg.networks import UNet
 from drive_seg.settings import where_they_differ
@@ -132,7 +132,8 @@ class WeightsCheckpointLoader:
         """Load.
 
         Raises:
-            DriveSegError: if the numbers of files and members differ, or a file is missing or does not fit.
+            DriveSegError: if the numbers of files and members differ, a file is missing or does not fit, or processes
+                have different ones.
         """
         if isinstance(self.path, (str, os.PathLike)):
             networks, paths = [self.network], [str(self.path)]
@@ -142,6 +143,7 @@ class WeightsCheckpointLoader:
             raise DriveSegError(f"expected weights for {len(networks)} networks, got {len(paths)}")
         for network, path in zip(networks, paths, strict=True):
             load_weights(network, path)
+        same_for_all({"SHA-256 of the weights": [sha256(path) for path in paths]})
         engine.state.loaded_weights = paths
 
 
@@ -169,11 +171,12 @@ class PretrainedWeights:
         """Load, unless the training goes on from an earlier epoch.
 
         Raises:
-            DriveSegError: if the file is missing or its weights do not fit the network.
+            DriveSegError: if the file is missing, its weights do not fit the network, or processes have different ones.
         """
         if self.path is None or engine.state.epoch > 0 or (self.resume and self.state.exists()):
             return
         load_weights(self.network, self.path)
+        same_for_all({"SHA-256 of the pretrained weights": sha256(self.path)})
         _logger.info("the training starts from the weights of %s", self.path)
 
 
@@ -265,13 +268,14 @@ class TrainingState:
 
         Raises:
             DriveSegError: if another training uses the folder, if the state to resume from is of another network or
-                optimizer, of other settings or not the same for all processes, or if there is an earlier training that
-                is not to be resumed.
+                optimizer, of other settings or not the same for all processes, if these have different settings or
+                cases, or if there is an earlier training that is not to be resumed.
         """
         if self.writes:
             self._take_locks()
         if engine.state.epoch > 0:
             return
+        same_for_all(self.settings)
         content = load_checkpoint(self.path) if self.resume and self.path.exists() else None
         epochs = gather(_epoch_of(content))
         if len(set(epochs)) > 1:

@@ -14,6 +14,10 @@ class DriveSegError(Exception):
     """
 
 
+class CommonError(DriveSegError):
+    """An error that all processes of a run raise alike, so that it is enough if the first one prints it."""
+
+
 class ArgumentError(DriveSegError, ValueError):
     """A value out of range: a ``ValueError``, as programs expect, and an error the user can fix in a config."""
 

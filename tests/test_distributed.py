@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +16,19 @@ import pytest
 import torch
 from test_training import overrides, train
 
-from drive_seg.distributed import _each_has_a_gpu, best_device, join_process_group, share_of_batch, usable_cores
-from drive_seg.errors import DriveSegError, user_error
+from drive_seg import distributed
+from drive_seg.distributed import (
+    _each_has_a_gpu,
+    best_device,
+    join_process_group,
+    lost_contact,
+    meet,
+    same_for_all,
+    share_of_batch,
+    usable_cores,
+)
+from drive_seg.errors import CommonError, DriveSegError, user_error
 from drive_seg.phantom import write_phantom_dataset
-from drive_seg.predict import LONGEST_RUN
 
 
 @pytest.mark.parametrize(("batch_size", "world_size", "share"), [(4, 1, 4), (4, 2, 2), (4, 4, 1), (1, 1, 1)])
@@ -97,6 +109,120 @@ def test_all_processes_validate_with_the_batch_statistics_of_the_first(tmp_path:
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["([3.0, 3.0], 7)"] * 2
 
 
+def together(*commands: list[str], **environment: str) -> list[tuple[int, str]]:
+    """Exit codes of Python commands that are processes 0, 1, … of one run, and what each wrote to stderr."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    number = str(len(commands))
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **shared, **environment, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, command in zip(map(str, range(len(commands))), commands, strict=True)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in processes]
+        return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_processes_that_have_different_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    same_for_all({"threshold": 0.5})  # one process alone
+
+    def gather(part: tuple[str, dict[str, str]]) -> list[tuple[str, dict[str, str]]]:
+        """What the processes of two machines have, of which the second has another threshold."""
+        _, values = part
+        return [("one", values), ("two", {**values, "threshold": "0.4"}), ("two", {**values, "threshold": "0.4"})]
+
+    monkeypatch.setattr(distributed, "gather", gather)
+    same_for_all({"flips": True})
+    expected = "expected the same in all processes, got 0.5 in process 0 on one, 0.4 in processes 1, 2 on two"
+    with pytest.raises(CommonError, match=f"^threshold: {re.escape(expected)}$"):
+        same_for_all({"flips": True, "threshold": 0.5})
+
+
+def test_a_process_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "JOINING", 0.6)
+    store = torch.distributed.HashStore()
+    store.set_timeout(timedelta(seconds=0.6))
+    with pytest.raises(DriveSegError, match=r"^processes 1, 2 did not come within 0\.01 minutes, see the log there$"):
+        _each_has_a_gpu(store, 0, 3, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("missing", [{"WORLD_SIZE": "2", "RANK": "0"}, {"MASTER_ADDR": "localhost"}], ids=len)
+def test_an_environment_that_lacks_something(missing: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in missing.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DriveSegError, match=r"^expected torchrun, or RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"):
+        join_process_group(device="cpu")
+
+
+@pytest.fixture
+def first_of_three(monkeypatch: pytest.MonkeyPatch) -> torch.distributed.Store:
+    """This process is the first one of three, which leave their notes in the store."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(distributed, "_store", store)
+    for name, value in (("PATIENCE", 0.3), ("REPORT_EVERY", 0.1), ("LOOK_EVERY", 0.02)):
+        monkeypatch.setattr(distributed, name, value)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    return store
+
+
+def test_processes_that_work_are_waited_for(
+    first_of_three: torch.distributed.Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    first_of_three.set("met1", "")
+    threading.Timer(1.0, first_of_three.set, ("met2", "")).start()
+    assert meet(time.monotonic) == [] and "waiting for process 2" in caplog.text
+
+
+def test_processes_that_have_vanished_are_given_up(first_of_three: torch.distributed.Store) -> None:
+    first_of_three.set("met1", "")
+    began = time.monotonic()
+    assert meet(lambda: "as before") == [2] and 0.3 < time.monotonic() - began < 5
+
+
+def test_a_store_that_is_lost(first_of_three: torch.distributed.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: object, keys: list[str]) -> bool:
+        raise torch.distributed.DistNetworkError("Connection was likely closed")
+
+    monkeypatch.setattr(torch.distributed.HashStore, "check", lost)
+    assert meet(lambda: None) == [0, 1, 2]
+
+
+def test_alone_nobody_is_waited_for() -> None:
+    assert meet(lambda: None) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[pair.cc:538] Connection closed by peer [127.0.0.1]:1234\nmore"), True),
+        (RuntimeError("Timed out waiting 1000ms for recv operation to complete"), True),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted"), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("Connection reset by peer"), False),
+    ],
+)
+def test_the_end_of_another_process_is_told(error: Exception, lost: bool) -> None:
+    told = lost_contact(error)
+    assert (told is not None) == lost
+    if told is not None:
+        assert str(told).startswith("another process of this run has ended or cannot be reached, see its log (")
+        assert "more" not in str(told)
+
+
 WAITING = """
 import sys, time
 from torch import distributed
@@ -109,7 +235,7 @@ distributed.barrier()
 """
 
 
-@pytest.mark.parametrize(("longest", "meet"), [(1, False), (LONGEST_RUN, True)], ids=["a second", "as predict waits"])
+@pytest.mark.parametrize(("longest", "meet"), [(1, False), (60, True)])
 def test_how_long_a_process_waits_for_the_others(tmp_path: Path, longest: float, meet: bool) -> None:
     (tmp_path / "waiting.py").write_text(WAITING)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -162,27 +288,8 @@ def test_groups_one_after_the_other(tmp_path: Path) -> None:
 def test_groups_whose_store_is_served_by_the_first_process(tmp_path: Path, environment: dict[str, str]) -> None:
     """As on several machines; and in a job of SLURM, whose word for the local rank ignite would take."""
     (tmp_path / "groups.py").write_text(GROUPS)
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
-    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "groups.py")],
-            env={**os.environ, **shared, **environment, "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    try:
-        for process in processes:
-            _, said = process.communicate(timeout=60)
-            assert process.returncode == 0, said[-2000:]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    for code, said in together([str(tmp_path / "groups.py")], [str(tmp_path / "groups.py")], **environment):
+        assert code == 0, said[-2000:]
 
 
 @pytest.mark.parametrize(("uuids", "each"), [(["a", "b"], True), (["a", "a"], False), (["a", None], False)])
