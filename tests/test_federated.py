@@ -137,6 +137,29 @@ def test_an_evaluation_is_of_the_servers_weights(bundle: Path, tmp_path: Path) -
     algo.finalize()
 
 
+def test_a_site_that_only_evaluates_keeps_the_best_weights(bundle: Path, tmp_path: Path) -> None:
+    """The epoch of each of its evaluations is 1."""
+    write_phantom_dataset(tmp_path / "data", training=5, test=1, seed=3, height=130, width=121)
+    values = {**RECIPE, "dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path)}
+    algo = MonaiAlgo(
+        bundle_root=str(bundle),
+        train_kwargs={**values, "ckpt_dir": str(tmp_path / "local")},
+        config_evaluate_filename="configs/train.json",
+        eval_kwargs={**values, "ckpt_dir": str(tmp_path / "global")},
+    )
+    algo.initialize()
+    best = -1.0
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        weights = UNet(base_channels=8, depth=3).state_dict()
+        score = dice(algo, weights)
+        if score > best:
+            best, of_best = score, weights
+        saved = torch.load(tmp_path / "global" / "model.pt", weights_only=True)
+        assert all(torch.equal(saved[name], of_best[name]) for name in of_best)
+    algo.finalize()
+
+
 def test_what_other_sites_have_trained_on_is_not_known(bundle: Path, tmp_path: Path) -> None:
     """A list of this site's photographs alone would say that any others are new to the server's weights."""
     write_phantom_dataset(tmp_path / "data", training=5, test=1, seed=3, height=130, width=121)
