@@ -302,6 +302,8 @@ def test_both_overlays_for_many_processes_join_and_leave_alike(bundle: Path) -> 
     """MONAI Label asks for the training's by its name, so the evaluation's cannot be laid over it."""
     training, evaluation = (read(bundle, f"multi_gpu_{name}") for name in ("train", "evaluate"))
     assert evaluation["initialize"][0].pop("timeout") == 24 * 3600, "cases take as long as they take"
+    *evaluation["initialize"], compared = evaluation["initialize"]
+    assert compared["_target_"] == "drive_seg.distributed.same_for_all", "a training's state compares its own cases"
     for overlay in (training, evaluation):
         overlay["initialize"][0].pop("_desc_")
     shared = ("rank", "world_size", "initialize", "finalize")
