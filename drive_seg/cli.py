@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ import typer
 from drive_seg import __version__
 from drive_seg.configs import bundle_root as shipped_bundle
 from drive_seg.configs import parse_overrides, path_value, split_overrides
-from drive_seg.errors import user_error
+from drive_seg.errors import CommonError, user_error
 
 app = typer.Typer(
     help="Segment the vessels in colour fundus photographs.",
@@ -29,6 +30,9 @@ app = typer.Typer(
 )
 _INTERRUPTED = 130
 """Typer's exit code after Ctrl-C."""
+
+_SPEAKING = 3.0
+"""Seconds in which the first process prints an error of all; then torchrun may see that another one has ended."""
 
 _OVERRIDABLE = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -335,6 +339,9 @@ def main(arguments: list[str] | None = None) -> None:
         mendable = user_error(error)
         if debug or mendable is None:
             raise
+        if isinstance(mendable, CommonError) and not _speaks():
+            time.sleep(_SPEAKING)
+            sys.exit(1)
         sys.exit(f"drive-seg: {mendable}")
 
 

@@ -17,8 +17,8 @@ from ignite.engine import Engine, Events
 
 from drive_seg.arrays import to_numpy
 from drive_seg.bootstrap import Bootstrap
-from drive_seg.distributed import gather
-from drive_seg.errors import DriveSegError
+from drive_seg.distributed import gather, same_for_all
+from drive_seg.errors import CommonError, DriveSegError
 from drive_seg.files import remove, sha256, write_csv, write_text
 from drive_seg.learnt_cases import another_scale, learnt_cases, photograph_id
 from drive_seg.persons import person
@@ -40,6 +40,9 @@ __all__ = ["CaseScores"]
 
 FEW = 20
 """Persons below which percentile intervals are noticeably too narrow, see ``drive_seg.bootstrap.Bootstrap``."""
+
+OF_MACHINE = ("dataset_dir", "threshold_source", "device")
+"""What may differ between processes: where their machines have the files and what computes."""
 
 _logger = logging.getLogger(__name__)
 
@@ -92,7 +95,13 @@ class CaseScores:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
 
     def reset(self, engine: Engine) -> None:
-        """Forget an earlier run; its files stay until this one's are there, since it may yet fail."""
+        """Forget an earlier run; its files stay until this one's are there, since it may yet fail.
+
+        Raises:
+            DriveSegError: if processes score with different settings.
+        """
+        about = {**self.protocol, **self.settings, **vars(self.scoring)}
+        same_for_all({name: value for name, value in about.items() if name not in OF_MACHINE})
         self.results, self.unscored, self.summary = [], {}, {}
 
     def collect(self, engine: Engine) -> None:
@@ -144,11 +153,11 @@ class CaseScores:
         """Raise an error if a case could not be scored, once all processes have finished writing.
 
         Raises:
-            DriveSegError: naming these cases.
+            CommonError: naming these cases.
         """
         gather(None)  # torchrun ends all processes when the first one fails
         if self.unscored:
-            raise DriveSegError(
+            raise CommonError(
                 f"{len(self.unscored)} of {len(self.unscored) + len(self.results)} cases could not be scored "
                 f"({', '.join(self.unscored)}), see the log above and {self.output_dir / 'summary.json'}"
             )

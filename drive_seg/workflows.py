@@ -12,7 +12,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from drive_seg.configs import SPECIAL, check_overrides, config_files, literal
-from drive_seg.distributed import check_device, get_rank, get_world_size, torchrun_job
+from drive_seg.distributed import check_device, get_rank, get_world_size, lost_contact, torchrun_job
 from drive_seg.errors import DriveSegError, first_cause, user_error
 from drive_seg.evaluation import CaseScores
 from drive_seg.files import make_folder, remove
@@ -45,7 +45,7 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
 
     Raises:
         DriveSegError: if an override has a key that the configs lack or a value that does not fit, or a folder cannot
-            be written to.
+            be written to, or another process of the run has ended.
     """
     if torchrun_job() is not None or get_world_size() > 1:
         names = [*names, "multi_gpu_evaluate" if "evaluate" in names else "multi_gpu_train"]
@@ -65,12 +65,12 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
     try:
         workflow.initialize()
         workflow.run()
+        workflow.finalize()
     except Exception as error:
         refused = _refused_value(error)
         if refused is None:
             raise
         raise refused from error
-    workflow.finalize()
     return workflow
 
 
@@ -79,9 +79,14 @@ _ABSENT = ("Cannot locate", "not compiled with CUDA", "No CUDA GPUs are availabl
 
 
 def _refused_value(error: BaseException) -> DriveSegError | None:
-    """The reason why a component refused a value, if MONAI could not make it or the training could not start."""
+    """The reason why a component refused a value, if MONAI could not make it or the training could not start.
+
+    Such a component may be the one that first needs another process, which has ended.
+    """
     if user_error(error) is not None:
         return None
+    if (lost := lost_contact(error)) is not None:
+        return lost
     reason = f"{first_cause(error)}".strip()
     if "every should be" in reason:  # ignite's word for an interval
         return DriveSegError(f"val_interval: expected a whole number from 1, {reason}")

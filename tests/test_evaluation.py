@@ -19,6 +19,7 @@ from monai.networks.nets import BasicUNet
 from PIL import Image
 from test_bundle import components, run_bundle
 
+from drive_seg import distributed
 from drive_seg.checkpoints import WeightsCheckpointLoader
 from drive_seg.cli import main
 from drive_seg.configs import config_files
@@ -494,3 +495,24 @@ def test_a_fold_and_another_overlay_go_together_in_any_order(bundle: Path, phant
     assert held_out and not held_out & {case["case_id"] for case in training}
     assert sorted({case["zoom"] for case in training}) == sorted(zooms)
     assert len(training) == len(zooms) * (6 - len(held_out))
+
+
+@pytest.mark.parametrize("differing", ["SHA-256 of the weights", "precision"])
+def test_processes_that_would_score_otherwise(
+    bundle: Path, phantoms: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, differing: str
+) -> None:
+    """Their figures would be mixed with those of the first process."""
+
+    def gather(part: tuple[str, dict[str, str]]) -> list[tuple[str, dict[str, str]]]:
+        host, values = part
+        return [part, (host, {**values, **({differing: "another"} if differing in values else {})})]
+
+    monkeypatch.setattr(distributed, "gather", gather)
+    values = {"dataset_dir": str(phantoms), "checkpoint": weights, "output_dir": str(tmp_path), **SMALL}
+    with pytest.raises((DriveSegError, RuntimeError)) as raised:
+        evaluate_weights(bundle, values)
+    message = str(user_error(raised.value))
+    assert (
+        message.startswith(f"{differing}: expected the same in all processes, got ")
+        and "another in process 1" in message
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import torch
 from builders import one_thread
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
+from test_distributed import together
 from test_training import overrides, same_content, state_of, table
 
 from drive_seg.networks import UNet
@@ -118,6 +120,21 @@ def test_two_processes_choose_the_threshold_that_one_chooses(bundle: Path, phant
             torchrun(processes, bundle, names, "choosing", values)
         choices.append(json.loads((tmp_path / str(processes) / "threshold.json").read_text()))
     assert choices[0] == choices[1] and len(choices[0]["cases"]) == 5
+
+
+def test_a_case_that_one_machine_lacks(phantoms: Path, tmp_path: Path) -> None:
+    """It would be left out, and those after it scored by the wrong process; and only the first process says so."""
+    torch.manual_seed(0)
+    torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
+    shutil.copytree(phantoms, tmp_path / "less")
+    for file in (tmp_path / "less" / "test").glob("*/02_*"):
+        file.unlink()
+    command = ["-m", "drive_seg.cli", "evaluate", "--checkpoint", str(tmp_path / "model.pt"), "--base_channels=4"]
+    command += ["--depth=3", "--output-dir", str(tmp_path / "out"), "--dataset-dir"]
+    (code, said), (other_code, other_said) = together([*command, str(phantoms)], [*command, str(tmp_path / "less")])
+    assert code == other_code == 1, (code, said[-2000:], other_code, other_said[-2000:])
+    assert "drive-seg: cases: expected the same in all processes, got " in said, said[-2000:]
+    assert "drive-seg:" not in other_said and not (tmp_path / "out" / "metrics.csv").exists()
 
 
 class KilledOnce:
