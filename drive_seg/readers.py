@@ -6,8 +6,9 @@ import logging
 import os
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from monai.config import PathLike
@@ -16,6 +17,8 @@ from monai.utils import ensure_tuple
 from PIL import Image, UnidentifiedImageError
 
 from drive_seg.bit_depth import to_8_bit
+from drive_seg.classes import Colour, classes_of_colours
+from drive_seg.classes import class_colours as classes_by_colour
 from drive_seg.dicom import is_dicom, read_dicom
 from drive_seg.errors import ArgumentError, DriveSegError
 from drive_seg.nifti import is_nifti, read_nifti
@@ -23,6 +26,8 @@ from drive_seg.rasters import grey_levels, is_tiff, open_raster, read_deep
 from drive_seg.sizes import MOST_PIXELS
 
 __all__ = ["PhotographReader", "read_image"]
+
+Colours = Sequence[tuple[Colour, int]] | None
 
 CONTENTS = ("photograph", "binary", "classes")
 
@@ -39,12 +44,15 @@ class PhotographReader(PILReader):
 
     Args:
         content: what the files hold and how pixels become numbers, see ``read_image``.
+        class_colours: colours by class value, see ``drive_seg.classes.class_colours``.
     """
 
-    def __init__(self, content: str = "photograph") -> None:
+    def __init__(self, content: str = "photograph", class_colours: Mapping[str, Any] | None = None) -> None:
         super().__init__(reverse_indexing=False)
         _check_content(content)
         self.content = content
+        # Pairs, because the settings that a training is resumed with are compared as texts of lists.
+        self.colours = None if class_colours is None else list(classes_by_colour(class_colours).items())
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Always True: the content decides, not the name."""
@@ -65,7 +73,7 @@ class PhotographReader(PILReader):
         """
         if len(img) != 1:
             raise DriveSegError(f"{', '.join(img)}: expected one file, got {len(img)}")
-        array, affine = _read(img[0], self.content)
+        array, affine = _read(img[0], self.content, self.colours)
         meta: dict = {
             "spatial_shape": np.asarray(array.shape[:2]),
             "original_channel_dim": -1 if array.ndim == 3 else float("nan"),
@@ -75,7 +83,9 @@ class PhotographReader(PILReader):
         return array, meta
 
 
-def read_image(path: str | os.PathLike, content: str = "photograph") -> np.ndarray:
+def read_image(
+    path: str | os.PathLike, content: str = "photograph", class_colours: Mapping[str, Any] | None = None
+) -> np.ndarray:
     """Read one image file: TIFF, PNG, JPEG, BMP, GIF, PPM, JPEG 2000, WebP, NIfTI or DICOM, whatever its name ends in.
 
     Args:
@@ -86,14 +96,16 @@ def read_image(path: str | os.PathLike, content: str = "photograph") -> np.ndarr
             transparent pixels are black, so that the background is zero both for {0, 255} and for the raw indices
             {0, 1} of DRIVE's second observer. Of other numbers, such as {-1, 0} or {0, 0.9}, zero is the background,
             or the lower one if none is zero, and the foreground is 1.
-            ``classes``: an annotation of several classes, uint8, (H, W), raw values or palette indices.
+            ``classes``: an annotation of several classes, uint8, (H, W), raw values or palette indices; with
+            ``class_colours``, files with a palette or three channels are read by their colours.
+        class_colours: colours by class value, see ``drive_seg.classes.class_colours``.
 
     Raises:
         DriveSegError: naming the file, if it cannot be read.
         ArgumentError: if ``content`` is none of these.
     """
-    _check_content(content)
-    return _read(os.fspath(path), content)[0]
+    reader = PhotographReader(content, class_colours)
+    return _read(os.fspath(path), content, reader.colours)[0]
 
 
 def _check_content(content: str) -> None:
@@ -101,7 +113,7 @@ def _check_content(content: str) -> None:
         raise ArgumentError(f"content: expected one of {', '.join(CONTENTS)}, got {content!r}")
 
 
-def _read(path: str, content: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _read(path: str, content: str, colours: Colours) -> tuple[np.ndarray, np.ndarray | None]:
     """The pixels, and for a NIfTI file its affine."""
     try:
         kind = Path(path).stat().st_mode
@@ -109,13 +121,13 @@ def _read(path: str, content: str) -> tuple[np.ndarray, np.ndarray | None]:
             raise DriveSegError(f"{path}: is a pipe or a device, expected a file")
         if is_nifti(path):
             values, affine = read_nifti(path)
-            return _from_values(values, None, content, path), affine
+            return _from_values(values, None, content, colours, path), affine
         if is_dicom(path):
-            return _from_values(*read_dicom(path), content, path), None
-        deep = read_deep(path) if content == "photograph" else None
+            return _from_values(*read_dicom(path), content, colours, path), None
+        deep = None if content == "binary" else read_deep(path)
         if deep is not None:
-            return _from_values(*deep, content, path), None
-        return _from_raster(open_raster(path), content, path), None
+            return _from_values(*deep, content, colours, path), None
+        return _from_raster(open_raster(path), content, colours, path), None
     except DriveSegError:
         raise
     except FileNotFoundError as error:
@@ -135,7 +147,7 @@ def _read(path: str, content: str) -> tuple[np.ndarray, np.ndarray | None]:
         raise DriveSegError(f"{path}: cannot be read as an image, it seems damaged ({reason})") from error
 
 
-def _from_values(values: np.ndarray, full_scale: float | None, content: str, path: str) -> np.ndarray:
+def _from_values(values: np.ndarray, full_scale: float | None, content: str, colours: Colours, path: str) -> np.ndarray:
     """Convert numbers without a palette, (H, W) or (H, W, 3)."""
     if content == "photograph":
         try:
@@ -143,22 +155,43 @@ def _from_values(values: np.ndarray, full_scale: float | None, content: str, pat
         except ValueError as error:
             raise DriveSegError(f"{path}: {error}") from error
         return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else np.ascontiguousarray(pixels)
+    if content == "classes":
+        return _from_classes(values, colours, path)
     if values.ndim == 3:
-        if content == "classes":
-            raise DriveSegError(f"{path}: expected one channel of class values, got three")
-        return _from_raster(Image.fromarray(np.ascontiguousarray(values.clip(0, 255).astype(np.uint8))), content, path)
+        picture = Image.fromarray(np.ascontiguousarray(values.clip(0, 255).astype(np.uint8)))
+        return _from_raster(picture, content, colours, path)
     levels = np.unique(values)
-    if content == "binary" and len(levels) <= 2 and np.isfinite(levels).all():
+    if len(levels) <= 2 and np.isfinite(levels).all():
         background = levels[0] if len(levels) == 2 and 0 not in levels else 0
         return (values != background).astype(np.uint8)
     if np.isin(levels, np.arange(256)).all():
         return values.astype(np.uint8)
-    if content == "classes":
-        raise DriveSegError(f"{path}: expected class values from 0 to 255, got {levels[0]:g} to {levels[-1]:g}")
     raise DriveSegError(f"{path}: expected a mask of two values, got others, from {levels[0]:g} to {levels[-1]:g}")
 
 
-def _from_raster(image: Image.Image, content: str, path: str) -> np.ndarray:
+def _from_classes(values: np.ndarray, colours: Colours, path: str) -> np.ndarray:
+    """Class values of numbers, (H, W), or of colours, (H, W, 3)."""
+    if values.ndim == 3 and colours is not None:
+        levels = values // 257 if values.max() > 255 else values  # white is 65535 in 16 bits
+        try:
+            return classes_of_colours(levels, dict(colours))
+        except ValueError as error:
+            raise DriveSegError(f"{path}: {error}") from error
+    if values.ndim == 3:
+        coloured = (values != values[..., :1]).any(axis=2)
+        if coloured.any():
+            raise DriveSegError(
+                f"{path}: expected one channel of class values, got colours, such as {values[coloured][0].tolist()}; "
+                "class_colours gives the class of each colour (artery_vein.json: red arteries, blue veins)"
+            )
+        values = values[..., 0]
+    levels = np.unique(values)
+    if not np.isin(levels, np.arange(256)).all():
+        raise DriveSegError(f"{path}: expected class values from 0 to 255, got {levels[0]:g} to {levels[-1]:g}")
+    return values.astype(np.uint8)
+
+
+def _from_raster(image: Image.Image, content: str, colours: Colours, path: str) -> np.ndarray:
     if content == "photograph":
         if image.mode in ("I", "F"):
             raise DriveSegError(f"{path}: expected 8 or 16 bits a channel, got pixels of mode {image.mode}")
@@ -169,11 +202,14 @@ def _from_raster(image: Image.Image, content: str, path: str) -> np.ndarray:
                 pixels[clear] = 0
         return pixels
     if content == "classes":
-        if image.mode not in ("P", "L", "1"):
-            raise DriveSegError(f"{path}: expected one channel of class values, got pixels of mode {image.mode}")
-        return np.asarray(image).astype(np.uint8)
+        if image.mode == "P" and colours is not None:
+            image = image.convert("RGBA").convert("RGB")  # any colour may be named as transparent
+        elif len(image.getbands()) > 1:
+            drawn = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", drawn.size, "black"), drawn).convert("RGB")
+        return _from_classes(np.asarray(image), colours, path)
     if image.mode in ("I", "F"):
-        return _from_values(np.asarray(image), None, content, path)
+        return _from_values(np.asarray(image), None, content, colours, path)
     try:
         return grey_levels(image)
     except ValueError as error:

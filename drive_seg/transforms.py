@@ -98,6 +98,8 @@ class EnsureLabeld(MapTransform):
         keys: annotations, (1, H, W), whole numbers from 0 to 255 of any type.
         num_classes: with 2, pixels have two values, 0 for background and any other for vessel, which becomes 1; with
             more, pixels are class values below ``num_classes``.
+        ignore_index: with more than 2 classes, a further value that pixels may have: of vessels whose class is unknown,
+            as where arteries cross veins; None: there is none.
         image_key: the image whose size they must have.
         fov_key: FOV mask, (1, H, W), if the case has one.
         allow_missing_keys: accept cases without an annotation.
@@ -112,6 +114,7 @@ class EnsureLabeld(MapTransform):
         num_classes: int,
         image_key: str = "image",
         fov_key: str = "fov",
+        ignore_index: int | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -120,6 +123,7 @@ class EnsureLabeld(MapTransform):
         self.num_classes = num_classes
         self.image_key = image_key
         self.fov_key = fov_key
+        self.ignore_index = ignore_index
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with its annotations as class values, (1, H, W), uint8."""
@@ -141,9 +145,11 @@ class EnsureLabeld(MapTransform):
                         f"got {_some(values)}"
                     )
                 case[key] = (label > 0).to(torch.uint8)
-            elif values[-1] >= self.num_classes:
+            elif any(value >= self.num_classes and value != self.ignore_index for value in values):
+                unknown = "" if self.ignore_index is None else f" or {self.ignore_index} for vessels of unknown class"
                 raise DriveSegError(
-                    f"{_file_of(label)}: {key}: expected class values 0 to {self.num_classes - 1}, got {_some(values)}"
+                    f"{_file_of(label)}: {key}: expected class values 0 to {self.num_classes - 1}{unknown}, "
+                    f"got {_some(values)}"
                 )
             _tell_of_odd_share(label, key, case.get(self.fov_key))
         return case

@@ -1,9 +1,34 @@
+"""Vessel classes: their names, their colours, and a training on arteries and veins drawn in colour."""
+
 from __future__ import annotations
 
-import pytest
+import shutil
+from pathlib import Path
+from typing import Any
 
-from drive_seg.classes import class_names
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from PIL import Image
+from test_bundle import SMALL, run_bundle, small_overrides
+
+from drive_seg.classes import class_colours, class_names
 from drive_seg.errors import DriveSegError
+
+
+@pytest.fixture(scope="module")
+def coloured(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms whose arteries are red and veins blue, with a green and a white spot of vessel on every one."""
+    folder = Path(shutil.copytree(phantoms, tmp_path_factory.mktemp("coloured") / "av"))
+    colours = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], np.uint8)
+    for path in folder.glob("*/av/*.png"):
+        pixels = colours[np.asarray(Image.open(path))]
+        rows, columns = np.nonzero(pixels.any(axis=2))
+        pixels[rows[:40], columns[:40]] = (0, 255, 0)
+        pixels[rows[-40:], columns[-40:]] = (255, 255, 255)
+        Image.fromarray(pixels).save(path)
+    return folder
 
 
 def test_names_of_the_vessel_classes() -> None:
@@ -15,3 +40,41 @@ def test_names_of_the_vessel_classes() -> None:
 def test_names_that_do_not_fit_the_number_of_classes(names: object) -> None:
     with pytest.raises(DriveSegError, match=r"class_names: expected 2 different names, .* num_classes 3"):
         class_names(3, names)
+
+
+@pytest.mark.parametrize(("colours", "message"), [
+    ([[255, 0, 0]], "class_colours: expected colours by class value"),
+    ({"artery": [255, 0, 0]}, "class_colours: expected class values from 0 to 255, got 'artery'"),
+    ({"256": [255, 0, 0]}, "class_colours: expected class values from 0 to 255, got '256'"),
+    ({"1": "red"}, "class_colours: 1: expected a colour, .* got 'red'"),
+    ({"1": [255, 0]}, "class_colours: 1: expected a colour"),
+    ({"1": [[255, 0, 256]]}, "class_colours: 1: expected a colour"),
+    ({"1": [255, 0, 0], "2": [[0, 0, 0], [255, 0, 0]]}, "class_colours: expected one class for the colour"),
+])  # fmt: skip
+def test_colours_that_are_none(colours: Any, message: str) -> None:
+    with pytest.raises(DriveSegError, match=message):
+        class_colours(colours)
+
+
+def test_vessels_of_unknown_class_teach_and_cost_nothing(bundle: Path, coloured: Path, tmp_path: Path) -> None:
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / f"{name}.json") for name in ("train", "artery_vein")])
+    folders = {key: str(tmp_path) for key in ("ckpt_dir", "output_dir")}
+    parser.update({**SMALL, **folders, "bundle_root": str(bundle), "dataset_dir": str(coloured), "device": "cpu"})
+    label = torch.as_tensor(parser.get_parsed_content("validate#dataset")[0]["label"])
+    photograph = parser.get_parsed_content("validate#dataset#data")[0]
+    drawn = np.asarray(Image.open(photograph["label"]))
+    unknown = torch.from_numpy((drawn == (0, 255, 0)).all(axis=2) | (drawn == (255, 255, 255)).all(axis=2))
+    assert unknown.sum() == 80 and (label[0][unknown] == 255).all()
+    metric = parser.get_parsed_content("validate#key_metric")["val_dice"].metric_fn
+    right = torch.stack([(label[0] == value).float() for value in range(3)])
+    assert right.argmax(dim=0)[unknown].max() == 0
+    for value in range(3):
+        guess = torch.where(unknown, torch.eye(3)[value][:, None, None], right)
+        assert metric([guess], [label])[0].tolist() == [1, 1], "whatever is predicted there"
+
+
+def test_monais_command_takes_the_overlay(bundle: Path, coloured: Path, tmp_path: Path) -> None:
+    folders = ["--dataset_dir", str(coloured), "--ckpt_dir", str(tmp_path), "--output_dir", str(tmp_path)]
+    run_bundle("training", bundle, ["train", "artery_vein"], *folders, *small_overrides(), "--device", "cpu")
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["output.conv.weight"].shape[0] == 3

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from builders import save_palette
 from monai.transforms import Compose, LoadImaged
@@ -259,10 +260,86 @@ def test_classes_of_one_bit(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(one_bit(tmp_path), "classes"), DRAWN)
 
 
-def test_classes_in_colours_are_refused(tmp_path: Path) -> None:
-    path = save(Image.fromarray(COLOURS), tmp_path / "av.png")
-    with pytest.raises(DriveSegError, match=r"av\.png: expected one channel of class values, got pixels of mode RGB$"):
+@pytest.mark.parametrize("values", [
+    CLASSES.astype(np.uint16), CLASSES.astype(np.int32), CLASSES.astype(np.float32), np.dstack([CLASSES] * 3),
+    np.stack([CLASSES, np.full_like(CLASSES, 255)], axis=2),
+], ids=["16 bits", "32 bits", "floats", "three channels", "grey and alpha"])  # fmt: skip
+def test_class_values_however_they_are_stored(tmp_path: Path, values: np.ndarray) -> None:
+    path = save(Image.fromarray(values), tmp_path / "av.tif")
+    np.testing.assert_array_equal(read_image(path, "classes"), CLASSES)
+
+
+def test_numbers_that_are_no_class_values(tmp_path: Path) -> None:
+    path = save(Image.fromarray(CLASSES.astype(np.uint16) * 500), tmp_path / "av.png")
+    with pytest.raises(DriveSegError, match=r"av\.png: expected class values from 0 to 255, got 0 to 1500$"):
         read_image(path, "classes")
+
+
+AV_COLOURS = {"1": [255, 0, 0], "2": [0, 0, 255], "255": [[0, 255, 0], [255, 255, 255]]}
+IN_COLOUR = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255), (0, 255, 0), (255, 255, 255)], np.uint8)
+"""Of the classes 0, 1, 2, 255 and 255."""
+
+
+def drawn_in_colour() -> tuple[np.ndarray, np.ndarray]:
+    """A picture (4, 5, 3) and its classes (4, 5)."""
+    numbers = np.arange(20).reshape(4, 5) % 7 % 5
+    return IN_COLOUR[numbers], np.array([0, 1, 2, 255, 255], np.uint8)[numbers]
+
+
+@pytest.mark.parametrize("change", [
+    lambda picture: picture,
+    lambda picture: picture.convert("RGBA"),
+    lambda picture: picture.quantize(8),
+    lambda picture: picture.quantize(8).convert("RGBA").quantize(8),  # the palette has transparency, too
+], ids=["RGB", "RGBA", "palette", "palette with alpha"])  # fmt: skip
+def test_colours_become_classes(tmp_path: Path, change: Callable[[Image.Image], Image.Image]) -> None:
+    pixels, classes = drawn_in_colour()
+    path = save(change(Image.fromarray(pixels)), tmp_path / "av.png")
+    array = read_image(path, "classes", AV_COLOURS)
+    assert array.dtype == np.uint8
+    np.testing.assert_array_equal(array, classes)
+
+
+def test_colours_of_16_bits(tmp_path: Path) -> None:
+    pixels, classes = drawn_in_colour()
+    tifffile.imwrite(tmp_path / "av.tif", pixels * np.uint16(257), photometric="rgb")
+    np.testing.assert_array_equal(read_image(tmp_path / "av.tif", "classes", AV_COLOURS), classes)
+
+
+def test_nothing_is_drawn_where_a_picture_is_transparent(tmp_path: Path) -> None:
+    pixels, classes = drawn_in_colour()
+    seen = np.arange(20).reshape(4, 5) % 2
+    alpha = (seen * 255).astype(np.uint8)
+    path = save(Image.fromarray(np.dstack([pixels, alpha])), tmp_path / "av.png")
+    np.testing.assert_array_equal(read_image(path, "classes", AV_COLOURS), classes * seen)
+
+
+def test_one_channel_holds_values_whatever_the_colours(tmp_path: Path) -> None:
+    path = save(Image.fromarray(CLASSES), tmp_path / "av.png")
+    np.testing.assert_array_equal(read_image(path, "classes", AV_COLOURS), CLASSES)
+
+
+def test_colours_are_refused_unless_classes_are_given_for_them(tmp_path: Path) -> None:
+    path = save(Image.fromarray(drawn_in_colour()[0]), tmp_path / "av.png")
+    with pytest.raises(
+        DriveSegError,
+        match=r"av\.png: expected one channel of class values, got colours, such as \[255, 0, 0\]; class_colours gives",
+    ):
+        read_image(path, "classes")
+
+
+def test_other_colours_are_refused(tmp_path: Path) -> None:
+    """As smoothed edges have them."""
+    pixels, _ = drawn_in_colour()
+    pixels[0, :3] = [(128, 0, 0), (128, 0, 0), (0, 0, 64)]
+    path = save(Image.fromarray(pixels), tmp_path / "av.png")
+    with pytest.raises(DriveSegError) as raised:
+        read_image(path, "classes", AV_COLOURS)
+    assert str(raised.value) == (
+        f"{path}: 3 of 20 pixels have colours that class_colours does not name, most often [128, 0, 0]; expected "
+        "[255, 0, 0] for 1, [0, 0, 255] for 2, [0, 255, 0] for 255, [255, 255, 255] for 255 and [0, 0, 0] for the "
+        "background"
+    )
 
 
 def test_rows_come_first(tmp_path: Path) -> None:

@@ -149,6 +149,15 @@ class TestEnsureLabel:
         with pytest.raises(DriveSegError, match=r"^av\.png: label: expected class values 0 to 2, got 0, 1, 3$"):
             EnsureLabeld("label", 3)({"image": image_of(1, 3), "label": label})
 
+    def test_vessels_of_unknown_class(self) -> None:
+        label = tensor(np.array([[[0, 1, 255]]], np.uint8), "av.png")
+        case = {"image": image_of(1, 3), "label": label}
+        assert EnsureLabeld("label", 3, ignore_index=255)(case)["label"].tolist() == [[[0, 1, 255]]]
+        with pytest.raises(DriveSegError, match=r"0 to 2 or 254 for vessels of unknown class, got 0, 1, 255$"):
+            EnsureLabeld("label", 3, ignore_index=254)(case)
+        two = {"image": image_of(1, 2), "label": label[..., ::2]}
+        assert EnsureLabeld("label", 2, ignore_index=255)(two)["label"].tolist() == [[[0, 1]]], "the class is known"
+
     @pytest.mark.parametrize("num_classes", [2, 3])
     def test_wrong_size(self, num_classes: int) -> None:
         label = tensor(np.zeros((1, 3, 2), np.uint8), "drawn.gif")
