@@ -14,8 +14,8 @@ Map of the modules:
 - The network: ``networks``, ``adaptation``, ``ensemble``, ``inference``, ``openvino_network``, ``export``, ``package``.
 - Training: ``losses``, ``engines`` (the step, mixed precision), ``averaging``, ``handlers``, ``curves``,
   ``checkpoints``, ``settings`` (is a resumed training still the same?), ``distributed``.
-- Evaluation: ``metrics`` (arrays in, figures out), ``scores``, ``evaluation``, ``tolerant``, ``thresholds``,
-  ``bootstrap``, ``compare``, ``report``, ``charts``, ``tables``.
+- Evaluation: ``metrics`` (arrays in, figures out), ``scores``, ``evaluation``, ``tolerant``, ``second_observer``,
+  ``thresholds``, ``bootstrap``, ``compare``, ``report``, ``charts``, ``tables``.
 - Segmenting photographs: ``segmenter``, ``predict`` (folders), ``masks``, ``pictures``, ``dicom_seg``, ``gallery``,
   ``pages``, ``output_folder``, ``journal``, ``memory``.
 - Measurements: ``measures``, ``calibre``, ``measure_table``, ``quality``.

@@ -228,7 +228,11 @@ class CaseScores:
                 "persons": persons,
                 "warnings": warnings,
                 "classes": "vessel against background"
-                + (", dice_class_… of one class against all else" if self.scoring.num_classes > 2 else ""),
+                + (
+                    "; figures named after a class are of this class against all else, without vessels of unknown class"
+                    if self.scoring.num_classes > 2
+                    else ""
+                ),
                 "averaging": "per_image: mean over cases; pooled: counts of all cases summed first, then divided",
                 "regions": {
                     **REGIONS,

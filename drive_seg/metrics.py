@@ -26,8 +26,10 @@ from skimage.morphology import skeletonize
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from drive_seg.calibre import calibres
+from drive_seg.fov import fov_box
 
 __all__ = [
+    "ClassCounts",
     "Confusion",
     "ProbabilityCounts",
     "Vessels",
@@ -96,6 +98,56 @@ def confusion(pred: np.ndarray, label: np.ndarray, counted: np.ndarray) -> Confu
     both = int(np.count_nonzero(predicted & annotated))
     one, other = int(np.count_nonzero(predicted)) - both, int(np.count_nonzero(annotated)) - both
     return Confusion(both, one, other, int(np.count_nonzero(counted)) - both - one - other)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassCounts:
+    """Numbers of pixels by vessel class; pixels whose class either mask leaves open do not count.
+
+    Args:
+        names: of the vessel classes, in the order of their values, for those of the figures.
+        counts: (num_classes, num_classes), int64; rows by class in the reference, columns by class in what is scored.
+    """
+
+    names: Sequence[str]
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, pred: np.ndarray, label: np.ndarray, counted: np.ndarray, names: Sequence[str]) -> ClassCounts:
+        """Count the pixels that count.
+
+        Args:
+            pred, label: (H, W), class values, 0 for background; those without a name are vessels of unknown class. If
+                this is so of all vessels of either mask, nothing is counted, because it has no classes.
+            counted: (H, W), bool, True where a pixel counts.
+            names: of the vessel classes.
+        """
+        size = len(names) + 1
+        counts = np.zeros((size, size), np.int64)
+        if not any((mask >= size).any() and not ((mask > 0) & (mask < size)).any() for mask in (pred, label)):
+            known = counted & (pred < size) & (label < size)
+            pairs = label[known].astype(np.int64) * size + pred[known]
+            counts += np.bincount(pairs, minlength=size**2).reshape(size, size)
+        return cls(names, counts)
+
+    def __add__(self, other: ClassCounts) -> ClassCounts:
+        """Summed counts."""
+        return ClassCounts(self.names, self.counts + other.counts)
+
+    def scores(self) -> dict[str, float]:
+        """Dice, sensitivity and precision of each class, as ``dice_<name>``, …, and ``class_accuracy``, 0 to 1.
+
+        A class is compared with everything else; its figures are undefined as in ``Confusion.scores``.
+        ``class_accuracy`` is the share of pixels with the right class among those that are vessel in both masks, so
+        that it says nothing of vessels that were missed; NaN without such pixels.
+        """
+        figures = {}
+        for value, name in enumerate(self.names, 1):
+            both, scored, annotated = self.counts[value, value], self.counts[:, value].sum(), self.counts[value].sum()
+            of_class = Confusion(int(both), int(scored - both), int(annotated - both), 0).scores()
+            figures.update({f"{figure}_{name}": of_class[figure] for figure in ("dice", "sensitivity", "precision")})
+        vessels = self.counts[1:, 1:]
+        return {**figures, "class_accuracy": _ratio(int(np.trace(vessels)), int(vessels.sum()))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,10 +388,7 @@ def calibre_counts(pred: Vessels, label: Vessels, edges: Sequence[float]) -> lis
 
 
 def _box(inside: np.ndarray) -> tuple[slice, slice] | None:
-    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    if not len(rows):
-        return None
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    return fov_box(inside) if inside.any() else None
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -2,8 +2,8 @@
 
 A comparison is between a mask and an annotation: the prediction with the reference, the second observer with the
 reference, and on request the prediction with the second observer. Each is made in two regions, inside the field of view
-and on the whole image. With several vessel classes, figures compare vessel with background, except ``dice_class_1``,
-``dice_class_2``, …, which compare one class with everything else.
+and on the whole image. With several vessel classes, figures compare vessel with background, except those that end in
+the name of a class, such as ``dice_artery``, which compare this class with everything else, and ``class_accuracy``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,18 @@ from typing import Any
 import numpy as np
 
 from drive_seg.bootstrap import Bootstrap
+from drive_seg.classes import class_names, in_names
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import fov_diameter
-from drive_seg.metrics import Confusion, ProbabilityCounts, Vessels, calibre_counts, confusion, shape_scores
+from drive_seg.metrics import (
+    ClassCounts,
+    Confusion,
+    ProbabilityCounts,
+    Vessels,
+    calibre_counts,
+    confusion,
+    shape_scores,
+)
 from drive_seg.persons import person
 
 __all__ = [
@@ -65,7 +74,8 @@ class Scoring:
         whole_image: whether to score the whole image, too.
         against_second: whether to score the prediction against the second observer, too.
         calibre_edges: rising upper limits of thin, medium, … vessels, as shares of the field of view's diameter.
-        num_classes: 2 for background and vessel; with more, Dice is also computed for each class.
+        num_classes: 2 for background and vessel; with more, there are also figures of each class.
+        class_names: names of the vessel classes, from which those of their figures are made; None: "class 1", ….
     """
 
     bins: int
@@ -74,6 +84,7 @@ class Scoring:
     against_second: bool
     calibre_edges: Sequence[float]
     num_classes: int
+    class_names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.bins < 1:
@@ -83,28 +94,34 @@ class Scoring:
                 raise DriveSegError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         if list(self.calibre_edges) != sorted(set(self.calibre_edges)) or min(self.calibre_edges, default=1) <= 0:
             raise DriveSegError(f"calibre_edges: expected rising shares above 0, got {list(self.calibre_edges)}")
+        class_names(self.num_classes, self.class_names)
 
 
 @dataclass(frozen=True)
 class RegionScores:
     """One comparison in one region: counts, which can be pooled, and figures of shape, which cannot.
 
-    ``calibres`` has counts from thin to wide inside the field of view; it is empty for the whole image.
+    ``calibres`` has counts from thin to wide inside the field of view; it is empty for the whole image. ``classes`` is
+    None if there is only one vessel class.
     """
 
     counts: Confusion
     shapes: dict[str, float]
     calibres: list[Confusion]
     probabilities: ProbabilityCounts | None = None
+    classes: ClassCounts | None = None
     _by_bins: dict[int, dict[str, float]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def figures(self, bins: int) -> dict[str, float]:
         """All figures of a case by name, NaN where undefined."""
-        return {**self.counts.scores(), **self._of_probability(bins), **self.shapes}
+        return {**self.counts.scores(), **self._of_probability(bins), **self.shapes, **self._of_classes()}
 
     def pooled(self, bins: int) -> dict[str, float]:
         """The figures that can be computed from summed counts."""
-        return {**self.counts.scores(), **self._of_probability(bins)}
+        return {**self.counts.scores(), **self._of_probability(bins), **self._of_classes()}
+
+    def _of_classes(self) -> dict[str, float]:
+        return {} if self.classes is None else self.classes.scores()
 
     def _of_probability(self, bins: int) -> dict[str, float]:
         if self.probabilities is None:
@@ -121,6 +138,7 @@ class RegionScores:
             {},
             [mine + others for mine, others in zip(self.calibres, other.calibres, strict=True)],
             self.probabilities + other.probabilities if both else None,  # type: ignore[operator]
+            None if self.classes is None or other.classes is None else self.classes + other.classes,
         )
 
 
@@ -133,7 +151,9 @@ class CaseResult:
         scores: scores by comparison and region.
         diameter: diameter of the field of view, pixels.
         shape: height and width, pixels.
-        masks: ``pred``, ``label``, ``fov`` and, if there is one, ``second`` as packed bits, to make pictures.
+        masks: ``pred``, ``label``, ``fov`` and, if there is one, ``second`` as packed bits, to make pictures. With
+            several vessel classes, ``pred_class`` and ``second_class`` are where these and the reference have vessels
+            of different classes.
         about: what else is known of the case: its ``section``, the source of its FOV mask, the photograph's path, the
             ``person``.
     """
@@ -174,10 +194,11 @@ def score_case(
     Args:
         case_id: id of the case, to name it in errors.
         pred: (H, W), non-zero where a vessel is predicted, class values if there are several classes.
-        label: (H, W), reference annotation, as ``pred``.
+        label: (H, W), reference annotation, as ``pred``; with several classes, values beyond theirs are vessels of
+            unknown class, which have no part in the figures of classes.
         fov: (H, W), non-zero inside the field of view.
         probability: (H, W), float, 0 to 1, probability of vessel; None leaves out the figures that need it.
-        second: (H, W), the second observer's annotation; None if there is none.
+        second: (H, W), the second observer's annotation, as ``label``; None if there is none.
         scoring: what to compute.
 
     Raises:
@@ -193,9 +214,8 @@ def score_case(
     inside = fov != 0
     if not inside.any():
         raise DriveSegError(f"expected a field of view in case {case_id}, got an empty FOV mask")
-    masks = {"pred": (pred != 0) & inside, "label": label != 0, "fov": inside}
-    if second is not None:
-        masks["second"] = second != 0
+    drawn = {"pred": pred * inside, "label": label, **({} if second is None else {"second": second})}
+    masks = {name: values != 0 for name, values in drawn.items()} | {"fov": inside}
     if probability is not None:
         check_probability(case_id, probability)
         probability = np.where(inside, probability, 0)
@@ -207,24 +227,25 @@ def score_case(
         comparisons[SECOND_OBSERVER] = ("second", "label")
         if scoring.against_second:
             comparisons[AGAINST_SECOND] = ("pred", "second")
-    in_fov = {name: Vessels(mask & inside) for name, mask in masks.items() if name != "fov"}
+    in_fov = {name: Vessels(masks[name] & inside) for name in drawn}
     whole = {name: cut if (cut.mask == masks[name]).all() else Vessels(masks[name]) for name, cut in in_fov.items()}
     everywhere = np.ones_like(inside)
     scores: dict[str, dict[str, RegionScores]] = {}
     for name, (scored, reference) in comparisons.items():
         of_scored = None if name == SECOND_OBSERVER else probability
         pair = in_fov[scored], in_fov[reference]
-        calibres = calibre_counts(*pair, edges)
-        scores[name] = {FOV: _score(*pair, inside, of_scored, scoring.surfaces, calibres)}
-        if name == PREDICTION:
-            scores[name][FOV].shapes.update(_by_class(pred, label, inside, scoring.num_classes))
+        calibres, classes = calibre_counts(*pair, edges), _classes(drawn[scored], drawn[reference], inside, scoring)
+        scores[name] = {FOV: _score(*pair, inside, of_scored, scoring.surfaces, calibres, classes)}
         if scoring.whole_image:
-            shapes = scores[name][FOV].shapes if pair == (whole[scored], whole[reference]) else None
+            nothing_outside = whole[scored] is in_fov[scored] and whole[reference] is in_fov[reference]
+            shapes = scores[name][FOV].shapes if nothing_outside else None
             pair = whole[scored], whole[reference]
-            scores[name][WHOLE] = _score(*pair, everywhere, of_scored, scoring.surfaces, [], shapes)
-            if name == PREDICTION and shapes is None:
-                predicted = np.where(inside, pred, 0)
-                scores[name][WHOLE].shapes.update(_by_class(predicted, label, everywhere, scoring.num_classes))
+            classes = _classes(drawn[scored], drawn[reference], everywhere, scoring)
+            scores[name][WHOLE] = _score(*pair, everywhere, of_scored, scoring.surfaces, [], classes, shapes)
+    if scoring.num_classes > 2:
+        known = {name: (values > 0) & (values < scoring.num_classes) for name, values in drawn.items()}
+        for name in drawn.keys() - {"label"}:
+            masks[f"{name}_class"] = known[name] & known["label"] & (drawn[name] != label)
     packed = {name: np.packbits(mask) for name, mask in masks.items()}
     return CaseResult(case_id, scores, diameter, (label.shape[0], label.shape[1]), packed)
 
@@ -257,6 +278,7 @@ def _score(
     probability: np.ndarray | None,
     surfaces: bool,
     calibres: list[Confusion],
+    classes: ClassCounts | None,
     shapes: dict[str, float] | None = None,
 ) -> RegionScores:
     return RegionScores(
@@ -264,16 +286,15 @@ def _score(
         shape_scores(scored, reference, surfaces) if shapes is None else shapes,
         calibres,
         None if probability is None else ProbabilityCounts.of(probability, reference.mask, counted),
+        classes,
     )
 
 
-def _by_class(pred: np.ndarray, label: np.ndarray, counted: np.ndarray, num_classes: int) -> dict[str, float]:
-    if num_classes <= 2:
-        return {}
-    return {
-        f"dice_class_{value}": confusion(pred == value, label == value, counted).scores()["dice"]
-        for value in range(1, num_classes)
-    }
+def _classes(scored: np.ndarray, reference: np.ndarray, counted: np.ndarray, scoring: Scoring) -> ClassCounts | None:
+    if scoring.num_classes == 2:
+        return None
+    names = [in_names(name) for name in class_names(scoring.num_classes, scoring.class_names)]
+    return ClassCounts.of(scored, reference, counted, names)
 
 
 def case_row(result: CaseResult, comparison: str, bins: int) -> dict[str, Any]:

@@ -13,15 +13,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from drive_seg.scores import DIGITS, of_fewer
+from drive_seg.scores import DIGITS, FOV, PREDICTION, SECOND_OBSERVER, of_fewer
 
 __all__ = ["print_comparison", "print_scores"]
 
 
+_UNDEFINED = "undefined"
+
+
 def print_scores(summary: Mapping[str, Any]) -> None:
     """Print a ``summary.json``: means, standard deviations and intervals inside the field of view, and warnings."""
-    headings = {"prediction": "prediction", "second_observer": "second observer"}
-    rows = {row["comparison"]: row for row in summary["rows"] if row["region"] == "fov"}
+    headings = {PREDICTION: "prediction", SECOND_OBSERVER: "second observer"}
+    rows = {row["comparison"]: row for row in summary["rows"] if row["region"] == FOV}
     shown = {heading: rows[key] for key, heading in headings.items() if key in rows}
     protocol = summary["protocol"]
     threshold = f"threshold {protocol['threshold']:g}, {protocol['threshold_source']}"
@@ -31,7 +34,7 @@ def print_scores(summary: Mapping[str, Any]) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=escape(title), caption=escape(threshold))
     for heading in ("", "prediction", f"{100 * summary['scoring']['level']:g} % interval", *list(shown)[1:]):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, of_prediction in rows["prediction"]["per_image"].items():
+    for name, of_prediction in rows[PREDICTION]["per_image"].items():
         prediction, *others = (_spread(name, row["per_image"].get(name), row["cases"]) for row in shown.values())
         table.add_row(_with_unit(name), prediction, _interval(name, of_prediction["ci"]), *others)
     _print(table)
@@ -46,7 +49,7 @@ def print_comparison(compared: Mapping[str, Any]) -> None:
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for name, row in compared["figures"].items():
         means = [_number(name, row[key]) for key in ("first", "second")]
-        few = of_fewer(row["cases"], len(compared["cases"]))
+        few = of_fewer(row["cases"], len(compared["cases"])) if row["cases"] else ""
         table.add_row(
             f"{_with_unit(name)}{few}",
             *means,
@@ -93,14 +96,15 @@ def _spread(name: str, spread: Mapping[str, Any] | None, cases: int) -> str:
     if spread is None:
         return ""
     if spread["mean"] is None:
-        return "undefined"
+        return _UNDEFINED
     sd = "" if spread["sd"] is None else f" ± {_number(name, spread['sd'])}"
     return f"{_number(name, spread['mean'])}{sd}{of_fewer(spread['defined'], cases)}"
 
 
 def _interval(name: str, ends: Sequence[float | None], sign: str = "") -> str:
-    return "" if None in ends else " to ".join(_number(name, end, sign) for end in ends)
+    undefined = any(end is None or math.isnan(end) for end in ends)
+    return "" if undefined else " to ".join(_number(name, end, sign) for end in ends)
 
 
 def _number(name: str, value: float | None, sign: str = "") -> str:
-    return f"{value:{sign}.{DIGITS.get(name, 4)}f}"
+    return _UNDEFINED if value is None or math.isnan(value) else f"{value:{sign}.{DIGITS.get(name, 4)}f}"

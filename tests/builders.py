@@ -101,7 +101,7 @@ def fundus(height: int = 120, width: int = 180, row: int = 58, column: int = 84,
 
 def shipped_scoring(**changes: Any) -> Scoring:
     """A ``Scoring`` with the bundle's values."""
-    return Scoring(**{**_arguments("evaluate", "scoring"), "num_classes": 2, **changes})
+    return Scoring(**{**_arguments("evaluate", "scoring"), "num_classes": 2, "class_names": None, **changes})
 
 
 def shipped_bootstrap(**changes: Any) -> Bootstrap:

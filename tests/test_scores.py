@@ -141,17 +141,60 @@ def test_each_of_several_classes_by_hand() -> None:
     pred = np.array([[1, 1, 2, 0, 2]])
     label = np.array([[1, 2, 2, 0, 1]])
     fov = np.array([[1, 1, 1, 1, 0]])
-    result = scored("a", pred, label, fov, scoring=shipped_scoring(surfaces=False, num_classes=4))
+    scoring = shipped_scoring(surfaces=False, num_classes=4, class_names=["artery", "small vein", "c"])
+    result = scored("a", pred, label, fov, scoring=scoring)
     inside = result.scores[PREDICTION][FOV].figures(15)
-    # Class 1: 1 hit, 1 too much; class 2: 1 hit, 1 missed, and outside the field of view nothing counts.
-    assert inside["dice_class_1"] == inside["dice_class_2"] == pytest.approx(2 / 3) and inside["dice"] == 1
-    assert math.isnan(inside["dice_class_3"]), "nobody has drawn or found it"
+    # Artery: 1 hit, 1 too much; vein: 1 hit, 1 missed, and outside the field of view nothing counts.
+    assert inside["dice_artery"] == inside["dice_small_vein"] == pytest.approx(2 / 3) and inside["dice"] == 1
+    assert (inside["sensitivity_artery"], inside["precision_artery"]) == (1, 1 / 2)
+    assert (inside["sensitivity_small_vein"], inside["precision_small_vein"]) == (1 / 2, 1)
+    assert inside["class_accuracy"] == pytest.approx(2 / 3)
+    assert math.isnan(inside["dice_c"]) and math.isnan(inside["precision_c"]), "nobody has drawn or found it"
     whole = result.scores[PREDICTION][WHOLE].figures(15)
-    # Nothing is predicted outside, where class 1 was missed: 2·1 / (2·1 + 1 + 1).
-    assert whole["dice_class_1"] == pytest.approx(1 / 2) and whole["dice_class_2"] == pytest.approx(2 / 3)
-    assert not any(
-        name.startswith("dice_class") for name in scored("a", pred, label, fov).scores[PREDICTION][FOV].shapes
-    )
+    # Nothing is predicted outside, where an artery was missed: 2·1 / (2·1 + 1 + 1).
+    assert whole["dice_artery"] == pytest.approx(1 / 2) and whole["dice_small_vein"] == pytest.approx(2 / 3)
+    assert whole["class_accuracy"] == pytest.approx(2 / 3), "vessels that were missed have no part in it"
+    assert result.mask("pred_class").tolist() == [[False, True, False, False, False]]
+    one_class = scored("a", pred, label, fov, scoring=shipped_scoring(surfaces=False))
+    assert one_class.scores[PREDICTION][FOV].figures(15).keys() < inside.keys() and "pred_class" not in one_class.masks
+
+
+def test_names_of_classes_that_have_none() -> None:
+    scoring = shipped_scoring(surfaces=False, num_classes=3)
+    figures = scored("a", *np.ones((3, 2, 2), np.uint8), scoring=scoring).scores[PREDICTION][FOV].figures(15)
+    assert {"dice_class_1", "sensitivity_class_2", "precision_class_2", "class_accuracy"} < figures.keys()
+    with pytest.raises(DriveSegError, match="class_names"):
+        shipped_scoring(num_classes=3, class_names=["artery"])
+
+
+def test_vessels_of_unknown_class_are_vessels_only() -> None:
+    pred = np.array([[1, 2, 1, 0, 2, 2]], np.uint8)
+    label = np.array([[1, 255, 255, 255, 2, 1]], np.uint8)
+    scoring = shipped_scoring(surfaces=False, num_classes=3)
+    result = scored("a", pred, label, np.ones_like(label), scoring=scoring)
+    figures = result.scores[PREDICTION][FOV].figures(15)
+    assert figures["dice"] == pytest.approx(2 * 5 / (5 + 6)) and figures["class_accuracy"] == pytest.approx(2 / 3)
+    assert figures["precision_class_1"] == 1 and figures["precision_class_2"] == 1 / 2
+    assert np.flatnonzero(result.mask("pred_class")).tolist() == [5]
+    # A reference without any known class says nothing of classes.
+    unknown = scored("a", pred, np.full_like(label, 255), np.ones_like(label), scoring=scoring)
+    figures = unknown.scores[PREDICTION][FOV].figures(15)
+    assert figures["dice"] == pytest.approx(2 * 5 / (5 + 6)) and math.isnan(figures["precision_class_1"])
+
+
+def test_figures_of_classes_of_a_second_observer_and_pooled() -> None:
+    scoring = shipped_scoring(surfaces=False, num_classes=3, against_second=True)
+    label, fov = np.array([[1, 1, 2, 0]], np.uint8), np.ones((1, 4), np.uint8)
+    with_classes = scored("a", label, label, fov, second=np.array([[1, 2, 2, 0]], np.uint8), scoring=scoring)
+    without = scored("b", label, label, fov, second=np.array([[255, 255, 0, 0]], np.uint8), scoring=scoring)
+    rows = summarise([with_classes, without], scoring, shipped_bootstrap(samples=10))
+    of_second = {row["comparison"]: row for row in rows if row["region"] == FOV}
+    for comparison in (SECOND_OBSERVER, AGAINST_SECOND):
+        accuracy = of_second[comparison]["per_image"]["class_accuracy"]
+        assert accuracy["mean"] == pytest.approx(2 / 3) and accuracy["defined"] == 1
+        assert of_second[comparison]["pooled"]["class_accuracy"] == pytest.approx(2 / 3)
+    assert of_second[SECOND_OBSERVER]["per_image"]["sensitivity"]["mean"] == pytest.approx((1 + 2 / 3) / 2)
+    assert of_second[PREDICTION]["pooled"]["dice_class_1"] == 1
 
 
 def test_summary_by_hand() -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from drive_seg import tables
-from drive_seg.tables import print_scores
+from drive_seg.tables import print_comparison, print_scores
 
 
 def spread(mean: float | None, sd: float | None, ci: list[float | None], defined: int) -> dict[str, Any]:
@@ -65,3 +65,13 @@ def test_no_second_observer(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [[cell.strip() for cell in line] for line in printed(monkeypatch, with_observer=False)]
     assert ["prediction", "90 % interval"] in lines
     assert ["dice", "0.8123 ± 0.0123", "0.8000 to 0.8300"] in lines
+
+
+def test_a_figure_that_is_undefined_in_both_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    nan, out = float("nan"), io.StringIO()
+    row = {"cases": 0, "first": nan, "second": nan, "difference": nan, "sd": nan, "ci": [nan, nan], "p": nan}
+    compared = {"figures": {"asd": row}, "cases": [{}, {}], "persons": 2, "level": 0.9, "only": [[], []], "unlike": {}}
+    monkeypatch.setattr(tables, "Console", lambda width: Console(file=out, width=width))
+    print_comparison(compared)
+    (line,) = (line.split() for line in out.getvalue().splitlines() if line.strip().startswith("asd"))
+    assert line == ["asd", "/", "px", *["undefined"] * 3, "–"]
