@@ -77,21 +77,17 @@ class OpenVINONetwork(nn.Module):
         network: the PyTorch network, for images too small for the converted one.
         model: the converted network.
         properties: OpenVINO's properties for compiling it.
-        smallest: smallest height and width that it takes, pixels.
         streams: number of threads that may call it at once; None: one, which has all cores.
     """
 
     memory_format = torch.contiguous_format
     """Memory format of its input, for ``PrecisionInferer``."""
 
-    def __init__(
-        self, network: UNet, model: Any, properties: dict[str, Any], smallest: int, streams: int | None = None
-    ) -> None:
+    def __init__(self, network: UNet, model: Any, properties: dict[str, Any], streams: int | None = None) -> None:
         super().__init__()
         self.network = network
         self.model = model
         self.properties = properties
-        self.smallest = smallest
         self.streams = streams
         self.made_with: tuple[Any, ...] = ()
         self._compiled: dict[bool, Any] = {}
@@ -103,7 +99,7 @@ class OpenVINONetwork(nn.Module):
 
         A ``MetaTensor`` gives a ``MetaTensor`` with the same metadata, as in PyTorch.
         """
-        if min(x.shape[2:]) < self.smallest:
+        if min(x.shape[2:]) < self.network.smallest_exported_size:
             return self.network(x)
         padded = any(side % 2**self.network.depth for side in x.shape[2:])
         requests = vars(self._of_thread)
@@ -175,13 +171,12 @@ def openvino_network(
     # channels_last weights would make the exported graph depend on the image's size
     network = copy.deepcopy(network).eval().float()
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch declares it for 4D only
-    smallest = network.smallest_exported_size
     core = openvino.Core()
     path = _cache_folder(cache_dir) / _key(network, openvino.__version__) / "network.xml"
     try:
         model = core.read_model(path)
     except RuntimeError:  # it is missing, or not a model that can be read
-        model = _convert(network, smallest)
+        model = _convert(network)
         _keep(model, path)
     hint = PRECISIONS[precision]
     properties = {
@@ -189,7 +184,7 @@ def openvino_network(
         **({"PERFORMANCE_HINT": "LATENCY"} if streams is None else {"NUM_STREAMS": streams}),
         **({} if get_world_size() == 1 else {"INFERENCE_NUM_THREADS": usable_cores()}),
     }
-    converted = OpenVINONetwork(network, model, properties, smallest, streams)
+    converted = OpenVINONetwork(network, model, properties, streams)
     converted.made_with = (precision, cache_dir, streams)
     converted.compiled(padded=False)  # the other graph on first use
     return converted
@@ -221,7 +216,7 @@ def _infer(request: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(request.infer([plain(x).float().contiguous().numpy()], share_inputs=True)[0])
 
 
-def _convert(network: UNet, smallest: int) -> Any:
+def _convert(network: UNet) -> Any:
     """An OpenVINO model of a network, for any height and width.
 
     The decoder repeats the last row or column where a size is odd. ``torch.export`` would turn that into indexing, for
@@ -232,6 +227,7 @@ def _convert(network: UNet, smallest: int) -> Any:
     from openvino import opset14
     from torch.export import Dim, export  # takes a quarter of a second, and converted networks are cached
 
+    smallest = network.smallest_exported_size
     sides = {axis: Dim(name, min=smallest, max=1 << 16) for axis, name in ((2, "height"), (3, "width"))}
     example = torch.zeros(1, network.in_channels, 3 * smallest, 4 * smallest)
     padding = copy.deepcopy(network)

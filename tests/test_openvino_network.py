@@ -167,7 +167,7 @@ def test_a_cache_that_is_damaged_or_in_the_way(network: UNet, tmp_path: Path) ->
 
 def test_a_result_that_is_not_torchs_is_refused(network: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert, other = module._convert, UNet(base_channels=4, depth=2).eval()
-    monkeypatch.setattr(module, "_convert", lambda _, smallest: convert(other, smallest))
+    monkeypatch.setattr(module, "_convert", lambda _: convert(other))
     with pytest.raises(DriveSegError, match=r"openvino's probabilities differ from torch's by up to 0\.\d+"):
         openvino_network(network, "float32", tmp_path)
 
