@@ -14,6 +14,7 @@ from skimage.util import montage
 from drive_seg.configs import config_files, path_value
 from drive_seg.data import load_datalist
 from drive_seg.errors import DriveSegError
+from drive_seg.files import remove
 from drive_seg.phantom import write_phantom_dataset
 from drive_seg.pictures import agreement, save_png
 from drive_seg.predict import segment_photographs
@@ -46,7 +47,7 @@ def run_demo(root: Path, output_dir: Path, say: Callable[[str], None]) -> None:
     state = output_dir / "last.pt"
     if state.exists() and not phantoms.is_dir():
         raise DriveSegError(f"{state}: is of a training that is not a demo's, expected another folder")
-    state.unlink(missing_ok=True)  # an earlier demo's, which nobody wants to resume
+    remove(state)  # an earlier demo's, which nobody wants to resume
     say(f"1/4 drawing {numbers['training']} phantom photographs to learn from and {numbers['test']} to test on")
     write_phantom_dataset(phantoms, **numbers)
 
