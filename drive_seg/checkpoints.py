@@ -82,21 +82,35 @@ def load_weights(network: nn.Module, path: str | os.PathLike) -> nn.Module:
     Raises:
         DriveSegError: if the file is missing or its weights do not fit the network.
     """
+    _load(network, _weights_in(path), path)
+    return network
+
+
+def _weights_in(path: str | os.PathLike) -> Any:
     content = load_checkpoint(path)
     average = content.get("moving_average")
-    weights = (average if isinstance(average, Mapping) else content).get("network", content)
+    return (average if isinstance(average, Mapping) else content).get("network", content)
+
+
+def _load(
+    network: nn.Module, weights: Any, path: str | os.PathLike, otherwise: str = "", own: Mapping[str, Any] | None = None
+) -> None:
+    """Load, except for the network's own weights, or tell what would fit; for other classes also what else to do."""
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict({**weights, **own} if own else weights)
     except (RuntimeError, AttributeError, TypeError) as error:
         theirs, ours = _sizes(weights), _sizes(network.state_dict())
+        if own:
+            theirs.pop("num_classes", None)
         wrong = [f"--{name} {value}" for name, value in theirs.items() if ours and value != ours[name]]
+        if wrong and wrong[-1].startswith("--num_classes"):
+            wrong.append(otherwise)
         reasons = [line.strip() for line in str(error).splitlines() if line.strip()]  # torch's first is a heading
         reason = [*reasons[1:], *reasons, type(error).__name__][0]
         if isinstance(network, UNet):
             reason = f"are they of this project's UNet? {reason}"
-        hint = f"expected {' '.join(wrong)}" if wrong else reason
+        hint = f"expected {' '.join(wrong).strip()}" if wrong else reason
         raise DriveSegError(f"{path}: the weights do not fit the network ({hint})") from error
-    return network
 
 
 def _sizes(weights: Any) -> dict[str, int]:
@@ -155,13 +169,17 @@ class PretrainedWeights:
         path: state dict, see ``load_weights``; None: the training starts from random weights.
         state: the file that ``TrainingState`` resumes from.
         resume: as for ``TrainingState``.
+        new_output_layer: the network keeps its own output layer, random as it is, to learn other classes.
     """
 
-    def __init__(self, network: nn.Module, path: str | None, state: str, resume: bool = False) -> None:
+    def __init__(
+        self, network: nn.Module, path: str | None, state: str, resume: bool = False, new_output_layer: bool = False
+    ) -> None:
         self.network = network
         self.path = path
         self.state = Path(state)
         self.resume = resume
+        self.new_output_layer = new_output_layer
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, before ``TrainingState``."""
@@ -171,13 +189,23 @@ class PretrainedWeights:
         """Load, unless the training goes on from an earlier epoch.
 
         Raises:
-            DriveSegError: if the file is missing, its weights do not fit the network, or processes have different ones.
+            DriveSegError: if the file is missing, its weights do not fit the network, the network has no layer named
+                output to keep, or processes have different weights.
         """
         if self.path is None or engine.state.epoch > 0 or (self.resume and self.state.exists()):
             return
-        load_weights(self.network, self.path)
+        weights = self.network.state_dict()
+        own = {name: weights[name] for name in weights if self.new_output_layer and name.startswith("output.")}
+        if self.new_output_layer and not own:
+            raise DriveSegError("new_output_layer: expected false, because the network has no layer named output")
+        otherwise = "or --new_output_layer true, to learn other classes"
+        _load(self.network, _weights_in(self.path), self.path, otherwise, own)
         same_for_all({"SHA-256 of the pretrained weights": sha256(self.path)})
-        _logger.info("the training starts from the weights of %s", self.path)
+        _logger.info(
+            "the training starts from the weights of %s%s",
+            self.path,
+            ", but for the output layer, which is new" if self.new_output_layer else "",
+        )
 
 
 class BestModelSaver:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,39 @@ def test_pretrained_weights_that_do_not_fit(tmp_path: Path) -> None:
         PretrainedWeights(small(), str(tmp_path / path), str(tmp_path / "last.pt")).attach(engine)
         with pytest.raises(DriveSegError, match=f"{path}.*{message}"):
             engine.run([0], max_epochs=1)
+
+
+def test_other_classes_are_learnt_from_the_weights_but_for_the_output_layer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = small(seed=1).state_dict()
+    save_checkpoint(weights, tmp_path / "model.pt")
+    start, state = str(tmp_path / "model.pt"), str(tmp_path / "last.pt")
+    network = small(seed=2, num_classes=3)
+    engine = Engine(lambda engine, batch: None)
+    PretrainedWeights(network, start, state, new_output_layer=True).attach(engine)
+    with caplog.at_level("INFO", "drive_seg"):
+        engine.run([0], max_epochs=1)
+    assert f"the training starts from the weights of {start}, but for the output layer, which is new" in caplog.text
+    fresh = small(seed=2, num_classes=3).state_dict()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, (fresh if name.startswith("output.") else weights)[name]), name
+
+
+@pytest.mark.parametrize(("make", "new_output_layer", "message"), [
+    (partial(small, num_classes=3), False, "expected --num_classes 2 or --new_output_layer true, to learn other "),
+    (partial(small, num_classes=3, base_channels=4), True, r"expected --base_channels 2\)"),
+    (partial(torch.nn.Linear, 2, 2), True, "new_output_layer: expected false, because the network has no layer named "),
+], ids=["other classes", "other width", "other network"])  # fmt: skip
+def test_pretrained_weights_of_other_classes(
+    tmp_path: Path, make: Callable[[], torch.nn.Module], new_output_layer: bool, message: str
+) -> None:
+    save_checkpoint(small().state_dict(), tmp_path / "model.pt")
+    engine = Engine(lambda engine, batch: None)
+    start, state = str(tmp_path / "model.pt"), str(tmp_path / "last.pt")
+    PretrainedWeights(make(), start, state, new_output_layer=new_output_layer).attach(engine)
+    with pytest.raises(DriveSegError, match=message):
+        engine.run([0], max_epochs=1)
 
 
 def test_a_training_that_is_refused_frees_the_folder(tmp_path: Path) -> None:
