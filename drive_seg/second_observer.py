@@ -47,13 +47,18 @@ class SecondObserverd(Transform):
         case = dict(data)
         if self.key not in case:
             return case
-        for number, reading in enumerate(self.readings, 1):
+        reasons = []
+        for reading in self.readings:
             try:
-                return self._read(case, reading)
+                case = self._read(case, reading)
+                break
             except DriveSegError as error:
-                instead = "left out" if number == len(self.readings) else "read in another way"
-                _logger.warning("the second observer of case %s is %s: %s", case.get("case_id"), instead, error)
-        del case[self.key]
+                reasons.append(error)
+        else:
+            del case[self.key]
+        if reasons:
+            what = "is not read as the reference is" if self.key in case else "is left out"
+            _logger.warning("the second observer of case %s %s: %s", case.get("case_id"), what, reasons[0])
         return case
 
     def _read(

@@ -416,7 +416,8 @@ def test_several_classes_are_scored_one_by_one(bundle: Path, phantoms: Path, tmp
     values = {"dataset_dir": str(phantoms), "checkpoint": str(tmp_path / "model.pt"), "annotation": "av", **SMALL}
     summary = evaluate_weights(bundle, {**values, "num_classes": 3, "output_dir": str(tmp_path / "scores")}).summary
     assert {"dice", "dice_class_1", "dice_class_2"} <= summary["rows"][0]["per_image"].keys()
-    assert "dice_class_" in summary["protocol"]["classes"]
+    assert "named after a class" in summary["protocol"]["classes"]
+    assert {case["case_id"] for case in summary["cases"] if "second_observer" in case["scores"]} == {"01", "02"}
     assert "Dice, class 2" in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
 
 

@@ -41,4 +41,5 @@ def test_is_read_as_what_it_is(tmp_path: Path, drawn: np.ndarray, num_classes: i
 def test_is_left_out_if_it_cannot_be_read(tmp_path: Path, num_classes: int, caplog: pytest.LogCaptureFixture) -> None:
     Image.fromarray(np.zeros((5, 9), np.uint8)).save(tmp_path / "second.png")
     assert "second" not in read(tmp_path / "second.png", num_classes)
-    assert "the second observer of case 1 is left out" in caplog.text and "second.png" in caplog.text
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("the second observer of case 1 is left out") and "second.png" in warning
