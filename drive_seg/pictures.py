@@ -38,10 +38,11 @@ CLASS_COLOURS = ((240, 228, 66), (0, 114, 178), (204, 121, 167), (86, 180, 233),
 OPACITY = 0.6
 """Opacity of the colour over the photograph: the vessel's own shade stays visible through it."""
 
-# Distinct in greyscale print, too: 255, 162 and 87 of 255.
+# Distinct in greyscale print, too: 255, 162, 87 and 114 of 255.
 TRUE_POSITIVE = (255, 255, 255)
 FALSE_POSITIVE = (230, 159, 0)
 FALSE_NEGATIVE = (0, 114, 178)
+WRONG_CLASS = (210, 75, 60)
 
 
 def save_png(array: np.ndarray, path: str | os.PathLike) -> None:

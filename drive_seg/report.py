@@ -10,6 +10,7 @@ import io
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from drive_seg.charts import calibre_chart, calibre_name, precision_recall_chart
 from drive_seg.evaluation import CaseScores
 from drive_seg.files import remove, write_text
 from drive_seg.pages import render
-from drive_seg.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE
+from drive_seg.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, WRONG_CLASS
 from drive_seg.readers import read_image
 from drive_seg.scores import COMPARISONS, DIGITS, FOV, PREDICTION, REGIONS, SECOND_OBSERVER, CaseResult
 
@@ -43,6 +44,7 @@ FIGURES = {
     "betti1_error": ("Betti-1 error", "difference in the number of holes; less is better"),
     "hd95": ("HD95 / px", "95 % Hausdorff distance in pixels; less is better"),
     "asd": ("ASD / px", "average symmetric surface distance in pixels; less is better"),
+    "class_accuracy": ("Class accuracy", "share with the right class of the pixels that are vessel in both masks"),
 }
 LARGEST_SIDE = 2000
 
@@ -115,6 +117,7 @@ def write_report(results: Sequence[CaseResult], summary: Mapping[str, Any], path
             "both (true positive)": _css(TRUE_POSITIVE),
             "predicted alone (false positive)": _css(FALSE_POSITIVE),
             "annotated alone (false negative)": _css(FALSE_NEGATIVE),
+            **({"both, of different classes": _css(WRONG_CLASS)} if summary["scoring"]["num_classes"] > 2 else {}),
         },
         number=_number,
         spread=_spread,
@@ -125,8 +128,11 @@ def write_report(results: Sequence[CaseResult], summary: Mapping[str, Any], path
 def _figures(names: Collection[str]) -> dict[str, tuple[str, str]]:
     """Title and explanation of each figure, in the order of ``FIGURES``, with those of single classes at the end."""
     known = {name: about for name, about in FIGURES.items() if name in names}
-    classes = {name: name.rpartition("_")[2] for name in names if name.startswith("dice_class_")}
-    return known | {name: (f"Dice, class {value}", "Dice of this class alone") for name, value in classes.items()}
+    classes = {name: name.partition("_") for name in names if name not in FIGURES}
+    return known | {
+        name: (f"{FIGURES[figure][0]}, {of.replace('_', ' ')}", f"of this class alone: {FIGURES[figure][1]}")
+        for name, (figure, _, of) in classes.items()
+    }
 
 
 def _charts(results: Sequence[CaseResult], summary: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -180,13 +186,21 @@ def _picture(role: str, result: CaseResult) -> dict[str, Any]:
 
 
 def _agreement(result: CaseResult, name: str, size: tuple[int, int]) -> str:
-    """True and false positives and false negatives in colour, transparent elsewhere, to lay over the photograph."""
+    """True and false positives and false negatives in colour, transparent elsewhere, to lay over the photograph.
+
+    With several vessel classes, vessels in both masks have a colour of their own where the classes differ.
+    """
     inside = result.mask("fov")
     scored, annotated = result.mask(name) & inside, result.mask("label") & inside
-    classes = Image.fromarray((scored + 2 * annotated).astype(np.uint8), mode="P")
-    classes.putpalette([0, 0, 0, *FALSE_POSITIVE, *FALSE_NEGATIVE, *TRUE_POSITIVE])
+    values, colours = (scored + 2 * annotated).astype(np.uint8), [FALSE_POSITIVE, FALSE_NEGATIVE, TRUE_POSITIVE]
+    if f"{name}_class" in result.masks:
+        values[result.mask(f"{name}_class") & inside] = 4
+        colours.append(WRONG_CLASS)
+    picture = Image.fromarray(values, mode="P")
+    picture.putpalette([0, 0, 0, *chain.from_iterable(colours)])
     png = io.BytesIO()
-    classes.resize(size, Image.Resampling.NEAREST).save(png, "PNG", transparency=0, bits=2, optimize=True)
+    bits = 2 if len(colours) < 4 else 4
+    picture.resize(size, Image.Resampling.NEAREST).save(png, "PNG", transparency=0, bits=bits, optimize=True)
     return _data_uri(png.getvalue(), "image/png")
 
 

@@ -22,8 +22,8 @@ from PIL import Image
 
 from drive_seg.charts import precision_recall_chart, roc_chart
 from drive_seg.evaluation import CaseScores
-from drive_seg.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE
-from drive_seg.report import Report, _agreement, write_report
+from drive_seg.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, WRONG_CLASS
+from drive_seg.report import Report, _agreement, _figures, write_report
 from drive_seg.scores import CaseResult, score_case
 
 SIZE = (90, 110)
@@ -137,6 +137,25 @@ def test_the_colours_of_agreement() -> None:
     assert tuple(colours[0, 1]) == tuple(colours[0, 2]) == (*FALSE_POSITIVE, 255)
     assert tuple(colours[1, 0]) == tuple(colours[1, 2]) == (*FALSE_NEGATIVE, 255)
     assert colours[0, 3, 3] == colours[2, 0, 3] == 0, "transparent"
+
+
+def test_vessels_of_the_wrong_class_have_a_colour_of_their_own() -> None:
+    pred, label = np.array([[1, 2, 1, 0, 1]], np.uint8), np.array([[1, 1, 255, 2, 0]], np.uint8)
+    scoring = shipped_scoring(surfaces=False, num_classes=3)
+    result = score_case("1", pred, label, np.ones_like(label), second=label[:, ::-1], scoring=scoring)
+    colours = {}
+    for name in ("pred", "second"):
+        picture = _agreement(result, name, (5, 1))
+        decoded = Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))).convert("RGB")
+        colours[name] = [tuple(colour) for colour in np.asarray(decoded)[0].tolist()]
+    assert colours["pred"] == [TRUE_POSITIVE, WRONG_CLASS, TRUE_POSITIVE, FALSE_NEGATIVE, FALSE_POSITIVE]
+    # The second observer's 0, 2, 255, 1 and 1: an unknown class is not a wrong one.
+    assert colours["second"] == [FALSE_NEGATIVE, WRONG_CLASS, TRUE_POSITIVE, WRONG_CLASS, FALSE_POSITIVE]
+
+
+def test_figures_of_classes_have_titles() -> None:
+    titles = _figures(["dice", "class_accuracy", "sensitivity_small_vein"])
+    assert [title for title, _ in titles.values()] == ["Dice", "Class accuracy", "Sensitivity, small vein"]
 
 
 def test_where_the_operating_points_lie(monkeypatch: pytest.MonkeyPatch) -> None:
