@@ -16,7 +16,7 @@ import typer
 
 from drive_seg import __version__
 from drive_seg.configs import bundle_root as shipped_bundle
-from drive_seg.configs import parse_overrides, path_value, split_overrides
+from drive_seg.configs import overlays, parse_overrides, path_value, split_overrides
 from drive_seg.errors import CommonError, user_error
 
 app = typer.Typer(
@@ -66,6 +66,15 @@ ScoredDir = Annotated[
     ),
 ]
 OutputDir = Annotated[Path, typer.Option("--output-dir", "--output_dir", help="Folder to write into.")]
+Configs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--config",
+        help="Config to lay over the command's own: one of the bundle, such as artery_vein, or a JSON file. May be "
+        "given several times; --KEY VALUE comes after it.",
+        show_default=False,
+    ),
+]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Weights to use, a model.pt.", show_default="models/model.pt of the bundle")
 ]
@@ -85,7 +94,7 @@ def _start(
     context_settings=_OVERRIDABLE,
     epilog=_further(
         "train", "--max_epochs 100", "--base_channels 64", "--batch_size 4", "--learning_rate 0.02",
-        "--pretrained model.pt", "--annotation av --num_classes 3", "--precision float32", "--device cpu", "--seed 1",
+        "--pretrained model.pt", "--new_output_layer true", "--precision float32", "--device cpu", "--seed 1",
     ),
 )  # fmt: skip
 def train(
@@ -96,6 +105,7 @@ def train(
     fold: Annotated[
         str | None, typer.Option(help="k/n: hold out the k-th of n parts of the training cases, for cross-validation.")
     ] = None,
+    config: Configs = None,
     bundle_root: BundleRoot = None,
 ) -> None:
     """Train the U-Net and save the weights with the best validation Dice as OUTPUT_DIR/model.pt.
@@ -113,8 +123,9 @@ def train(
     from drive_seg.workflows import quiet, run_workflow
 
     quiet()
-    names = ["train"] if fold is None else ["train", "fold"]
-    parser = run_workflow(bundle_root or shipped_bundle(), names, "training", overrides).parser
+    root = bundle_root or shipped_bundle()
+    names = ["train", *overlays(root, config or (), "train"), *([] if fold is None else ["fold"])]
+    parser = run_workflow(root, names, "training", overrides).parser
     if not _speaks():
         return
     weights, history = (Path(parser.get_parsed_content(key)) for key in ("ckpt_dir", "output_dir"))
@@ -144,6 +155,7 @@ def evaluate(
         str | None,
         typer.Option(help="Probability from which a pixel is vessel, or auto: chosen on the validation cases."),
     ] = None,
+    config: Configs = None,
     bundle_root: BundleRoot = None,
 ) -> None:
     """Score weights on the test cases and write metrics.csv, summary.json and report.html into OUTPUT_DIR.
@@ -166,7 +178,9 @@ def evaluate(
     from drive_seg.workflows import evaluate_weights, quiet
 
     quiet()
-    scores = evaluate_weights(bundle_root or shipped_bundle(), overrides, threshold)
+    root = bundle_root or shipped_bundle()
+    laid_over = overlays(root, config or (), "train", "evaluate")
+    scores = evaluate_weights(root, overrides, threshold, laid_over)
     if scores.results and _speaks():
         print_scores(scores.summary)
         report = output_dir / "report.html"

@@ -29,6 +29,7 @@ __all__ = [
     "config_files",
     "config_keys",
     "literal",
+    "overlays",
     "parse_overrides",
     "path_value",
     "read_configs",
@@ -54,16 +55,47 @@ def bundle_root() -> Path:
 
 
 def config_files(root: Path, *names: str) -> list[str]:
-    """Paths of configs by name, the base first.
+    """Paths of configs by name, the base first; a name that ends in ``.json`` is the path of another.
 
     Raises:
         DriveSegError: if one is missing.
     """
-    files = [root / "configs" / f"{name}.json" for name in names]
+    files = [Path(name) if name.endswith(".json") else root / "configs" / f"{name}.json" for name in names]
     for file in files:
         if not file.is_file():
             raise DriveSegError(f"{file}: there is no such config, expected a bundle in {root}")
     return [str(file) for file in files]
+
+
+def overlays(root: Path, given: Sequence[str], *base: str) -> list[str]:
+    """Configs to lay over others, for ``config_files``.
+
+    Args:
+        root: the bundle.
+        given: names of configs in the bundle, or paths of JSON files.
+        base: names of the configs below.
+
+    Raises:
+        DriveSegError: if there is no such config, or a file has a key that neither the configs below have nor the file
+            itself refers to, which would have no effect.
+    """
+    own = sorted({file.stem for file in (root / "configs").glob("*.json")} - _COMPLETE)
+    known = None
+    for name in given:
+        if name in own:
+            continue
+        if not (name.endswith(".json") and Path(name).is_file()):
+            raise DriveSegError(f"--config {name}: there is no such file, expected JSON, or one of {', '.join(own)}")
+        content = _read_json(name)
+        known = known or config_keys(_merged(config_files(root, *base)))
+        for key in content:
+            if key != "_desc_" and f"@{key}" not in f"{content}":
+                _check_key(key.removeprefix("+"), known, f"{name}: ")
+    return list(given)
+
+
+_COMPLETE = {"train", "evaluate", "inference", "metadata", "demo"}
+"""Files of the bundle that are no overlays, or one that its command brings itself."""
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -183,22 +215,37 @@ def check_overrides(files: Sequence[str], overrides: Mapping[str, Any]) -> None:
     Raises:
         DriveSegError: naming the first that fails and, for an unknown key, the nearest; or a file that is not JSON.
     """
+    for file in files:
+        _read_json(file)
+    known = config_keys(_merged(files))
+    for key, value in overrides.items():
+        _check_number(key, value, _check_key(key, known))
+
+
+def _read_json(file: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DriveSegError(f"{file}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DriveSegError(f"{file}: expected an object of keys, got {type(content).__name__}")
+    return content
+
+
+def _merged(files: Sequence[str]) -> dict[str, Any]:
     from monai.bundle import ConfigParser  # the command line answers --help without it
 
-    for file in files:
-        try:
-            json.loads(Path(file).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DriveSegError(f"{file}: cannot be read as JSON ({error})") from error
-    known = config_keys(ConfigParser.load_config_files(list(files)))
-    for key, value in overrides.items():
-        normal = key.replace("#", "::")
-        if normal in known:
-            _check_number(key, value, known[normal])
-            continue
-        nearest = difflib.get_close_matches(normal, sorted(known), n=1, cutoff=0.5)
-        hint = f", did you mean {nearest[0]}?" if nearest else ""
-        raise DriveSegError(f"{key}: the config has no such key{hint}")
+    return ConfigParser.load_config_files(list(files))
+
+
+def _check_key(key: str, known: Mapping[str, Any], where: str = "") -> Any:
+    """The value of a key that must exist."""
+    normal = key.replace("#", "::")
+    if normal in known:
+        return known[normal]
+    nearest = difflib.get_close_matches(normal, sorted(known), n=1, cutoff=0.5)
+    hint = f", did you mean {nearest[0]}?" if nearest else ""
+    raise DriveSegError(f"{where}{key}: the config has no such key{hint}")
 
 
 def _check_number(key: str, value: Any, default: Any) -> None:

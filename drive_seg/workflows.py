@@ -12,7 +12,14 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from drive_seg.configs import SPECIAL, check_overrides, config_files, literal
-from drive_seg.distributed import check_device, get_rank, get_world_size, lost_contact, torchrun_job
+from drive_seg.distributed import (
+    check_device,
+    get_rank,
+    get_world_size,
+    leave_process_group,
+    lost_contact,
+    torchrun_job,
+)
 from drive_seg.errors import DriveSegError, first_cause, user_error
 from drive_seg.evaluation import CaseScores
 from drive_seg.files import make_folder, remove
@@ -36,7 +43,7 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
 
     Args:
         root: the bundle.
-        names: configs, the base first, such as ``["train", "evaluate"]``.
+        names: configs, the base first, such as ``["train", "evaluate"]``, see ``config_files``.
         run_id: such as ``training``.
         overrides: config keys and their values.
 
@@ -67,6 +74,7 @@ def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mappi
         workflow.run()
         workflow.finalize()
     except Exception as error:
+        leave_process_group(together=False)  # or gloo's threads may end the process with a signal, not exit code 1
         refused = _refused_value(error)
         if refused is None:
             raise
@@ -100,13 +108,16 @@ def _refused_value(error: BaseException) -> DriveSegError | None:
     return DriveSegError(f"{component.rpartition('.')[2]} got values that it does not take: {first_cause(error)}")
 
 
-def evaluate_weights(root: Path, overrides: Mapping[str, Any], threshold: str | None = None) -> CaseScores:
+def evaluate_weights(
+    root: Path, overrides: Mapping[str, Any], threshold: str | None = None, overlays: Sequence[str] = ()
+) -> CaseScores:
     """Score weights, or an ensemble where ``checkpoint`` is a list of several.
 
     Args:
         root: the bundle.
         overrides: config keys and their values.
         threshold: a probability; ``auto``: chosen on the validation cases, whatever is scored; None: the config's.
+        overlays: configs to lay over those of an evaluation, see ``drive_seg.configs.overlays``.
 
     Returns:
         The scores, with ``summary`` and the ``unscored`` cases.
@@ -117,6 +128,7 @@ def evaluate_weights(root: Path, overrides: Mapping[str, Any], threshold: str | 
     values = dict(overrides)
     checkpoint = values.get("checkpoint")
     members = ["ensemble"] if isinstance(checkpoint, list) and len(checkpoint) > 1 else []
+    base = ["train", "evaluate", *overlays, *members]
     if isinstance(checkpoint, list) and not members:
         values["checkpoint"] = checkpoint[0]
     if threshold == "auto":
@@ -126,13 +138,12 @@ def evaluate_weights(root: Path, overrides: Mapping[str, Any], threshold: str | 
                 "expected a number"
             )
         of_choice = {key: value for key, value in values.items() if key != "section"}
-        chosen = run_workflow(root, ["train", "evaluate", *members, "choose_threshold"], "choosing", of_choice)
+        chosen = run_workflow(root, [*base, "choose_threshold"], "choosing", of_choice)
         values.update(chosen.parser.get_parsed_content("choice").overrides())
     elif threshold is not None:
         values["threshold"] = _probability(threshold)
-    names = ["train", "evaluate", *members]
-    values["scores#config_files"] = config_files(root, *names)  # for the record
-    done = run_workflow(root, names, "evaluating_all", values)
+    values["scores#config_files"] = config_files(root, *base)  # for the record
+    done = run_workflow(root, base, "evaluating_all", values)
     if threshold != "auto" and get_rank() == 0 and "output_dir" in values:
         remove(Path(str(values["output_dir"])) / "threshold.json")  # of an earlier evaluation
     return done.parser.get_parsed_content("scores")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 from test_bundle import SMALL, run_bundle, small_overrides
+from test_cli import refused
 
 from drive_seg.classes import class_colours, class_names
+from drive_seg.cli import main
 from drive_seg.errors import DriveSegError
 
 
@@ -78,3 +81,42 @@ def test_monais_command_takes_the_overlay(bundle: Path, coloured: Path, tmp_path
     folders = ["--dataset_dir", str(coloured), "--ckpt_dir", str(tmp_path), "--output_dir", str(tmp_path)]
     run_bundle("training", bundle, ["train", "artery_vein"], *folders, *small_overrides(), "--device", "cpu")
     assert torch.load(tmp_path / "model.pt", weights_only=True)["output.conv.weight"].shape[0] == 3
+
+
+def test_train_and_evaluate_take_the_overlay(phantoms: Path, coloured: Path, tmp_path: Path) -> None:
+    """From weights for vessels alone, which know what they have learnt, and on to a second training from a file."""
+    further = tmp_path / "further.json"
+    further.write_text(json.dumps({"max_epochs": "@epochs", "epochs": 1}), encoding="utf-8")
+    with_overlay = ["--config", "artery_vein", "--config", str(further), *small_overrides()[:-6], "--warmup_steps", "1"]
+    start = ["--pretrained", str(tmp_path / "vessels" / "model.pt"), "--new_output_layer", "true"]
+    for command in (
+        ["train", "--dataset-dir", str(phantoms), "--output-dir", str(tmp_path / "vessels"), *small_overrides()],
+        ["train", "--dataset-dir", str(coloured), "--output-dir", str(tmp_path / "av"), *with_overlay, *start],
+        ["evaluate", "--dataset-dir", str(coloured), "--checkpoint", str(tmp_path / "av" / "model.pt"),
+         "--output-dir", str(tmp_path / "scores"), *with_overlay],
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        assert not stop.value.code
+    learnt = json.loads((tmp_path / "av" / "model.json").read_text(encoding="utf-8"))
+    assert len(learnt["training_sha256"]) == 5
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text(encoding="utf-8"))
+    assert {"artery_vein.json", "further.json"} <= set(summary["config_files"])
+
+
+@pytest.mark.parametrize(("config", "content", "message"), [
+    ("artery-vein", None, "--config artery-vein: there is no such file, expected JSON, or one of any_camera, arte"),
+    ("train", None, "--config train: there is no such file"),
+    ("av.json", None, "--config av.json: there is no such file"),
+    ("av.json", {"max_epoch": 3}, "av.json: max_epoch: the config has no such key, did you mean max_epochs?"),
+    ("av.json", [3], "av.json: expected an object of keys, got list"),
+])  # fmt: skip
+def test_configs_that_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    config: str, content: Any, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path(config).write_text(json.dumps(content), encoding="utf-8")
+    for command in ("train", "evaluate"):
+        assert message in refused([command, "--dataset-dir", "data", "--config", config], capsys)

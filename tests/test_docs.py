@@ -17,7 +17,7 @@ from drive_seg.measures import MeasureVesselsd
 from drive_seg.phantom import make_phantom
 
 CONFIGS = {"evaluate": ("train", "evaluate"), "predict": ("inference",), "export": ("inference",)}
-OPTIONS = ("dataset-dir", "output-dir", "checkpoint")
+OPTIONS = ("dataset-dir", "output-dir", "checkpoint", "config")
 
 
 def commands(document: Path) -> list[str]:
