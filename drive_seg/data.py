@@ -231,17 +231,20 @@ def _read_drive_section(folder: Path) -> list[Case]:
             continue
         for key in sorted(images.keys() - partners.keys()):
             raise DriveSegError(
-                f"{images[key]} has no partner in {partner_dir}, expected a file named {key}_… there "
+                f"{images[key]} has no partner in {partner_dir}, expected {_named(key)} there "
                 f"({len(images.keys() & partners.keys())} of {len(images)} images have one; a folder beside images "
                 "holds annotations or masks)"
             )
         for key in sorted(partners.keys() - images.keys()):
-            raise DriveSegError(
-                f"{partners[key]} has no image in {folder / 'images'}, expected a file named {key}_… there"
-            )
+            raise DriveSegError(f"{partners[key]} has no image in {folder / 'images'}, expected {_named(key)} there")
         for key, path in partners.items():
             cases[key]["fov" if partner_dir.name == "mask" else partner_dir.name] = str(path.resolve())
     return [cases[key] for key in sorted(cases)]
+
+
+def _named(key: str) -> str:
+    """The names that ``drive_seg.names.case_id`` takes for files of one case."""
+    return f"a file named {key}, {key}_av, {key}_mask or {key}_manual1 (any number, also {key}_training_manual1)"
 
 
 def _read_dataset_json(path: Path) -> dict[str, list[Case]]:
@@ -338,7 +341,13 @@ def _check_annotation(root: Path, sections: Mapping[str, Sequence[Case]], name: 
     """Refuse an annotation that no case has, if there are any: its name must be wrong."""
     known = {key for cases in sections.values() for case in cases for key in case} - {"image", "fov", *_NO_FILES}
     if name is not None and known and name not in known:
-        raise DriveSegError(f"annotation: {root} has no {name!r}, expected one of {', '.join(sorted(known))}")
+        expected = f"expected one of {', '.join(sorted(known))}"
+        unnamed = [folder for folder in SECTIONS if (root / folder / name).is_dir()]
+        if unnamed and (root / DATASET_JSON).is_file():
+            section = unnamed[0]
+            expected += f'; {root / section / name} is there, but {DATASET_JSON} alone counts: expected "{name}": '
+            expected += f'"{section}/{name}/…" in every case in it'
+        raise DriveSegError(f"annotation: {root} has no {name!r}, {expected}")
 
 
 def _with_annotations(case: Case, section: str, annotations: Mapping[str, str | None]) -> Case:
