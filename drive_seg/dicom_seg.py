@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,13 @@ _MAY_BE_EMPTY = (
 """Elements that DICOM requires in every object, if only empty, and that real photographs leave out."""
 
 
-def save_dicom_seg(mask: np.ndarray, classes: int, source: str | os.PathLike, path: str | os.PathLike) -> None:
+def save_dicom_seg(mask: np.ndarray, names: Sequence[str], source: str | os.PathLike, path: str | os.PathLike) -> None:
     """Write a mask as a binary segmentation that refers to the photograph, in the study of the same patient.
 
     Args:
         mask: (H, W), class values; 0 is background.
-        classes: number of classes, background included. 2: one segment, the vessels; 3: arteries and veins.
+        names: of the vessel classes, each of which is a segment. One called artery or vein, in the singular or plural,
+            has that code; a class that is the only one needs no name.
         source: the photograph, a DICOM file of H rows and W columns.
         path: file to write, whole or not at all.
 
@@ -51,11 +53,14 @@ def save_dicom_seg(mask: np.ndarray, classes: int, source: str | os.PathLike, pa
         ) from error
 
     algorithm = highdicom.AlgorithmIdentificationSequence("drive-seg", codes.DCM.ArtificialIntelligence, __version__)
-    kinds: dict[str, Any] = {"Retinal vessels": codes.SCT.BloodVessel}
-    if classes == 3:
-        kinds = {"Retinal arteries": codes.SCT.Artery, "Retinal veins": codes.SCT.Vein}
-    elif classes > 3:
-        kinds = {f"Retinal vessels, class {number}": codes.SCT.BloodVessel for number in range(1, classes)}
+    known = {
+        ("artery", "arteries"): ("Retinal arteries", codes.SCT.Artery),
+        ("vein", "veins"): ("Retinal veins", codes.SCT.Vein),
+    }
+    coded = {spelling: kind for spellings, kind in known.items() for spelling in spellings}
+    kinds = [coded.get(name.strip().lower(), (f"Retinal vessels, {name}", codes.SCT.BloodVessel)) for name in names]
+    if len(names) == 1:
+        kinds = [("Retinal vessels", codes.SCT.BloodVessel)]
     segments = [
         highdicom.seg.SegmentDescription(
             segment_number=number,
@@ -66,7 +71,7 @@ def save_dicom_seg(mask: np.ndarray, classes: int, source: str | os.PathLike, pa
             algorithm_identification=algorithm,
             anatomic_regions=[codes.SCT.Retina],
         )
-        for number, (label, kind) in enumerate(kinds.items(), 1)
+        for number, (label, kind) in enumerate(kinds, 1)
     ]
     photograph = pydicom.dcmread(source, stop_before_pixels=True)
     needed = [name for name in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID") if name not in photograph]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from monai.utils import ensure_tuple
 from PIL import Image
 
 from drive_seg.arrays import to_numpy
+from drive_seg.classes import class_names, in_names
 from drive_seg.dicom import is_dicom
 from drive_seg.dicom_seg import save_dicom_seg
 from drive_seg.errors import DriveSegError
@@ -24,16 +26,20 @@ from drive_seg.files import replacing
 from drive_seg.names import picture_name
 from drive_seg.nifti import save_nifti
 
-__all__ = ["SaveVesselsd", "agreement", "overlay", "save_jpeg", "save_png", "save_thumbnail"]
+__all__ = ["SaveVesselsd", "agreement", "overlay", "overlay_colours", "save_jpeg", "save_png", "save_thumbnail"]
 
-PICTURES = ("vessels", "probability", "fov", "overlay", "thumbnail")
+PICTURES = ("vessels", "probability", "class_probabilities", "fov", "overlay", "thumbnail")
 """The pictures that ``SaveVesselsd`` can write."""
 
 ONE_CLASS = (0, 255, 200)
 """Colour of vessels, one that no retina has."""
 
 CLASS_COLOURS = ((240, 228, 66), (0, 114, 178), (204, 121, 167), (86, 180, 233), (255, 255, 255))
-"""Colours of several classes: artery yellow, vein blue, …"""
+"""Colours of several classes: yellow, blue, …"""
+
+ARTERY, VEIN = (255, 40, 120), (0, 135, 255)
+NAMED_COLOURS = {"artery": ARTERY, "arteries": ARTERY, "vein": VEIN, "veins": VEIN}
+"""Colours of classes with these names: red and blue by convention, a red that is not that of the retina."""
 
 OPACITY = 0.6
 """Opacity of the colour over the photograph: the vessel's own shade stays visible through it."""
@@ -45,11 +51,21 @@ FALSE_NEGATIVE = (0, 114, 178)
 WRONG_CLASS = (210, 75, 60)
 
 
-def save_png(array: np.ndarray, path: str | os.PathLike) -> None:
-    """Write an (H, W) uint8 or uint16 or (H, W, 3) uint8 array as PNG, whole or not at all."""
+def save_png(array: np.ndarray, path: str | os.PathLike, colours: Sequence[tuple[int, int, int]] | None = None) -> None:
+    """Write an (H, W) uint8 or uint16 or (H, W, 3) uint8 array as PNG, whole or not at all.
+
+    Args:
+        array: the pixels.
+        path: the file.
+        colours: colours in which programs show the values from 1 on of an (H, W) uint8 array; 0 is black. The file
+            still holds the values, as palette indices. None: grey levels.
+    """
+    image = Image.fromarray(array)
+    if colours is not None:
+        image.putpalette([0, 0, 0, *chain.from_iterable(colours)])
     with replacing(path) as temporary:
         # Run lengths compress masks and maps better and faster than zlib's quickest search for repetitions.
-        Image.fromarray(array).save(temporary, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
+        image.save(temporary, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def save_jpeg(array: np.ndarray, path: str | os.PathLike, quality: int = 92) -> None:
@@ -78,23 +94,41 @@ def save_thumbnail(pictures: Sequence[np.ndarray], side: int, path: str | os.Pat
     save_jpeg(np.concatenate(small, axis=1), path, quality=85)
 
 
-def overlay(photograph: np.ndarray, mask: np.ndarray, one_class: bool = True) -> np.ndarray:
+def overlay_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Colours of the vessel classes: turquoise of a single one; red of arteries, blue of veins; others yellow, blue, ….
+
+    Args:
+        names: of the vessel classes, in the order of their values.
+    """
+    if len(names) == 1:
+        return [ONE_CLASS]
+    named = [NAMED_COLOURS.get(name.strip().lower()) for name in names]
+    others = cycle(CLASS_COLOURS[::2] if any(named) else CLASS_COLOURS)  # no second blue beside veins
+    return [colour or next(others) for colour in named]
+
+
+def overlay(
+    photograph: np.ndarray, mask: np.ndarray, colours: Sequence[tuple[int, int, int]] = (ONE_CLASS,)
+) -> np.ndarray:
     """The photograph with its vessels coloured, which unlike outlines is visible at any magnification.
 
     Args:
         photograph: (H, W, 3), uint8.
         mask: (H, W), class values, 0 for background.
-        one_class: whether vessels are turquoise; otherwise they are yellow, blue, … by class.
+        colours: of the vessel classes, see ``overlay_colours``.
 
     Returns:
         (H, W, 3), uint8.
     """
     drawn = photograph.copy()
-    for value in range(1, int(mask.max(initial=0)) + 1):
-        colour = ONE_CLASS if one_class else CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)]
+    for value, colour in enumerate(colours, 1):
         inside = mask == value
         drawn[inside] = ((1 - OPACITY) * drawn[inside] + OPACITY * np.array(colour)).round().astype(np.uint8)
     return drawn
+
+
+def _16_bits(probability: np.ndarray) -> np.ndarray:
+    return np.rint(probability.clip(0, 1) * 65535).astype(np.uint16)
 
 
 def _shows(path: Path, array: np.ndarray) -> bool:
@@ -127,8 +161,9 @@ def agreement(pred: np.ndarray, label: np.ndarray, counted: np.ndarray) -> np.nd
 class SaveVesselsd(Transform):
     """Writes the results for a photograph, in the photograph's own size and orientation.
 
-    ``<name>_vessels.png`` is the mask, 0 and 255 (several classes: the class values); ``<name>_probability.png`` the
-    probability of vessel in 16 bits, 0 to 65535; ``<name>_fov.png`` the field of view, 0 and 255;
+    ``<name>_vessels.png`` is the mask, 0 and 255 (several classes: the class values, as indices of a palette that has
+    the overlay's colours); ``<name>_probability.png`` the probability of vessel in 16 bits, 0 to 65535, and
+    ``<name>_probability_<class>.png`` that of each vessel class; ``<name>_fov.png`` the field of view, 0 and 255;
     ``<name>_overlay.jpg`` the photograph with its vessels coloured; ``<name>_thumbnail.jpg`` the photograph and the
     overlay side by side, small. On request, ``<name>_vessels.nii.gz`` holds the class values at the photograph's place
     in space, see ``save_nifti``, and ``<name>_vessels.dcm`` is a DICOM Segmentation object, see ``save_dicom_seg``.
@@ -139,12 +174,14 @@ class SaveVesselsd(Transform):
         probability_key: probability maps of the vessel classes, (num_classes - 1, H, W).
         photograph_key: photograph, (3, H, W), uint8, whose metadata give the file name.
         output_key: key for the paths of the written files.
-        pictures: which of ``vessels``, ``probability``, ``fov``, ``overlay`` and ``thumbnail`` to write.
+        pictures: which of ``vessels``, ``probability``, ``class_probabilities``, ``fov``, ``overlay`` and ``thumbnail``
+            to write.
         thumbnail_side: longer side of each picture in the thumbnail, pixels.
         save_nifti: also write the mask as NIfTI.
         save_dicom_seg: also write the mask of a DICOM photograph as a DICOM Segmentation object; other photographs have
             no patient and study for it to refer to.
         fov_key: field of view, (1, H, W), non-zero inside; only needed for its picture.
+        class_names: names of the vessel classes, see ``drive_seg.classes.class_names``.
 
     Raises:
         DriveSegError: if ``pictures`` names any other picture.
@@ -162,6 +199,7 @@ class SaveVesselsd(Transform):
         save_nifti: bool = False,
         save_dicom_seg: bool = False,
         fov_key: str = "fov",
+        class_names: Sequence[str] | None = None,
     ) -> None:
         wrong = [name for name in ensure_tuple(pictures) if name not in PICTURES]
         if wrong:
@@ -176,6 +214,7 @@ class SaveVesselsd(Transform):
         self.thumbnail_side = thumbnail_side
         self.save_nifti = save_nifti
         self.save_dicom_seg = save_dicom_seg
+        self.class_names = class_names
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with the paths of the written files under ``output_key``.
@@ -197,22 +236,31 @@ class SaveVesselsd(Transform):
         if mask.shape != pixels.shape[:2]:
             raise DriveSegError(f"{source}: the mask has the size {mask.shape}, expected {pixels.shape[:2]}")
         name = str(case.get("case_id", picture_name(source)))
-        one_class = len(probability) == 1
+        classes = class_names(len(probability) + 1, self.class_names)
+        colours = overlay_colours(classes)
         if {"overlay", "thumbnail"}.intersection(self.pictures):
             pixels = np.ascontiguousarray(pixels)
-            coloured = overlay(pixels, mask, one_class)
+            coloured = overlay(pixels, mask, colours)
         saved: dict[str, Path] = {}
         if self.save_dicom_seg and is_dicom(source):  # first: it may be refused, and then nothing is written
             saved["dicom_seg"] = self.output_dir / f"{name}_vessels.dcm"
-            save_dicom_seg(mask, len(probability) + 1, source, saved["dicom_seg"])
+            save_dicom_seg(mask, classes, source, saved["dicom_seg"])
         for kind in self.pictures:
+            if kind == "class_probabilities":
+                for of_class, class_name in zip(probability, classes, strict=True):
+                    one = f"probability_{in_names(class_name)}"
+                    saved[one] = self.output_dir / f"{name}_{one}.png"
+                    save_png(_16_bits(of_class), saved[one])
+                continue
             to_look_at = kind in ("overlay", "thumbnail")
             saved[kind] = self.output_dir / f"{name}_{kind}.{'jpg' if to_look_at else 'png'}"
             if kind == "vessels":
-                save_png(mask * np.uint8(255) if one_class else mask, saved[kind])
+                if len(classes) == 1:
+                    save_png(mask * np.uint8(255), saved[kind])
+                else:
+                    save_png(mask, saved[kind], colours)
             elif kind == "probability":
-                vessel = probability.sum(axis=0).clip(0, 1)
-                save_png(np.rint(vessel * 65535).astype(np.uint16), saved[kind])
+                save_png(_16_bits(probability.sum(axis=0)), saved[kind])
             elif kind == "fov":
                 fov = np.where(to_numpy(case[self.fov_key])[0] > 0, np.uint8(255), np.uint8(0))
                 if not _shows(saved[kind], fov):  # else it may be the very mask that was given

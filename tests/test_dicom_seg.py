@@ -36,7 +36,7 @@ def source(tmp_path: Path) -> Path:
 def test_vessels(source: Path, tmp_path: Path) -> None:
     mask = np.zeros((ROWS, COLUMNS), np.uint8)
     mask[3:5, 10:50] = 1
-    save_dicom_seg(mask, 2, source, tmp_path / "vessels.dcm")
+    save_dicom_seg(mask, ["class 1"], source, tmp_path / "vessels.dcm")
     read, original = pydicom.dcmread(tmp_path / "vessels.dcm"), pydicom.dcmread(source)
     assert read.SOPClassUID == SegmentationStorage and read.SegmentationType == "BINARY" and read.Modality == "SEG"
     assert (read.Rows, read.Columns, int(read.NumberOfFrames)) == (ROWS, COLUMNS, 1)
@@ -52,26 +52,37 @@ def test_vessels(source: Path, tmp_path: Path) -> None:
     assert "PixelMeasuresSequence" not in read.SharedFunctionalGroupsSequence[0], "nobody knows a pixel's size"
 
 
-def test_arteries_and_veins_are_two_segments(source: Path, tmp_path: Path) -> None:
+def test_arteries_and_veins_have_their_codes_wherever_they_stand(source: Path, tmp_path: Path) -> None:
     mask = np.zeros((ROWS, COLUMNS), np.uint8)
-    mask[:, 20], mask[30] = 1, 2
-    save_dicom_seg(mask, 3, source, tmp_path / "vessels.dcm")
+    mask[:, 20], mask[30], mask[2] = 1, 2, 3
+    save_dicom_seg(mask, ["Veins", "capillary", "artery"], source, tmp_path / "vessels.dcm")
     segmentation = highdicom.seg.segread(tmp_path / "vessels.dcm")
-    labels = [segmentation.get_segment_description(number).segment_label for number in (1, 2)]
-    assert labels == ["Retinal arteries", "Retinal veins"]
+    found = [segmentation.get_segment_description(number) for number in (1, 2, 3)]
+    assert [(segment.segment_label, segment.segmented_property_type.meaning) for segment in found] == [
+        ("Retinal veins", "Vein"),
+        ("Retinal vessels, capillary", "Blood Vessel"),
+        ("Retinal arteries", "Artery"),
+    ]
     frames = segmentation.pixel_array
-    np.testing.assert_array_equal(frames[0] + 2 * frames[1], mask)
+    np.testing.assert_array_equal(frames[0] + 2 * frames[1] + 3 * frames[2], mask)
+
+
+def test_two_classes_without_names_are_not_called_arteries_and_veins(source: Path, tmp_path: Path) -> None:
+    save_dicom_seg(np.zeros((ROWS, COLUMNS), np.uint8), ["class 1", "class 2"], source, tmp_path / "vessels.dcm")
+    segments = pydicom.dcmread(tmp_path / "vessels.dcm").SegmentSequence
+    assert [segment.SegmentLabel for segment in segments] == ["Retinal vessels, class 1", "Retinal vessels, class 2"]
+    assert {segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for segment in segments} == {"Blood Vessel"}
 
 
 def test_a_retina_without_any_vessel(source: Path, tmp_path: Path) -> None:
-    save_dicom_seg(np.zeros((ROWS, COLUMNS), np.uint8), 2, source, tmp_path / "vessels.dcm")
+    save_dicom_seg(np.zeros((ROWS, COLUMNS), np.uint8), ["class 1"], source, tmp_path / "vessels.dcm")
     assert not pydicom.dcmread(tmp_path / "vessels.dcm").pixel_array.any()
 
 
 def test_a_photograph_that_cannot_be_referred_to(tmp_path: Path) -> None:
     bare = save_dicom(tmp_path / "bare.dcm", np.zeros((ROWS, COLUMNS, 3), np.uint8))
     with pytest.raises(DriveSegError, match=r"bare\.dcm: lacks StudyInstanceUID and Series"):
-        save_dicom_seg(np.zeros((ROWS, COLUMNS), np.uint8), 2, bare, tmp_path / "vessels.dcm")
+        save_dicom_seg(np.zeros((ROWS, COLUMNS), np.uint8), ["class 1"], bare, tmp_path / "vessels.dcm")
     assert not (tmp_path / "vessels.dcm").exists()
 
 
@@ -79,7 +90,7 @@ def test_a_photograph_that_cannot_be_referred_to(tmp_path: Path) -> None:
 def test_elements_that_are_not_by_the_standard(tmp_path: Path, elements: dict[str, str]) -> None:
     odd = photograph(tmp_path / "odd.dcm", np.zeros((ROWS, COLUMNS, 3), np.uint8), **elements)
     with pytest.raises(DriveSegError, match=r"odd\.dcm: no segmentation can refer to it \("):
-        save_dicom_seg(np.zeros((ROWS, COLUMNS), np.uint8), 2, odd, tmp_path / "vessels.dcm")
+        save_dicom_seg(np.zeros((ROWS, COLUMNS), np.uint8), ["class 1"], odd, tmp_path / "vessels.dcm")
     assert not (tmp_path / "vessels.dcm").exists()
 
 

@@ -11,18 +11,23 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
+from drive_seg.classes import class_names
 from drive_seg.errors import DriveSegError
 from drive_seg.pictures import (
+    ARTERY,
     CLASS_COLOURS,
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
     ONE_CLASS,
     TRUE_POSITIVE,
+    VEIN,
     SaveVesselsd,
     agreement,
     overlay,
+    overlay_colours,
     save_png,
 )
+from drive_seg.readers import read_image
 
 
 def read(path: str | Path) -> tuple[str, np.ndarray]:
@@ -68,11 +73,20 @@ def test_overlay_colours_vessels_only() -> None:
 @pytest.mark.parametrize("classes", [2, 3, 7])
 def test_overlay_of_several_classes(classes: int) -> None:
     photograph, mask = np.full((1, classes + 1, 3), 100, np.uint8), np.arange(classes + 1, dtype=np.uint8)[None]
-    drawn = overlay(photograph, mask, one_class=False)
-    first = overlay(photograph, (mask == 1).astype(np.uint8), one_class=False)
-    assert np.array_equal(first[0, 1], drawn[0, 1]), "a class has its colour where it is the only one found"
-    colours = [CLASS_COLOURS[value % 5] for value in range(classes)]
+    colours = overlay_colours(class_names(classes + 1))
+    assert colours == [CLASS_COLOURS[value % 5] for value in range(classes)]
+    drawn = overlay(photograph, mask, colours)
     assert drawn[0].tolist() == [[100] * 3] + [[round(40 + 0.6 * part) for part in colour] for colour in colours]
+
+
+@pytest.mark.parametrize(("names", "expected"), [
+    (["artery", "vein"], [ARTERY, VEIN]),
+    (["Veins", "ARTERIES"], [VEIN, ARTERY]),
+    (["vein", "other", "another"], [VEIN, CLASS_COLOURS[0], CLASS_COLOURS[2]]),
+    (["artery"], [ONE_CLASS]),
+])  # fmt: skip
+def test_arteries_are_red_and_veins_blue(names: list[str], expected: list[tuple[int, int, int]]) -> None:
+    assert overlay_colours(names) == expected
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
@@ -127,10 +141,29 @@ def test_saved_files_hold_what_was_found(tmp_path: Path) -> None:
     assert abs(shown - expected).mean() < 5 < abs(shown - photograph).max() / 10, "nearly: it is a JPEG file"
 
 
-def test_several_classes_are_saved_as_class_values(tmp_path: Path) -> None:
-    saved = SaveVesselsd(str(tmp_path))(result(classes=3))["saved"]
-    assert set(np.unique(read(saved["vessels"])[1])) == {0, 2}
+def test_several_classes_are_saved_as_class_values_that_can_be_seen(tmp_path: Path) -> None:
+    saver = SaveVesselsd(str(tmp_path), class_names=["artery", "vein"], save_nifti=True)
+    saved = saver(result(classes=3))["saved"]
+    mode, mask = read(saved["vessels"])
+    assert mode == "P" and mask[1].tolist() == [0, 0, 2, 2, 2, 0, 0] and mask.sum() == 6
+    np.testing.assert_array_equal(read_image(saved["vessels"], "classes"), mask)
+    np.testing.assert_array_equal(read_image(saved["nifti"], "classes"), mask)
+    assert set(np.unique(read_image(saved["vessels"], "binary") > 0)) == {False, True}
+    with Image.open(saved["vessels"]) as image:
+        seen = np.asarray(image.convert("RGB"))
+    assert seen[1, 2].tolist() == list(VEIN) and not seen[0].any()
     assert read(saved["probability"])[1][1, 2] == 49151, "of the vessel classes together"
+
+
+def test_the_probability_of_each_class(tmp_path: Path) -> None:
+    case = result(classes=3)
+    case["probability"][1] /= 3
+    saved = SaveVesselsd(str(tmp_path), pictures="class_probabilities", class_names=["artery", "vein"])(case)["saved"]
+    assert [Path(path).name for path in saved.values()] == ["a.b_probability_artery.png", "a.b_probability_vein.png"]
+    # 0.375 × 65535 = 24575.6, 0.125 × 65535 = 8191.9
+    assert [read(path)[1][1, 2] for path in saved.values()] == [24576, 8192]
+    saved = SaveVesselsd(str(tmp_path), pictures="class_probabilities")(result())["saved"]
+    assert [Path(path).name for path in saved.values()] == ["a.b_probability_class_1.png"]
 
 
 @pytest.mark.parametrize("vessel", [1.001, -0.001])
