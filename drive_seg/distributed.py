@@ -170,10 +170,10 @@ def leave_process_group(together: bool = True) -> None:
     """Leave the process group, all processes together, because the first may still be writing.
 
     Args:
-        together: False leaves without the others, of which some may have vanished.
+        together: False leaves at once, after an error; but not over NCCL, which would wait for the others.
     """
     global _store
-    if distributed.is_initialized():
+    if distributed.is_initialized() and (together or distributed.get_backend() == "gloo"):
         if together:
             distributed.barrier()
         distributed.destroy_process_group()
@@ -239,9 +239,11 @@ def meet(progress: Callable[[], Any]) -> list[int]:
         Ranks of the processes that were given up, because nothing has changed for ``PATIENCE`` or they cannot be
         reached; of none if all have come.
     """
-    if _store is None:
+    if _store is None:  # alone, or in a group that somebody else has formed
+        gather(None)
         return []
-    rank, waiting = get_rank(), list(range(get_world_size()))
+    rank = get_rank()
+    waiting = [other for other in range(get_world_size()) if other != rank]
     seen, changed, told = None, 0.0, time.monotonic()
     try:
         _store.set(f"met{rank}", "")

@@ -8,6 +8,7 @@ folder, because some file systems list names with accents in another spelling.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,30 @@ class OutputFolder:
                 continue
             # The journals of several processes have no common order; a success overrides any failure.
             if "failed" in entry:
-                found.setdefault(entry["case_id"], entry)
+                if "failed" in found.get(entry["case_id"], entry):
+                    found[entry["case_id"]] = entry
             elif self._has(entry):
                 found[entry["case_id"]] = entry
         return found
+
+    def begun(self, cases: Sequence[Case]) -> dict[str, int]:
+        """How often photographs were begun without an outcome, by case id; only those that were.
+
+        These were being worked on when a process was killed, perhaps because of one of them.
+        """
+        wanted = {case["case_id"]: case for case in cases}
+        count: Counter[str] = Counter()
+        for entry in read_journals(self.path, JOURNALS):
+            case = wanted.get(entry.get("case_id", ""))
+            if case is None or entry.get("settings") != self.settings:
+                continue
+            if self.identity(case).items() <= entry.items():
+                count[case["case_id"]] += entry.get("begun", -1)
+        return dict(+count)
+
+    def growth(self) -> list[int]:
+        """Sizes of the journals, which grow as long as a process works."""
+        return [path.stat().st_size for path in sorted(self.path.glob(JOURNALS))]
 
     def keep_corrected(self, cases: Sequence[Case]) -> list[Path]:
         """Copy masks and fields of view that somebody has changed since they were written, which may be hours of work.
@@ -157,7 +178,7 @@ def entry_of(result: Mapping[str, Any]) -> Entry:
 
 def _entries(path: Path) -> Iterator[Entry]:
     for entry in read_journals(path, JOURNALS):
-        if {"case_id", "photograph"} <= entry.keys():
+        if {"case_id", "photograph"} <= entry.keys() and "begun" not in entry:
             yield entry
 
 

@@ -12,20 +12,32 @@ import os
 import platform
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from torch import distributed
 from tqdm import tqdm
 
 from drive_seg import __version__
 from drive_seg.configs import SPECIAL, config_files, path_value, read_configs, without_descriptions
 from drive_seg.data import Case
-from drive_seg.distributed import from_first, gather, get_rank, get_world_size, join_process_group, leave_process_group
+from drive_seg.distributed import (
+    PATIENCE,
+    from_first,
+    gather,
+    get_rank,
+    get_world_size,
+    join_process_group,
+    leave_process_group,
+    lost_contact,
+    meet,
+    same_for_all,
+)
 from drive_seg.errors import DriveSegError, first_cause
 from drive_seg.files import (
     csv_text,
@@ -59,8 +71,12 @@ NOT_HERE = {
 """Config keys that mean nothing when photographs are segmented into a folder, and what is meant instead."""
 
 KINDS = (*PICTURES, "vessels.nii")
-LONGEST_RUN = 365 * 24 * 3600.0
-"""Seconds that a finished process waits for the others, whose shares may take any time."""
+TRIES = 3
+"""How often a photograph is begun at which its process may have ended; the others are finished first."""
+
+ENDED = "its process ended each of the three times that this photograph was worked on, perhaps for lack of memory"
+SEEN_LATE = 60.0
+"""Seconds in which what a process has written may still be missing for another machine, on network file systems."""
 
 LOST = "photograph or results are no longer as they were when this run wrote them, run it again"
 
@@ -94,19 +110,32 @@ def segment_photographs(
 
     Raises:
         DriveSegError: if there is no photograph, an override or the weights do not fit, another run is writing to
-            ``output_dir``, or that folder holds some of the photographs or the results of namesakes.
+            ``output_dir``, or that folder holds some of the photographs or the results of namesakes; of several
+            processes, also if they have different weights or settings, one has ended, or, after all else is written, if
+            the results of some are missing.
     """
     for key, instead in NOT_HERE.items():
         if key in overrides:
             raise DriveSegError(f"{key}: {instead}")
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    cases = photograph_cases(paths)
-    if fov_dir is not None:
-        cases = with_fov_masks(cases, fov_dir)
-    make_folder(output_dir)
-    _refuse_among_photographs(output_dir, cases)
-    with _alone_in(output_dir) if get_rank() == 0 else nullcontext():
-        return _segment(root, paths, cases, output_dir, overrides, names)
+    values = {"bundle_root": str(root), "output_dir": path_value(output_dir), **overrides}
+    files = config_files(root, *names)
+    try:
+        if get_world_size() > 1:  # first of all, so that the others are told if one fails
+            join_process_group(PATIENCE, read_configs(files, values).get_parsed_content("device"))
+        cases = photograph_cases(paths)
+        if fov_dir is not None:
+            cases = with_fov_masks(cases, fov_dir)
+        make_folder(output_dir)
+        _refuse_among_photographs(output_dir, cases)
+        with _alone_in(output_dir) if get_rank() == 0 else nullcontext():
+            return _segment(files, values, paths, cases, output_dir)
+    except Exception as error:
+        leave_process_group(together=False)  # or gloo's threads may end the process with a signal, not exit code 1
+        lost = lost_contact(error)
+        if lost is None:
+            raise
+        raise lost from error
 
 
 @contextmanager
@@ -121,77 +150,120 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _segment(
-    root: Path,
+    files: Sequence[str],
+    values: Mapping[str, Any],
     paths: Sequence[str | os.PathLike],
     cases: Sequence[Case],
     output_dir: Path,
-    overrides: Mapping[str, Any],
-    names: Sequence[str],
 ) -> list[tuple[str, str]]:
-    cases = named_as_before(output_dir, cases)
-    values = {"bundle_root": str(root), "output_dir": path_value(output_dir), **overrides}
-    files = config_files(root, *names)
     rank, world_size = get_rank(), get_world_size()
-    if world_size > 1:
-        join_process_group(LONGEST_RUN, read_configs(files, values).get_parsed_content("device"))
-        cases = from_first(cases)  # a folder may have gained a photograph since
+    cases = from_first(named_as_before(output_dir, cases))  # a folder may have gained a photograph since
     segmenter = Segmenter.from_config(files, values, many=True)  # even for one: its last bits depend on the threads
     for sentence in [*left_out(paths), *_without_mask(cases)] if rank == 0 else ():
         print(sentence, file=sys.stderr)  # noqa: T201
-    made_with = from_first(_made_with(files, values, segmenter))  # machines may differ in what they have installed
-    precisions = sorted(set(gather(segmenter.precision)))
+    made_with = _made_with(files, values, segmenter)
+    same_for_all(made_with)
+    about = {
+        **made_with,
+        "checkpoint": segmenter.checkpoint,
+        "command": shlex.join(sys.argv),
+        "device": _of_all(str(segmenter.device)),
+        "precision": _of_all(segmenter.precision),
+        "machine": _of_all(f"{platform.system()} {platform.machine()}"),
+        "versions": {name: _of_all(version) for name, version in software().items()},
+    }
     folder = OutputFolder(output_dir, hashlib.sha256(json.dumps(made_with).encode()).hexdigest()[:16])
-    if rank == 0:
-        pictures = {f"{case['case_id']}_{kind}" for case in cases for kind in KINDS}
-        remove_leftovers(output_dir, {*pictures, "vessels", "failed", "gallery", "settings"})
-    done = folder.latest(cases)
-    folder.refuse_to_replace(cases)
-    todo = [case for case in cases if "failed" in done.get(case["case_id"], {"failed": ""})]
-    for copy in folder.keep_corrected(todo) if rank == 0 else ():
-        print(f"{copy}: a result that was changed by hand, kept under this name", file=sys.stderr)  # noqa: T201
-    if world_size > 1:
-        distributed.barrier()  # no process writes to its journal before all have read what is done
-    if len(todo) < len(cases) and rank == 0:
-        print(f"{len(cases) - len(todo)} of {len(cases)} are done already in {output_dir}", file=sys.stderr)  # noqa: T201
-    journal = folder.journal(rank)
+    todo, suspects = from_first(_to_do(folder, cases) if rank == 0 else None)
     share = todo[rank::world_size]
-    hidden = None if rank == 0 else True  # None: where there is no terminal
-    outcomes = segmenter.each(share, keep=entry_of, catch=Exception)
-    for case, outcome in tqdm(outcomes, total=len(share), unit="photograph", disable=hidden):
-        if not isinstance(outcome, Exception):
-            journal.add({**folder.identity(case), **outcome})
-            continue
-        reason = str(outcome)
-        if not isinstance(outcome, DriveSegError):  # a bug here, which must cost only one photograph
-            tqdm.write("".join(traceback.format_exception(outcome)), file=sys.stderr)
-            cause = first_cause(outcome)
-            reason = f"{case['image']}: {type(cause).__name__}: {cause}"
-        # Tables have a separate column for the photograph.
-        journal.add({**folder.identity(case), "failed": reason.removeprefix(f"{case['image']}: ")})
-        tqdm.write(f"drive-seg: {reason}", file=sys.stderr)
-    if world_size > 1:
-        distributed.barrier()
+    # By one process: torchrun ends the others with one that is killed, and their photographs would be suspects, too.
+    alone = suspects if rank == 0 else []
+    _work(segmenter, folder, [share, *([case] for case in alone)], len(share) + len(alone))
+    missing_processes = meet(folder.growth)
+    if not missing_processes:
+        leave_process_group()
+    # Nothing is exchanged from here on, so that the tables are written whoever has vanished.
     latest = folder.latest(cases)
-    for case in cases:
-        if case["case_id"] not in latest:  # deleted or changed by somebody, or the file system has lost it
-            latest[case["case_id"]] = {**folder.identity(case), "failed": LOST}
-            if rank == 0:
-                tqdm.write(f"drive-seg: {case['image']}: {LOST}", file=sys.stderr)
+    until = time.monotonic() + (SEEN_LATE if world_size > 1 and not missing_processes else 0)
+    while len(latest) < len(cases) and time.monotonic() < until:
+        time.sleep(1)
+        latest = folder.latest(cases)
+    lost = [case for case in cases if case["case_id"] not in latest]
+    for case in lost:  # deleted or changed by somebody, or the file system has lost it
+        latest[case["case_id"]] = {**folder.identity(case), "failed": LOST}
+        if rank == 0 and world_size == 1:
+            tqdm.write(f"drive-seg: {case['image']}: {LOST}", file=sys.stderr)
     if rank == 0:
         _write_tables(output_dir, [*latest.values(), *_of_earlier_runs(folder, cases)])
-        about = {
-            **made_with,
-            "checkpoint": segmenter.checkpoint,
-            "command": shlex.join(sys.argv),
-            "device": str(segmenter.device),
-            "precision": ", ".join(precisions),
-            "machine": f"{platform.system()} {platform.machine()}",
-            "versions": software(),
-        }
         write_text(output_dir / SETTINGS, json.dumps(about, indent=2) + "\n")
         _tell_of_remarks([entry for entry in latest.values() if "failed" not in entry])
-    leave_process_group()
+    if rank == 0 and world_size > 1 and lost:
+        ended = (
+            f" (without sign of life: process {', '.join(map(str, missing_processes))})" if missing_processes else ""
+        )
+        raise DriveSegError(
+            f"{len(lost)} of {len(cases)} photographs have no result in {output_dir}: expected one folder that all "
+            f"processes see, and processes that do not end early{ended}; run it again for the rest"
+        )
     return _failures(latest[case["case_id"]] for case in cases)
+
+
+def _to_do(folder: OutputFolder, cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
+    """Photographs without a result, and apart from them those at which an earlier process may have ended."""
+    pictures = {f"{case['case_id']}_{kind}" for case in cases for kind in KINDS}
+    remove_leftovers(folder.path, {*pictures, "vessels", "failed", "gallery", "settings"})
+    done = folder.latest(cases)
+    folder.refuse_to_replace(cases)
+    missing = {"failed": ""}
+    todo = [case for case in cases if done.get(case["case_id"], missing).get("failed", ENDED) != ENDED]
+    begun = folder.begun(todo)
+    for case in todo:
+        if begun.get(case["case_id"], 0) >= TRIES:
+            folder.journal(0).add({**folder.identity(case), "failed": ENDED})
+    todo = [case for case in todo if begun.get(case["case_id"], 0) < TRIES]
+    for copy in folder.keep_corrected(todo):
+        print(f"{copy}: a result that was changed by hand, kept under this name", file=sys.stderr)  # noqa: T201
+    if finished := sum("failed" not in entry for entry in done.values()):
+        print(f"{finished} of {len(cases)} are done already in {folder.path}", file=sys.stderr)  # noqa: T201
+    suspects = sorted((case for case in todo if case["case_id"] in begun), key=lambda case: begun[case["case_id"]])
+    return [case for case in todo if case["case_id"] not in begun], suspects
+
+
+def _work(segmenter: Segmenter, folder: OutputFolder, groups: Iterable[Sequence[Case]], total: int) -> None:
+    """Segment groups of photographs one after the other, and note in the journal what is begun and what came of it."""
+    journal = folder.journal(get_rank())
+    under_way: dict[str, Case] = {}
+
+    def noted(group: Sequence[Case]) -> Iterator[Case]:
+        for case in group:
+            journal.add({**folder.identity(case), "begun": 1})
+            under_way[case["case_id"]] = case
+            yield case
+
+    hidden = None if get_rank() == 0 else True  # None: where there is no terminal
+    outcomes = chain.from_iterable(segmenter.each(noted(group), keep=entry_of, catch=Exception) for group in groups)
+    try:
+        for case, outcome in tqdm(outcomes, total=total, unit="photograph", disable=hidden):
+            del under_way[case["case_id"]]
+            if not isinstance(outcome, Exception):
+                journal.add({**folder.identity(case), **outcome})
+                continue
+            reason = str(outcome)
+            if not isinstance(outcome, DriveSegError):  # a bug here, which must cost only one photograph
+                tqdm.write("".join(traceback.format_exception(outcome)), file=sys.stderr)
+                cause = first_cause(outcome)
+                reason = f"{case['image']}: {type(cause).__name__}: {cause}"
+            # Tables have a separate column for the photograph.
+            journal.add({**folder.identity(case), "failed": reason.removeprefix(f"{case['image']}: ")})
+            tqdm.write(f"drive-seg: {reason}", file=sys.stderr)
+    except KeyboardInterrupt:  # which is no photograph's fault
+        for case in under_way.values():
+            journal.add({**folder.identity(case), "begun": -1})
+        raise
+
+
+def _of_all(text: str) -> str:
+    """What all processes say: machines may differ in what they have installed."""
+    return ", ".join(sorted(set(gather(text))))
 
 
 def _made_with(files: Sequence[str], values: Mapping[str, Any], segmenter: Segmenter) -> dict[str, Any]:
@@ -201,7 +273,7 @@ def _made_with(files: Sequence[str], values: Mapping[str, Any], segmenter: Segme
     return {
         "drive_seg": __version__,
         "weights_sha256": sha256(segmenter.checkpoint),
-        "engine": segmenter.engine,
+        "engine": _of_all(segmenter.engine),
         "settings": {key: value for key, value in config.items() if _is_plain(value) and key != "imports"},
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
     }

@@ -6,7 +6,7 @@ import logging
 import os
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,7 +172,7 @@ class Segmenter:
 
     def each(
         self,
-        cases: Sequence[Case],
+        cases: Iterable[Case],
         ahead: int | None = None,
         keep: Callable[[dict[str, Any]], Any] | None = None,
         catch: type[Exception] = DriveSegError,
@@ -225,7 +225,7 @@ class Segmenter:
 
     def _each_in_streams(
         self,
-        cases: Sequence[Case],
+        cases: Iterable[Case],
         finish: Callable[[dict[str, Any]], Any],
         workers: int,
         ahead: int,

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from builders import one_thread
 from PIL import Image
 
+from drive_seg import predict
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import estimate_fov
 from drive_seg.journal import read_journals
 from drive_seg.measures import measure_vessels
 from drive_seg.phantom import make_phantom
 from drive_seg.pictures import SaveVesselsd
-from drive_seg.predict import segment_photographs
+from drive_seg.predict import ENDED, segment_photographs
+from drive_seg.segmenter import Segmenter
 
 KINDS = ("vessels.png", "probability.png", "overlay.jpg", "thumbnail.jpg")
 
 
 def results(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".png", ".jpg")}
+
+
+def outcomes(folder: Path) -> list[str]:
+    """Case ids of the journals' entries about what came of a photograph."""
+    return [entry["case_id"] for entry in read_journals(folder, "progress_*.jsonl") if "begun" not in entry]
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -153,7 +161,7 @@ def test_names_that_are_no_text(bundle: Path, folder: Path, settings: dict[str, 
         assert segment_photographs(bundle, [folder], tmp_path / "out", settings) == []
         with (tmp_path / "out" / "vessels.csv").open(encoding="utf-8", newline="") as file:
             assert len(list(csv.DictReader(file))) == 5
-    assert len(read_journals(tmp_path / "out", "progress_*.jsonl")) == 5, "nothing was done twice"
+    assert len(outcomes(tmp_path / "out")) == 5, "nothing was done twice"
     assert not list((tmp_path / "out").glob("vessels_*.csv")), "nothing has changed"
     assert r"m\udcfcller" in (tmp_path / "out" / "gallery.html").read_text(encoding="utf-8")
 
@@ -178,6 +186,122 @@ def test_a_mistake_of_the_program_costs_one_photograph(
     assert {Path(photograph).name for photograph in failed} == {"3.png", "broken.png"}
     assert failed[str(folder / "3.png")] == "ZeroDivisionError: nobody thought of this"
     assert "Traceback" in capsys.readouterr().err
+
+
+class Killed(BaseException):
+    """Ends a run as a signal ends a process, which can note nothing any more."""
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Case ids in the order that photographs are opened."""
+    opened: list[str] = []
+    normal = Segmenter._prepare
+
+    def noted(self: Segmenter, case: dict[str, Any]) -> dict[str, Any]:
+        opened.append(str(case["case_id"]))
+        return normal(self, case)
+
+    monkeypatch.setattr(Segmenter, "_prepare", noted)
+    return opened
+
+
+def ends_at(photograph: str, ending: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    normal = Segmenter._prepare
+
+    def ends(self: Segmenter, case: dict[str, Any]) -> dict[str, Any]:
+        prepared = normal(self, case)
+        if case["case_id"] == photograph:
+            raise ending
+        return prepared
+
+    monkeypatch.setattr(Segmenter, "_prepare", ends)
+
+
+def test_a_photograph_that_ends_its_process_stops_no_other(
+    bundle: Path,
+    folder: Path,
+    settings: dict[str, object],
+    tmp_path: Path,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is tried last and alone, and after three times no more, unless it has changed."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        ends_at("1", Killed, patched)
+        for _ in range(3):
+            opened.clear()
+            with pytest.raises(Killed):
+                segment_photographs(bundle, [folder], out, settings)
+        assert set(outcomes(out)) == {"0", "2", "3", "4", "broken"} and opened[-1] == "1"
+    opened.clear()
+    for _ in range(2):
+        failed = {Path(path).name: reason for path, reason in segment_photographs(bundle, [folder], out, settings)}
+        assert set(failed) == {"1.png", "broken.png"} and failed["1.png"] == ENDED
+        assert ENDED in (out / "failed.csv").read_text()
+        with (out / "vessels.csv").open() as file:
+            assert [row["case_id"] for row in csv.DictReader(file)] == ["0", "2", "3", "4"]
+    assert opened == ["broken"] * 2, "which is no reason to end"
+    os.utime(folder / "1.png", ns=(0, 10**15))
+    assert len(segment_photographs(bundle, [folder], out, settings)) == 1 and "1" in opened
+
+
+def test_a_run_that_is_interrupted_blames_no_photograph(
+    bundle: Path,
+    folder: Path,
+    settings: dict[str, object],
+    tmp_path: Path,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patched:
+        ends_at("1", KeyboardInterrupt, patched)
+        for _ in range(4):
+            with pytest.raises(KeyboardInterrupt):
+                segment_photographs(bundle, [folder], tmp_path / "out", settings)
+    opened.clear()
+    assert len(segment_photographs(bundle, [folder], tmp_path / "out", settings)) == 1
+    assert opened[-1] != "1" and len(outcomes(tmp_path / "out")) == 6
+
+
+@pytest.mark.parametrize("vanished", [[], [1]], ids=["another folder", "vanished"])
+def test_results_of_another_process_that_are_missing(
+    bundle: Path,
+    folder: Path,
+    settings: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    vanished: list[int],
+) -> None:
+    """The first of two processes writes what there is, and says what is missing."""
+    out = tmp_path / "out"
+    monkeypatch.setattr(predict, "get_world_size", lambda: 2)
+    monkeypatch.setattr(predict, "join_process_group", lambda timeout, device: None)
+    monkeypatch.setattr(predict, "meet", lambda progress: vanished)
+    monkeypatch.setattr(predict, "SEEN_LATE", 0.1)
+    message = f"^3 of 6 photographs have no result in {re.escape(str(out))}: expected one folder that all processes see"
+    with pytest.raises(DriveSegError, match=message) as raised:
+        segment_photographs(bundle, [folder], out, settings)
+    assert ("without sign of life: process 1" in str(raised.value)) == bool(vanished)
+    with (out / "vessels.csv").open() as file:
+        assert [row["case_id"] for row in csv.DictReader(file)] == ["0", "2", "4"]
+    with (out / "failed.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 3
+    assert (out / "settings.json").is_file()
+
+
+def test_another_process_ends(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(part: object) -> object:
+        raise RuntimeError("[pair.cc:538] Connection closed by peer [127.0.0.1]:1234")
+
+    monkeypatch.setattr(predict, "from_first", closed)
+    with pytest.raises(
+        DriveSegError, match=r"^another process of this run has ended or cannot be reached, see its log"
+    ):
+        segment_photographs(bundle, [folder], tmp_path / "out", settings)
 
 
 def test_masks_of_the_field_of_view(
@@ -229,13 +353,13 @@ def test_killed_in_the_middle(folder: Path, settings: dict[str, object], tmp_pat
     for path in out.glob("[!.]*.png"):
         with Image.open(path) as picture:
             picture.load()
-    killed_after = len(read_journals(out, "progress_*.jsonl"))
+    killed_after = len(outcomes(out))
     assert 0 < killed_after < 41
     for target in (out, clean):
         done = subprocess.run([sys.executable, *command(folder, target, settings)], capture_output=True, text=True)
         assert done.returncode == 1 and "1 could not be segmented" in done.stderr
     assert results(out) == results(clean), "and no temporary file is left"
-    assert len(read_journals(out, "progress_*.jsonl")) < 41 + killed_after, "what was done was not done again"
+    assert len(outcomes(out)) < 41 + killed_after, "what was done was not done again"
 
 
 @pytest.mark.slow
@@ -249,8 +373,8 @@ def test_shared_out_over_processes(bundle: Path, folder: Path, settings: dict[st
     )  # fmt: skip
     assert "1 could not be segmented" in done.stderr, done.stderr[-3000:]
     assert results(out) == results(alone)
-    journals = [path.read_text().splitlines() for path in sorted(out.glob("progress_*.jsonl"))]
-    notes = [[json.loads(line)["case_id"] for line in lines if line] for lines in journals]
+    journals = [read_journals(out, path.name) for path in sorted(out.glob("progress_*.jsonl"))]
+    notes = [[entry["case_id"] for entry in entries if "begun" not in entry] for entries in journals]
     assert [len(names) for names in notes] == [3, 3] and not set(notes[0]) & set(notes[1])
     assert (out / "gallery.html").read_text() == (alone / "gallery.html").read_text()
     assert (out / "failed.csv").read_text() == (alone / "failed.csv").read_text()
