@@ -10,7 +10,7 @@ from ignite.engine import Engine, Events
 
 from drive_seg.files import write_csv
 
-__all__ = ["MeasureTable", "rounded"]
+__all__ = ["MeasureTable", "rounded", "table_row"]
 
 
 def rounded(measures: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,6 +19,11 @@ def rounded(measures: Mapping[str, Any]) -> dict[str, Any]:
         name: value if not isinstance(value, float) else round(value, 6) if math.isfinite(value) else None
         for name, value in measures.items()
     }
+
+
+def table_row(photograph: str, case_id: str, measures: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of ``vessels.csv``: the photograph's file, its case id and its rounded measures."""
+    return {"photograph": photograph, "case_id": case_id, **rounded(measures)}
 
 
 class MeasureTable:
@@ -51,8 +56,7 @@ class MeasureTable:
         for case, found in zip(engine.state.batch, engine.state.output, strict=True):
             if self.measures_key in found:
                 file = getattr(case["photograph"], "meta", {}).get("filename_or_obj", "")
-                measures = rounded(found[self.measures_key])
-                self.rows.append({"photograph": file, "case_id": case.get("case_id", ""), **measures})
+                self.rows.append(table_row(file, case.get("case_id", ""), found[self.measures_key]))
 
     def write(self, engine: Engine) -> None:
         """Write the file, if anything was measured."""

@@ -25,6 +25,8 @@ from skimage.morphology import skeletonize
 
 from drive_seg.arrays import to_numpy
 from drive_seg.calibre import calibres
+from drive_seg.classes import class_names as names_of_classes
+from drive_seg.classes import in_names
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import fov_box, fov_diameter
 from drive_seg.quality import QualityCheck, quality_figures
@@ -41,6 +43,10 @@ SHORTEST = 0.02
 
 MM_PER_DEGREE = 0.3
 """Millimetres on the retina of an average eye that a camera sees in a degree; 0.29 in Gullstrand's schematic eye."""
+
+OF_CLASSES = ("vessel_density_share", "skeleton_length", "calibre_mean", "calibre_p", "length_density")
+"""Beginnings of the measures that make sense of a single vessel class. Crossings cut its vessels, so that branches and
+free ends, and what is measured along branches, are those of the cuts as much as those of the vessels."""
 
 BOX_SIZES = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)
 """Box sizes for counting, as shares of the FOV's diameter: from a wide vessel to the space between the arcades."""
@@ -167,7 +173,8 @@ def _boxes(rows: np.ndarray, columns: np.ndarray, size: float) -> int:
 class MeasureVesselsd(Transform):
     """``measure_vessels`` and the quality check for a case, as a row of a table.
 
-    Arteries and veins are measured together even where the mask distinguishes them.
+    All vessel classes are measured together. If there are several, some measures follow for each of them alone, as if
+    the others were background, under names that end in the class's: ``calibre_mean_px_artery``, see ``OF_CLASSES``.
 
     Args:
         quality: the check that names problems of a photograph.
@@ -178,8 +185,10 @@ class MeasureVesselsd(Transform):
         fov_key: FOV mask, (1, H, W), non-zero inside.
         photograph_key: photograph, (3, H, W), uint8.
         output_key: key for the row: ``width_px``, ``height_px``, ``fov_diameter_px``, ``fov_area_px``,
-            ``pixel_spacing_mm`` if it is known, the measures, the ``quality_figures``, and ``quality``, the problems
-            joined by "; ", empty if there are none.
+            ``pixel_spacing_mm`` if it is known, the measures, the ``quality_figures``, ``quality``, the problems
+            joined by "; ", empty if there are none, and the measures of single classes.
+        num_classes: number of classes, background included.
+        class_names: names of the vessel classes, see ``drive_seg.classes.class_names``.
 
     Raises:
         DriveSegError: if the spacing or the angle is not positive, or both are given.
@@ -194,6 +203,8 @@ class MeasureVesselsd(Transform):
         fov_key: str = "fov",
         photograph_key: str = "photograph",
         output_key: str = "measures",
+        num_classes: int = 2,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         _check_positive("pixel_spacing_mm", pixel_spacing_mm, "millimetres")
         _check_positive("camera_angle", camera_angle, "degrees")
@@ -206,11 +217,13 @@ class MeasureVesselsd(Transform):
         self.fov_key = fov_key
         self.photograph_key = photograph_key
         self.output_key = output_key
+        self.classes = names_of_classes(num_classes, class_names)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with the row of its photograph under ``output_key``."""
         case = dict(data)
-        mask, fov = (to_numpy(case[key])[0] > 0 for key in (self.pred_key, self.fov_key))
+        values, fov = to_numpy(case[self.pred_key])[0], to_numpy(case[self.fov_key])[0] > 0
+        mask = values > 0
         photograph = to_numpy(case[self.photograph_key]).transpose(1, 2, 0)
         diameter, spacing = fov_diameter(fov), self.pixel_spacing_mm
         if self.camera_angle is not None:
@@ -226,6 +239,11 @@ class MeasureVesselsd(Transform):
             **figures,
             "quality": "; ".join(self.quality.problems(figures, fov, mask, spacing)),
         }
+        if len(self.classes) > 1:
+            for value, name in enumerate(self.classes, 1):
+                measures = measure_vessels(values == value, fov, spacing)
+                kept = {f"{key}_{in_names(name)}": of for key, of in measures.items() if key.startswith(OF_CLASSES)}
+                case[self.output_key].update(kept)
         return case
 
 

@@ -53,6 +53,8 @@ class Segmentation:
         probability: of vessel, all vessel classes together, (H, W), float32, 0 to 1; 0 outside the field of view.
         mask: class values, (H, W), uint8; 0 is background and everything outside the field of view.
         fov: field of view, (H, W), bool.
+        class_probabilities: of each vessel class, (num_classes - 1, H, W), float32, 0 to 1; they sum to
+            ``probability``.
         measures: the row of ``vessels.csv``, see ``drive_seg.measures.MeasureVesselsd``; None unless ``measure`` is
             true.
     """
@@ -60,6 +62,7 @@ class Segmentation:
     probability: np.ndarray
     mask: np.ndarray
     fov: np.ndarray
+    class_probabilities: np.ndarray
     measures: dict[str, Any] | None = None
 
 
@@ -150,9 +153,10 @@ class Segmenter:
             if isinstance(photograph, np.ndarray) != isinstance(fov, np.ndarray):
                 raise DriveSegError("fov: expected a file with a photograph from a file, an array with an array")
         result = self.segment_case(case)
-        probability = to_numpy(result["probability"].sum(dim=0).clamp(0, 1).float())
+        of_classes = result["probability"].float().clamp(0, 1)
+        probability = to_numpy(of_classes.sum(dim=0).clamp(0, 1))
         mask, inside = to_numpy(result["pred"])[0], to_numpy(result["fov"])[0] > 0
-        return Segmentation(probability, mask, inside, result.get("measures"))
+        return Segmentation(probability, mask, inside, to_numpy(of_classes), result.get("measures"))
 
     def segment_case(self, case: Mapping[str, Any]) -> dict[str, Any]:
         """Segment one case of a datalist, and write its files if the postprocessing does.

@@ -297,8 +297,23 @@ def test_a_case_is_a_row() -> None:
     assert row["pixel_spacing_mm"] == 0.03
     assert {name: row[name] for name in (*expected, *figures)} == {**expected, **figures}
     assert list(MeasureVesselsd(CHECK)(case)["measures"])[:5] == [*about, "vessel_density_share"], "no millimetres"
-    arteries_and_veins = case_of(phantom.artery_vein, phantom.image, phantom.fov)
-    assert MeasureVesselsd(CHECK, pixel_spacing_mm=0.03)(arteries_and_veins)["measures"] == row
+
+
+def test_columns_of_single_classes_follow_those_of_all_vessels() -> None:
+    phantom = make_phantom(1, 300, 280)
+    case = case_of(phantom.artery_vein, phantom.image, phantom.fov)
+    together = MeasureVesselsd(CHECK, pixel_spacing_mm=0.03)(case)["measures"]
+    row = MeasureVesselsd(CHECK, 0.03, num_classes=3, class_names=["artery", "small vein"])(case)["measures"]
+    expected = {}
+    for value, name in ((1, "artery"), (2, "small_vein")):
+        alone = measure_vessels(phantom.artery_vein == value, phantom.fov, 0.03)
+        left_out = {"branch_points", "end_points", "fractal_dimension", "tortuosity"}
+        expected |= {f"{key}_{name}": alone[key] for key in alone.keys() - left_out}
+    assert set(list(row)[len(together) :]) == expected.keys()
+    assert row == {**together, **expected}
+    assert "vessel_density_share_class_2" in MeasureVesselsd(CHECK, num_classes=3)(case)["measures"]
+    shares = [row[f"vessel_density_share{end}"] for end in ("", "_artery", "_small_vein")]
+    assert shares[0] == pytest.approx(sum(shares[1:]))
 
 
 @pytest.mark.parametrize(("spacing", "told"), [(None, False), (0.03, False), (0.005, True), (0.5, True)])

@@ -54,7 +54,25 @@ def test_an_array_gives_what_its_file_gives(segment: Segmenter, photograph: Path
     assert from_file.probability.dtype == np.float32 and from_file.probability.min() >= 0
     assert from_file.probability.max() <= 1 and from_file.fov.dtype == bool
     assert np.array_equal(from_file.mask > 0, (from_file.probability >= 0.5) & from_file.fov)
+    assert np.array_equal(from_file.class_probabilities, from_file.probability[None])
     assert from_file.measures is None
+
+
+def test_several_classes(tmp_path: Path, photograph: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(UNet(base_channels=4, depth=3, num_classes=3).state_dict(), tmp_path / "model.pt")
+    names = ["artery", "vein"]
+    result = drive_seg.load(tmp_path / "model.pt", num_classes=3, class_names=names, measure=True, **SMALL)(photograph)
+    assert result.class_probabilities.shape == (2, 150, 141) and result.class_probabilities.dtype == np.float32
+    np.testing.assert_allclose(result.class_probabilities.sum(axis=0), result.probability, atol=1e-6)
+    vessels = result.mask > 0
+    assert np.array_equal(result.mask[vessels], result.class_probabilities.argmax(axis=0)[vessels] + 1)
+    assert result.measures is not None
+    for value, name in enumerate(names, 1):
+        share = result.measures[f"vessel_density_share_{name}"]
+        assert share == pytest.approx((result.mask == value).sum() / result.fov.sum())
+    with pytest.raises(DriveSegError, match="class_names: expected 2 different names"):
+        drive_seg.load(tmp_path / "model.pt", num_classes=3, class_names=["artery"], measure=True, **SMALL)
 
 
 def test_measures_on_request(weights: Path, photograph: Path) -> None:
