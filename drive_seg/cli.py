@@ -309,8 +309,11 @@ def export(
 
 @app.command(
     context_settings=_OVERRIDABLE,
-    epilog=_further("inference", "--base_channels 64", "--depth 3", "--num_classes 3", "--threshold 0.4"),
-)
+    epilog=_further(
+        "inference.json and bundle/configs/train", "--base_channels 64", "--depth 3", "--num_classes 3",
+        "--threshold 0.4", "--annotation av",
+    ),
+)  # fmt: skip
 def package(
     context: typer.Context,
     checkpoint: Checkpoint = None,

@@ -342,10 +342,10 @@ def _check_annotation(root: Path, sections: Mapping[str, Sequence[Case]], name: 
     known = {key for cases in sections.values() for case in cases for key in case} - {"image", "fov", *_NO_FILES}
     if name is not None and known and name not in known:
         expected = f"expected one of {', '.join(sorted(known))}"
-        unnamed = [folder for folder in SECTIONS if (root / folder / name).is_dir()]
+        unnamed = [folder for folder in SECTIONS if (root / folder / str(name)).is_dir()]
         if unnamed and (root / DATASET_JSON).is_file():
             section = unnamed[0]
-            expected += f'; {root / section / name} is there, but {DATASET_JSON} alone counts: expected "{name}": '
+            expected += f'; {root / section / str(name)} is there, but {DATASET_JSON} alone counts: expected "{name}": '
             expected += f'"{section}/{name}/…" in every case in it'
         raise DriveSegError(f"annotation: {root} has no {name!r}, {expected}")
 

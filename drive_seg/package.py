@@ -11,7 +11,8 @@ from typing import Any
 
 from drive_seg.archives import write_archive
 from drive_seg.checkpoints import load_checkpoint
-from drive_seg.configs import config_as_used, config_files, config_keys, path_value, read_configs
+from drive_seg.classes import class_names
+from drive_seg.configs import check_overrides, config_as_used, config_files, config_keys, path_value, read_configs
 from drive_seg.errors import DriveSegError, unwrapped
 from drive_seg.export import FILE_NAMES, export_network
 from drive_seg.files import replacing, sha256
@@ -56,14 +57,15 @@ def package_bundle(
         root: the bundle, whose ``metadata.json`` gives the version.
         output_dir: folder for the zip file.
         checkpoint: state dict of the network in ``inference.json``; None for ``models/model.pt`` of the bundle.
-        overrides: keys of ``inference.json`` and their values, such as ``base_channels``, to set in the packed configs.
+        overrides: keys of ``inference.json`` or ``train.json`` and their values, such as ``base_channels``, to set in
+            the packed configs.
 
     Returns:
         The zip file.
 
     Raises:
         DriveSegError: if a file is missing, the weights do not fit the network in ``inference.json``, or an override
-            names a key that it does not have or a value that does not fit, or the zip file exists with other content.
+            names a key that neither config has or a value that does not fit, or the zip file exists with other content.
     """
     overrides = dict(overrides or {})
     weights = checkpoint or root / "models" / "model.pt"
@@ -76,7 +78,8 @@ def package_bundle(
 
     path = output_dir / f"{NAME}_v{version}.zip"
     with tempfile.TemporaryDirectory() as scratch:
-        as_used = {**overrides, "checkpoint": path_value(weights)}
+        check_overrides(config_files(root, "inference", "train"), overrides)
+        as_used = {**_known(overrides, *config_files(root, "inference")), "checkpoint": path_value(weights)}
         _check_values(root, as_used)
         (scripted,) = export_network(root, Path(scratch), as_used, ["torchscript"])
         models = {"models/model.pt": weights, f"models/{FILE_NAMES['torchscript']}": scripted.path}
@@ -105,6 +108,12 @@ def package_bundle(
     return path
 
 
+def _known(overrides: Mapping[str, Any], config: str) -> dict[str, Any]:
+    """The overrides of keys that a config has."""
+    known = config_keys(json.loads(Path(config).read_text(encoding="utf-8")))
+    return {key: value for key, value in overrides.items() if key.replace("#", "::") in known}
+
+
 def _check_values(root: Path, overrides: Mapping[str, Any]) -> None:
     """Make what ``inference.json`` describes, which refuses values that do not fit before anybody else has them."""
     parser = read_configs(config_files(root, "inference"), {"bundle_root": str(root), **overrides, "save": True})
@@ -125,18 +134,20 @@ def _sha256_of_own(root: Path) -> str | None:
 def _configs_of_others(root: Path, overrides: Mapping[str, Any], others: Path | None) -> dict[str, bytes]:
     """The configs and metadata for weights that are not the bundle's, or that are used with overrides."""
     members = {}
-    for file in map(Path, config_files(root, "train", "inference")):
-        known = config_keys(json.loads(file.read_text(encoding="utf-8")))
-        used = {key: value for key, value in overrides.items() if key.replace("#", "::") in known}
-        members[f"configs/{file.name}"] = config_as_used(file, used).encode()
+    for file in config_files(root, "train", "inference"):
+        members[f"configs/{Path(file).name}"] = config_as_used(file, _known(overrides, file)).encode()
     metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
     metadata.pop("eval_metrics", None)
     if others is not None:
         metadata["weights_sha256"] = sha256(others)
         metadata["changelog"] = {metadata["version"]: "weights of another training, see docs/README.md"}
-    classes = overrides.get("num_classes")
-    if classes is not None:
-        names = {str(value): f"class {value}" if value else "background" for value in range(classes)}
+        metadata["data_source"] = "weights: another training, see docs/README.md"
+    train = config_files(root, "train")
+    parser = read_configs(train, _known(overrides, *train))
+    classes, named = (parser.get_parsed_content(key) for key in ("num_classes", "class_names"))
+    vessel_classes = class_names(classes, named)
+    if classes != metadata["network_data_format"]["outputs"]["pred"]["num_channels"] or named is not None:
+        names = {str(value): name for value, name in enumerate(["background", *vessel_classes])}
         formats = metadata["network_data_format"]
         formats["outputs"]["pred"].update(num_channels=classes, channel_def=names)
         mask, probability = (formats["post_processed_outputs"][key] for key in ("pred", "probability"))

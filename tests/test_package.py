@@ -133,7 +133,7 @@ def test_other_weights_come_without_the_figures_of_the_bundles_own(packed: Path)
         metadata = json.loads(archive.read(f"{NAME}/configs/metadata.json"))
     assert names == [f"{NAME}/docs/README.md"], "no model card, curves or licence of the data"
     assert sha256(packed.parent.parent / "model.pt") in card and "CHASE_DB1" not in card
-    assert "eval_metrics" not in metadata and "CHASE_DB1" not in json.dumps(metadata["changelog"])
+    assert "eval_metrics" not in metadata and "CHASE_DB1" not in json.dumps(metadata)
     validate(instance=metadata, schema=json.loads(SCHEMA.read_text()))
 
 
@@ -175,11 +175,33 @@ def test_own_weights_used_otherwise_keep_their_card(bundle: Path, tmp_path: Path
     assert metadata["changelog"] == json.loads((bundle / "configs" / "metadata.json").read_bytes())["changelog"]
 
 
+def test_values_of_a_training_stand_in_its_config(tmp_path: Path) -> None:
+    """So that whoever has the bundle can score its weights."""
+    weights = tmp_path / "model.pt"
+    torch.save(UNet(base_channels=4, depth=3, num_classes=3).state_dict(), weights)
+    network = ["--base_channels", "4", "--depth", "3", "--num_classes", "3"]
+    path = pack(weights, tmp_path / "release", *network, "--annotation", "av", "--class_names", "['artery','vein']")
+    with zipfile.ZipFile(path) as archive:
+        train, inference, metadata = (
+            json.loads(archive.read(f"{NAME}/configs/{name}.json")) for name in ("train", "inference", "metadata")
+        )
+    assert (train["annotation"], train["num_classes"], train["class_names"]) == ("av", 3, ["artery", "vein"])
+    assert "annotation" not in inference and inference["num_classes"] == 3
+    formats = metadata["network_data_format"]
+    assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "artery", "2": "vein"}
+    assert formats["post_processed_outputs"]["probability"]["channel_def"] == {"0": "artery", "1": "vein"}
+    validate(instance=metadata, schema=json.loads(SCHEMA.read_text()))
+
+
 def test_values_that_the_bundle_would_refuse(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["package", "--output-dir", str(tmp_path)]
     said = refused([*command, "--threshold", "9"], capsys)
     assert "threshold: expected a probability from 0 to 1, got 9" in said
     assert "pictures: expected some of vessels" in refused([*command, "--pictures", "['masks']"], capsys)
+    assert "class_names: expected 1 different names" in refused([*command, "--class_names", "['a','b']"], capsys)
+    assert "anotation: the config has no such key, did you mean annotation?" in refused(
+        [*command, "--anotation", "av"], capsys
+    )
     assert not list(tmp_path.iterdir())
 
 
