@@ -36,6 +36,7 @@ __all__ = [
     "share_of_batch",
     "torchrun_job",
     "usable_cores",
+    "warn_of_launcher",
 ]
 
 JOINING = 600.0
@@ -315,6 +316,16 @@ def usable_cores() -> int:
 
 def _processes_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def warn_of_launcher() -> None:
+    """Warn, in the first of them, if srun or mpirun has started several processes that know nothing of each other."""
+    if "WORLD_SIZE" in os.environ:
+        return
+    for size, rank in (("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")):
+        tasks = int(os.environ.get(size, 1))
+        if tasks > 1 and os.environ.get(rank) == "0":
+            _logger.warning("%d processes each do the whole work; expected one torchrun on each machine", tasks)
 
 
 def restart_count() -> int:

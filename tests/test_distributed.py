@@ -26,6 +26,7 @@ from drive_seg.distributed import (
     same_for_all,
     share_of_batch,
     usable_cores,
+    warn_of_launcher,
 )
 from drive_seg.errors import CommonError, DriveSegError, user_error
 from drive_seg.phantom import write_phantom_dataset
@@ -199,6 +200,28 @@ def test_a_store_that_is_lost(first_of_three: torch.distributed.Store, monkeypat
 
     monkeypatch.setattr(torch.distributed.HashStore, "check", lost)
     assert meet(lambda: None) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("environment", "warned"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "WORLD_SIZE": "4"}, False),
+    ],
+    ids=["alone", "srun", "another of srun", "mpirun", "torchrun in srun"],
+)
+def test_several_processes_without_torchrun(
+    environment: dict[str, str], warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    warn_of_launcher()
+    assert ("4 processes each do the whole work; expected one torchrun" in caplog.text) == warned
 
 
 def test_alone_nobody_is_waited_for() -> None:

@@ -13,7 +13,7 @@ from builders import evaluator_with, names, same_weights, small
 from filelock import FileLock
 from ignite.engine import Engine, Events
 
-from drive_seg import checkpoints
+from drive_seg import checkpoints, distributed
 from drive_seg.checkpoints import (
     PretrainedWeights,
     TrainingState,
@@ -21,7 +21,7 @@ from drive_seg.checkpoints import (
     restarted,
     save_checkpoint,
 )
-from drive_seg.errors import DriveSegError
+from drive_seg.errors import CommonError, DriveSegError
 from drive_seg.learnt_cases import learnt_cases, write_learnt_cases
 
 
@@ -224,6 +224,35 @@ def test_a_training_that_is_refused_frees_the_folder(tmp_path: Path) -> None:
     with pytest.raises(DriveSegError):
         refused.run()
     FileLock(tmp_path / ".last.pt.lock").acquire(blocking=False)
+
+
+def another_in_the_second_process(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were a second process, of which the value of this name differs."""
+
+    def gather(part: tuple[str, dict[str, str]]) -> list[tuple[str, dict[str, str]]]:
+        host, values = part
+        return [part, (host, {**values, **({name: "another"} if name in values else {})})]
+
+    monkeypatch.setattr(distributed, "gather", gather)
+
+
+def test_processes_that_would_train_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    another_in_the_second_process("validation_cases", monkeypatch)
+    with pytest.raises(
+        CommonError, match=r"^validation_cases: expected the same in all processes, got \['21'\] in proc"
+    ):
+        Training(tmp_path / "last.pt", settings={"seed": 0, "validation_cases": ["21"]}).run()
+    Training(tmp_path / "last.pt", settings={"seed": 0}).run()
+
+
+def test_processes_that_would_start_from_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    another_in_the_second_process("SHA-256 of the pretrained weights", monkeypatch)
+    network = small()
+    save_checkpoint(network.state_dict(), tmp_path / "model.pt")
+    engine = Engine(lambda engine, batch: None)
+    PretrainedWeights(network, str(tmp_path / "model.pt"), str(tmp_path / "last.pt")).attach(engine)
+    with pytest.raises(CommonError, match=r"^SHA-256 of the pretrained weights: expected the same in all processes"):
+        engine.run([0], max_epochs=1)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
