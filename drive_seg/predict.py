@@ -24,6 +24,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from drive_seg import __version__
+from drive_seg.classes import class_names
 from drive_seg.configs import SPECIAL, config_files, path_value, read_configs, without_descriptions
 from drive_seg.data import Case
 from drive_seg.distributed import (
@@ -52,9 +53,10 @@ from drive_seg.files import (
     write_text,
 )
 from drive_seg.gallery import write_gallery
+from drive_seg.measure_table import table_row
 from drive_seg.output_folder import OutputFolder, entry_of, named_as_before
 from drive_seg.photographs import left_out, photograph_cases, with_fov_masks
-from drive_seg.pictures import PICTURES
+from drive_seg.pictures import PICTURES, overlay_colours
 from drive_seg.segmenter import Segmenter
 from drive_seg.versions import software
 
@@ -193,7 +195,9 @@ def _segment(
         if rank == 0 and world_size == 1:
             tqdm.write(f"drive-seg: {case['image']}: {LOST}", file=sys.stderr)
     if rank == 0:
-        _write_tables(output_dir, [*latest.values(), *_of_earlier_runs(folder, cases)])
+        settings = made_with["settings"]
+        classes = class_names(settings["num_classes"], settings["class_names"])
+        _write_tables(output_dir, [*latest.values(), *_of_earlier_runs(folder, cases)], classes)
         write_text(output_dir / SETTINGS, json.dumps(about, indent=2) + "\n")
         _tell_of_remarks([entry for entry in latest.values() if "failed" not in entry])
     if rank == 0 and world_size > 1 and lost:
@@ -338,11 +342,17 @@ def _keep_what_gets_lost(table: Path, text: str) -> None:
         print(f"{table}: as it was measured before, kept as {copy.name}", file=sys.stderr)  # noqa: T201
 
 
-def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Write the tables in order of the photographs' paths, whichever run each is from."""
+def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> None:
+    """Write the tables in order of the photographs' paths, whichever run each is from.
+
+    Args:
+        output_dir: folder of the results.
+        entries: of the journals.
+        classes: names of the vessel classes.
+    """
     entries = sorted(entries, key=lambda entry: str(entry["photograph"]))
     rows = [
-        {"photograph": entry["photograph"], "case_id": entry["case_id"], **entry["measures"]}
+        table_row(entry["photograph"], entry["case_id"], entry["measures"])
         for entry in entries
         if entry.get("measures")
     ]
@@ -358,4 +368,5 @@ def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]]) -> Non
         write_csv(listing, [{"photograph": photograph, "reason": reason} for photograph, reason in failed])
     else:
         remove(listing)
-    write_gallery(output_dir / "gallery.html", entries)
+    legend = dict(zip(classes, overlay_colours(classes), strict=True)) if len(classes) > 1 else {}
+    write_gallery(output_dir / "gallery.html", entries, legend)

@@ -30,3 +30,12 @@ def test_nothing_to_show_is_no_page(tmp_path: Path) -> None:
     write_gallery(page, [entry("a", "")])
     write_gallery(page, [{**entry("a", ""), "saved": {"vessels": "a_vessels.png"}}])
     assert not page.exists()
+
+
+def test_the_colours_of_several_classes_are_explained(tmp_path: Path) -> None:
+    page = tmp_path / "gallery.html"
+    write_gallery(page, [entry("a", "")], {"artery": (255, 40, 120), "<vein>": (0, 135, 255)})
+    text = page.read_text()
+    assert "background:rgb(255,40,120)" in text and "artery</span>" in text and "&lt;vein&gt;</span>" in text
+    write_gallery(page, [entry("a", "")])
+    assert "rgb(" not in page.read_text()
