@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from drive_seg.classes import class_names
+from drive_seg.configs import bundle_root, config_files
 from drive_seg.errors import DriveSegError
 from drive_seg.pictures import (
     ARTERY,
@@ -148,9 +150,13 @@ def test_several_classes_are_saved_as_class_values_that_can_be_seen(tmp_path: Pa
     assert mode == "P" and mask[1].tolist() == [0, 0, 2, 2, 2, 0, 0] and mask.sum() == 6
     np.testing.assert_array_equal(read_image(saved["vessels"], "classes"), mask)
     np.testing.assert_array_equal(read_image(saved["nifti"], "classes"), mask)
-    assert set(np.unique(read_image(saved["vessels"], "binary") > 0)) == {False, True}
+    (config,) = config_files(bundle_root(), "artery_vein")
+    colours = json.loads(Path(config).read_text(encoding="utf-8"))["class_colours"]
+    np.testing.assert_array_equal(read_image(saved["vessels"], "classes", colours), mask)
     with Image.open(saved["vessels"]) as image:
         seen = np.asarray(image.convert("RGB"))
+    save_png(seen, tmp_path / "edited.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "edited.png", "classes", colours), mask)
     assert seen[1, 2].tolist() == list(VEIN) and not seen[0].any()
     assert read(saved["probability"])[1][1, 2] == 49151, "of the vessel classes together"
 
