@@ -8,8 +8,8 @@ Map of the modules:
 
 - Files to arrays: ``readers`` (any format), ``rasters`` (Pillow's), ``bit_depth``, ``nifti``, ``dicom``, ``sizes``.
 - Cases: ``data`` (datalists), ``names`` (which files belong together), ``persons``, ``splits`` (what is scored, folds),
-  ``classes`` (names and colours of vessel classes), ``photographs`` (without annotation), ``datasets`` (cache and order),
-  ``learnt_cases`` (cases behind the weights).
+  ``classes`` (names and colours of vessel classes), ``photographs`` (without annotation), ``datasets`` (cache and
+  order), ``learnt_cases`` (cases behind the weights).
 - Preprocessing: ``fov`` and ``rim`` (find the field of view), ``transforms``, ``augmentation``, ``arrays``.
 - The network: ``networks``, ``adaptation``, ``ensemble``, ``inference``, ``openvino_network``, ``export``, ``package``.
 - Training: ``losses``, ``engines`` (the step, mixed precision), ``averaging``, ``handlers``, ``curves``,

@@ -165,6 +165,8 @@ def _segment(
         print(sentence, file=sys.stderr)  # noqa: T201
     made_with = _made_with(files, values, segmenter)
     same_for_all(made_with)
+    settings = made_with["settings"]
+    classes = class_names(settings.get("num_classes", 2), settings.get("class_names"))
     about = {
         **made_with,
         "checkpoint": segmenter.checkpoint,
@@ -195,8 +197,6 @@ def _segment(
         if rank == 0 and world_size == 1:
             tqdm.write(f"drive-seg: {case['image']}: {LOST}", file=sys.stderr)
     if rank == 0:
-        settings = made_with["settings"]
-        classes = class_names(settings["num_classes"], settings["class_names"])
         _write_tables(output_dir, [*latest.values(), *_of_earlier_runs(folder, cases)], classes)
         write_text(output_dir / SETTINGS, json.dumps(about, indent=2) + "\n")
         _tell_of_remarks([entry for entry in latest.values() if "failed" not in entry])
