@@ -1,7 +1,8 @@
 """Segment files and folders, a few photographs or a hundred thousand, in one process or many.
 
-A photograph that fails is listed, and the rest are finished; a restarted run does only what is missing. Each process
-records its progress in its own journal, ``progress_<rank>.jsonl``; the first process combines them.
+A photograph that fails is listed, and the rest are finished; a restarted run does only what is missing, and at the end,
+one at a time, what was being worked on when a process was killed. Each process records its progress in its own journal,
+``progress_<rank>.jsonl``; the first process combines them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from drive_seg import __version__
-from drive_seg.classes import class_names
+from drive_seg.classes import class_names, in_names
 from drive_seg.configs import SPECIAL, config_files, path_value, read_configs, without_descriptions
 from drive_seg.data import Case
 from drive_seg.distributed import (
@@ -177,7 +178,7 @@ def _segment(
         "versions": {name: _of_all(version) for name, version in software().items()},
     }
     folder = OutputFolder(output_dir, hashlib.sha256(json.dumps(made_with).encode()).hexdigest()[:16])
-    todo, suspects = from_first(_to_do(folder, cases) if rank == 0 else None)
+    todo, suspects = from_first(_to_do(folder, cases, classes) if rank == 0 else None)
     share = todo[rank::world_size]
     # By one process: torchrun ends the others with one that is killed, and their photographs would be suspects, too.
     alone = suspects if rank == 0 else []
@@ -201,9 +202,8 @@ def _segment(
         write_text(output_dir / SETTINGS, json.dumps(about, indent=2) + "\n")
         _tell_of_remarks([entry for entry in latest.values() if "failed" not in entry])
     if rank == 0 and world_size > 1 and lost:
-        ended = (
-            f" (without sign of life: process {', '.join(map(str, missing_processes))})" if missing_processes else ""
-        )
+        silent = ", ".join(map(str, missing_processes))
+        ended = f" (without sign of life: process {silent})" if silent else ""
         raise DriveSegError(
             f"{len(lost)} of {len(cases)} photographs have no result in {output_dir}: expected one folder that all "
             f"processes see, and processes that do not end early{ended}; run it again for the rest"
@@ -211,9 +211,10 @@ def _segment(
     return _failures(latest[case["case_id"]] for case in cases)
 
 
-def _to_do(folder: OutputFolder, cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
+def _to_do(folder: OutputFolder, cases: Sequence[Case], classes: Sequence[str]) -> tuple[list[Case], list[Case]]:
     """Photographs without a result, and apart from them those at which an earlier process may have ended."""
-    pictures = {f"{case['case_id']}_{kind}" for case in cases for kind in KINDS}
+    kinds = (*KINDS, *(f"probability_{in_names(name)}" for name in classes))
+    pictures = {f"{case['case_id']}_{kind}" for case in cases for kind in kinds}
     remove_leftovers(folder.path, {*pictures, "vessels", "failed", "gallery", "settings"})
     done = folder.latest(cases)
     folder.refuse_to_replace(cases)
@@ -229,6 +230,8 @@ def _to_do(folder: OutputFolder, cases: Sequence[Case]) -> tuple[list[Case], lis
     if finished := sum("failed" not in entry for entry in done.values()):
         print(f"{finished} of {len(cases)} are done already in {folder.path}", file=sys.stderr)  # noqa: T201
     suspects = sorted((case for case in todo if case["case_id"] in begun), key=lambda case: begun[case["case_id"]])
+    if suspects:
+        print(f"one at a time at the end, because a run has ended at them: {len(suspects)}", file=sys.stderr)  # noqa: T201
     return [case for case in todo if case["case_id"] not in begun], suspects
 
 

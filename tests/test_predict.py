@@ -225,6 +225,7 @@ def test_a_photograph_that_ends_its_process_stops_no_other(
     tmp_path: Path,
     opened: list[str],
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """It is tried last and alone, and after three times no more, unless it has changed."""
     out = tmp_path / "out"
@@ -235,6 +236,7 @@ def test_a_photograph_that_ends_its_process_stops_no_other(
             with pytest.raises(Killed):
                 segment_photographs(bundle, [folder], out, settings)
         assert set(outcomes(out)) == {"0", "2", "3", "4", "broken"} and opened[-1] == "1"
+        assert "one at a time at the end, because a run has ended at them: " in capsys.readouterr().err
     opened.clear()
     for _ in range(2):
         failed = {Path(path).name: reason for path, reason in segment_photographs(bundle, [folder], out, settings)}
