@@ -29,6 +29,11 @@ class OrderlyCacheDataset(CacheDataset):
 
     _filling = False
 
+    @property
+    def cached(self) -> list[Any]:
+        """The cases in memory, as the deterministic transforms have made them."""
+        return [item for item in self._cache if item is not None]
+
     def _load_cache_item(self, idx: int) -> Any:
         try:
             return super()._load_cache_item(idx)

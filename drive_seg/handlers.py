@@ -1,4 +1,4 @@
-"""Event handlers: reproducible randomness, the last validation, a progress bar, and the history of a training."""
+"""Event handlers: randomness, missing classes, the last validation, a progress bar, and the history of a training."""
 
 from __future__ import annotations
 
@@ -17,15 +17,49 @@ from monai.engines import Evaluator
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from drive_seg.arrays import plain
 from drive_seg.curves import save_curves
-from drive_seg.datasets import SeededCacheDataset
+from drive_seg.datasets import OrderlyCacheDataset, SeededCacheDataset
 from drive_seg.distributed import gather
 from drive_seg.errors import DriveSegError
 from drive_seg.files import write_csv
 
-__all__ = ["EpochSeed", "History", "LastValidation", "TrainingProgress", "loss_of"]
+__all__ = ["AnnotatedClasses", "EpochSeed", "History", "LastValidation", "TrainingProgress", "loss_of"]
 
 _logger = logging.getLogger(__name__)
+
+
+class AnnotatedClasses:
+    """Warns when a training starts of classes that no annotation has: other annotations may be meant.
+
+    Args:
+        dataset: the training dataset; without a cache nothing is checked, because all files would be read once more.
+        num_classes: number of classes, background included; with 2, an annotation without vessels is told of already.
+        annotation: name of the annotations, for the warning.
+    """
+
+    def __init__(self, dataset: Dataset, num_classes: int, annotation: str) -> None:
+        self.dataset = dataset
+        self.num_classes = num_classes
+        self.annotation = annotation
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        if self.num_classes > 2:
+            engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Look at the labels in memory, unless the training goes on from an earlier epoch."""
+        if engine.state.epoch > 0:
+            return
+        cached = self.dataset.cached if isinstance(self.dataset, OrderlyCacheDataset) else []
+        found = {value for case in cached for value in torch.unique(plain(case["label"])).tolist()}
+        absent = [f"{value}" for value in range(1, self.num_classes) if value not in found]
+        if cached and absent:
+            _logger.warning(
+                "class %s occurs in none of the %d annotations of %r, expected classes 1 to %d (--annotation?)",
+                " or ".join(absent), len(cached), self.annotation, self.num_classes - 1,
+            )  # fmt: skip
 
 
 class EpochSeed:

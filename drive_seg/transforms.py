@@ -99,7 +99,7 @@ class EnsureLabeld(MapTransform):
         num_classes: with 2, pixels have two values, 0 for background and any other for vessel, which becomes 1; with
             more, pixels are class values below ``num_classes``.
         ignore_index: with more than 2 classes, a further value that pixels may have: of vessels whose class is unknown,
-            as where arteries cross veins; None: there is none.
+            as where arteries cross veins, but not of all vessels of an annotation; None: there is none.
         image_key: the image whose size they must have.
         fov_key: FOV mask, (1, H, W), if the case has one.
         allow_missing_keys: accept cases without an annotation.
@@ -145,14 +145,19 @@ class EnsureLabeld(MapTransform):
                         f"got {_some(values)}"
                     )
                 case[key] = (label > 0).to(torch.uint8)
-            elif any(value >= self.num_classes and value != self.ignore_index for value in values):
-                unknown = "" if self.ignore_index is None else f" or {self.ignore_index} for vessels of unknown class"
+            elif any(value >= self.num_classes for value in self._of_known_class(values)):
+                unknown = f", {self.ignore_index} where some vessel's is unknown" if self.ignore_index else ""
                 raise DriveSegError(
                     f"{_file_of(label)}: {key}: expected class values 0 to {self.num_classes - 1}{unknown}, "
                     f"got {_some(values)}"
                 )
             _tell_of_odd_share(label, key, case.get(self.fov_key))
         return case
+
+    def _of_known_class(self, values: list[int]) -> list[int]:
+        """Without the value for an unknown class, unless it is that of all vessels, as where another one was meant."""
+        known = [value for value in values if value != self.ignore_index]
+        return known if any(known) else values
 
 
 def _tell_of_odd_share(label: torch.Tensor, key: Hashable, fov: torch.Tensor | None) -> None:

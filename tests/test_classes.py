@@ -83,6 +83,19 @@ def test_monais_command_takes_the_overlay(bundle: Path, coloured: Path, tmp_path
     assert torch.load(tmp_path / "model.pt", weights_only=True)["output.conv.weight"].shape[0] == 3
 
 
+def test_more_classes_than_annotations_have(
+    phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The annotation's name may have been forgotten, and that of vessels alone, 0 and 255, be meant."""
+    command = ["train", "--dataset-dir", str(phantoms), "--output-dir", str(tmp_path), *small_overrides()]
+    said = refused([*command, "--num_classes", "3"], capsys)
+    assert "expected class values 0 to 2, 255 where some vessel's is unknown, got 0, 255" in said
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--num_classes", "4", "--annotation", "av"])
+    assert not stop.value.code
+    assert "class 3 occurs in none of the 5 annotations of 'av', expected classes 1 to 3" in caplog.text
+
+
 def test_train_and_evaluate_take_the_overlay(phantoms: Path, coloured: Path, tmp_path: Path) -> None:
     """From weights for vessels alone, which know what they have learnt, and on to a second training from a file."""
     further = tmp_path / "further.json"

@@ -15,7 +15,7 @@ from monai.data import CacheDataset
 from monai.transforms import Compose, RandLambda
 
 from drive_seg.datasets import SeededCacheDataset
-from drive_seg.handlers import EpochSeed, History, LastValidation, TrainingProgress, loss_of
+from drive_seg.handlers import AnnotatedClasses, EpochSeed, History, LastValidation, TrainingProgress, loss_of
 
 
 def noise(value: float) -> float:
@@ -203,3 +203,21 @@ def test_no_progress_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) 
 def test_loss_of() -> None:
     assert loss_of({"loss": torch.tensor(1.5, requires_grad=True).detach()}) == 1.5
     assert loss_of([{"loss": 1.5}, {"loss": 1.5}]) == 1.5
+
+
+@pytest.mark.parametrize(("num_classes", "labels", "told"), [
+    (3, [[0, 1, 255], [0, 1, 1]], "class 2 occurs in none of the 2 annotations of 'av', expected classes 1 to 2"),
+    (4, [[0, 1, 255]], "class 2 or 3 occurs in none of the 1 annotations"),
+    (3, [[0, 1, 255], [0, 2, 0]], ""),
+    (2, [[0, 0, 0]], ""),
+])  # fmt: skip
+def test_classes_that_no_annotation_has(
+    caplog: pytest.LogCaptureFixture, num_classes: int, labels: list[list[int]], told: str
+) -> None:
+    cases = [{"label": torch.tensor(label, dtype=torch.uint8)} for label in labels]
+    dataset = SeededCacheDataset(cases, Compose([]), progress=False)
+    engine = Engine(lambda engine, batch: None)
+    AnnotatedClasses(dataset, num_classes, "av").attach(engine)
+    for epochs in (1, 2):  # rounds of a federated training
+        engine.run([0], max_epochs=epochs)
+    assert [record.getMessage()[: len(told)] for record in caplog.records] == ([told] if told else [])

@@ -153,9 +153,11 @@ class TestEnsureLabel:
         label = tensor(np.array([[[0, 1, 255]]], np.uint8), "av.png")
         case = {"image": image_of(1, 3), "label": label}
         assert EnsureLabeld("label", 3, ignore_index=255)(case)["label"].tolist() == [[[0, 1, 255]]]
-        with pytest.raises(DriveSegError, match=r"0 to 2 or 254 for vessels of unknown class, got 0, 1, 255$"):
+        with pytest.raises(DriveSegError, match=r"0 to 2, 254 where some vessel's is unknown, got 0, 1, 255$"):
             EnsureLabeld("label", 3, ignore_index=254)(case)
         two = {"image": image_of(1, 2), "label": label[..., ::2]}
+        with pytest.raises(DriveSegError, match=r"0 to 2, 255 where some vessel's is unknown, got 0, 255$"):
+            EnsureLabeld("label", 3, ignore_index=255)(two)
         assert EnsureLabeld("label", 2, ignore_index=255)(two)["label"].tolist() == [[[0, 1]]], "the class is known"
 
     @pytest.mark.parametrize("num_classes", [2, 3])
