@@ -7,6 +7,7 @@ width and returns logits. It is compared with the network before it gets its nam
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -36,6 +37,8 @@ __all__ = [
     "available_formats",
     "export_network",
 ]
+
+_logger = logging.getLogger(__name__)
 
 FILE_NAMES = {"torchscript": "model.ts", "pt2": "model.pt2", "onnx": "model.onnx"}
 _NEEDED_FOR_ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -84,6 +87,11 @@ def export_network(
         DriveSegError: if a format is unknown or something it needs is not installed, if an override or the weights do
             not fit, or if a file differs from the network by more than ``TOLERANCE``.
     """
+    if not formats:
+        for name in FILE_NAMES:
+            if missing := _missing_for(name):
+                needed = " and ".join(missing)
+                _logger.warning("%s is not written, it needs %s: install drive-seg[export]", FILE_NAMES[name], needed)
     formats = list(dict.fromkeys(formats)) or available_formats()
     for name in formats:
         _check_format(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from drive_seg.arrays import like, plain
 from drive_seg.distributed import get_world_size, usable_cores
@@ -29,6 +31,9 @@ PRECISIONS = {"auto": None, "float32": "f32", "bfloat16": "bf16", "float16": "f1
 
 PADDING = "decoder_padding_"
 """Name of the nodes of the decoder's padding, followed by a number."""
+
+OPENVINO_SINCE = "2025.4"
+"""OpenVINO's version since which it converts the network; older ones fail at its padding."""
 
 CONVERSION = 6
 """Version of the conversion; a cached network from another version is not used."""
@@ -45,26 +50,33 @@ def choose_engine(engine: str, device: torch.device, network: nn.Module) -> str:
     """``torch`` or ``openvino``, as requested; ``auto`` takes OpenVINO on a CPU if it can be used.
 
     Raises:
-        DriveSegError: if the engine is unknown, not installed, or not for this device or network.
+        DriveSegError: if the engine is unknown, not installed, too old, or not for this device or network.
     """
     if engine not in ENGINES:
         raise DriveSegError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
-    installed = all(importlib.util.find_spec(package) is not None for package in ("openvino", "platformdirs"))
-    ours = isinstance(network, UNet) and network.spatial_dims == 2 and network.padded
-    exported = torch.__version__ >= EXPORTED_SINCE
+    if engine == "torch":
+        return engine
+    obstacle = _obstacle(device, network)
+    if obstacle is None:
+        return "openvino"
     if engine == "auto":
-        return "openvino" if installed and exported and ours and device.type == "cpu" else "torch"
-    if engine == "openvino" and not installed:
-        raise DriveSegError("engine: openvino is not installed, expected pip install 'drive-seg[openvino]'")
-    if engine == "openvino" and not exported:
-        raise DriveSegError(
-            f"engine: openvino needs PyTorch {EXPORTED_SINCE} or newer, found {torch.__version__}; use --engine torch"
-        )
-    if engine == "openvino" and device.type != "cpu":
-        raise DriveSegError(f"engine: openvino runs on CPUs here; use --engine torch on {device.type}")
-    if engine == "openvino" and not ours:
-        raise DriveSegError(f"engine: openvino is for the padded 2D UNet, expected torch for {type(network).__name__}")
-    return engine
+        return "torch"
+    raise DriveSegError(f"engine: openvino {obstacle}")
+
+
+def _obstacle(device: torch.device, network: nn.Module) -> str | None:
+    """What keeps OpenVINO from running this network, to be read after its name; None: nothing."""
+    if any(importlib.util.find_spec(package) is None for package in ("openvino", "platformdirs")):
+        return "is not installed, expected pip install 'drive-seg[openvino]'"
+    if torch.__version__ < EXPORTED_SINCE:
+        return f"needs PyTorch {EXPORTED_SINCE} or newer, found {torch.__version__}; use --engine torch"
+    if TorchVersion(installed := importlib.metadata.version("openvino")) < OPENVINO_SINCE:
+        return f"is needed in version {OPENVINO_SINCE} or newer, found {installed}; use --engine torch"
+    if device.type != "cpu":
+        return f"runs on CPUs here; use --engine torch on {device.type}"
+    if not (isinstance(network, UNet) and network.spatial_dims == 2 and network.padded):
+        return f"is for the padded 2D UNet, expected torch for {type(network).__name__}"
+    return None
 
 
 class OpenVINONetwork(nn.Module):

@@ -279,7 +279,7 @@ def _exposed(light: np.ndarray, view: View, rng: np.random.Generator) -> np.ndar
             which = channel // 2
             zoom = 1 + colour_error[which]
             offset = [(1 - zoom) * view.centre[axis] + sideways[2 * which + axis] for axis in (0, 1)]
-            plane = ndimage.affine_transform(plane, [zoom, zoom], offset, order=1, mode="nearest")
+            plane = ndimage.affine_transform(plane, np.diag([zoom, zoom]), offset, order=1, mode="nearest")
         plane = haze + (1 - haze) * plane
         plane = np.where(plane > 0.8, 0.8 + 0.2 * np.tanh((plane - 0.8) / 0.2), plane)
         grain = rng.standard_normal(view.shape, dtype=np.float32)

@@ -155,6 +155,19 @@ def test_without_onnx(weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "needs onnxscript" in message and "drive-seg[export]" in message
 
 
+def test_what_is_left_out_is_told(
+    bundle: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(export_module, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1+cpu"))
+    names = [made.path.name for made in export_network(bundle, tmp_path, {"checkpoint": str(weights), **SMALL})]
+    assert names == ["model.ts"]
+    assert (
+        "model.pt2 is not written, it needs torch 2.13 (here is 2.12.1+cpu): install drive-seg[export]" in caplog.text
+    )
+    assert "model.onnx is not written" in caplog.text and "and onnxscript" in caplog.text
+
+
 def test_with_older_torch(weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1+cpu"))
     assert available_formats() == ["torchscript"]

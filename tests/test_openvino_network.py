@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import importlib.metadata
 import importlib.util
 import math
 import pickle
@@ -187,6 +188,11 @@ def test_engines(monkeypatch: pytest.MonkeyPatch, network: UNet) -> None:
         older.setattr(torch, "__version__", TorchVersion("2.12.1+cpu"))
         assert choose_engine("auto", CPU, network) == "torch"
         with pytest.raises(DriveSegError, match=r"needs PyTorch 2\.13 or newer, found 2\.12\.1\+cpu"):
+            choose_engine("openvino", CPU, network)
+    with monkeypatch.context() as older:
+        older.setattr(importlib.metadata, "version", lambda name: "2025.3.0")
+        assert choose_engine("auto", CPU, network) == "torch"
+        with pytest.raises(DriveSegError, match=r"needed in version 2025\.4 or newer, found 2025\.3\.0"):
             choose_engine("openvino", CPU, network)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert choose_engine("auto", CPU, network) == "torch"

@@ -92,7 +92,7 @@ def in_colours(background: tuple[int, ...], drawn: tuple[int, ...]) -> np.ndarra
     (DRAWN * np.float32(0.9), 1),
     (DRAWN * np.float32(200), 1),
     (DRAWN * np.int32(-1), 1),
-    (DRAWN + np.int32(300), 1),
+    (DRAWN.astype(np.int32) + 300, 1),
 ], ids=[
     "white and clear", "grey and clear", "soft pen", "clear everywhere", "nearly black, alpha", "nearly black",
     "fractions", "whole floats", "below zero", "large",
