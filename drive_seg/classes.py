@@ -103,7 +103,8 @@ def classes_of_colours(pixels: np.ndarray, colours: Mapping[Colour, int]) -> np.
         expected = ", ".join(f"{list(colour)} for {value}" for colour, value in colours.items())
         raise ValueError(
             f"{counts.sum()} of {named.size} pixels have colours that class_colours does not name, most often "
-            f"{others[counts.argmax()].tolist()}; expected {expected} and [0, 0, 0] for the background"
+            f"{others[counts.argmax()].tolist()}; expected {expected} and [0, 0, 0] for the background "
+            "(null: files hold class values)"
         )
     return values
 

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from drive_seg.arrays import plain
+from drive_seg.classes import class_names as names_of_classes
 from drive_seg.curves import save_curves
 from drive_seg.datasets import OrderlyCacheDataset, SeededCacheDataset
 from drive_seg.distributed import gather
@@ -36,12 +37,19 @@ class AnnotatedClasses:
         dataset: the training dataset; without a cache nothing is checked, because all files would be read once more.
         num_classes: number of classes, background included; with 2, an annotation without vessels is told of already.
         annotation: name of the annotations, for the warning.
+        class_names: names of the vessel classes, see ``drive_seg.classes.class_names``.
+
+    Raises:
+        ArgumentError: if the names do not fit the number of classes.
     """
 
-    def __init__(self, dataset: Dataset, num_classes: int, annotation: str) -> None:
+    def __init__(
+        self, dataset: Dataset, num_classes: int, annotation: str, class_names: Sequence[str] | None = None
+    ) -> None:
         self.dataset = dataset
         self.num_classes = num_classes
         self.annotation = annotation
+        self.names = names_of_classes(num_classes, class_names)
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
@@ -54,10 +62,10 @@ class AnnotatedClasses:
             return
         cached = self.dataset.cached if isinstance(self.dataset, OrderlyCacheDataset) else []
         found = {value for case in cached for value in torch.unique(plain(case["label"])).tolist()}
-        absent = [f"{value}" for value in range(1, self.num_classes) if value not in found]
+        absent = [name for value, name in enumerate(self.names, start=1) if value not in found]
         if cached and absent:
             _logger.warning(
-                "class %s occurs in none of the %d annotations of %r, expected classes 1 to %d (--annotation?)",
+                "%s occurs in none of the %d annotations of %r, expected classes 1 to %d (--annotation?)",
                 " or ".join(absent), len(cached), self.annotation, self.num_classes - 1,
             )  # fmt: skip
 

@@ -91,9 +91,11 @@ def test_more_classes_than_annotations_have(
     said = refused([*command, "--num_classes", "3"], capsys)
     assert "expected class values 0 to 2, 255 where some vessel's is unknown, got 0, 255" in said
     with pytest.raises(SystemExit) as stop:
-        main([*command, "--num_classes", "4", "--annotation", "av"])
+        main([*command, "--num_classes", "4", "--annotation", "av", "--class_names", "['artery','vein','nerve']"])
     assert not stop.value.code
-    assert "class 3 occurs in none of the 5 annotations of 'av', expected classes 1 to 3" in caplog.text
+    assert "nerve occurs in none of the 5 annotations of 'av', expected classes 1 to 3" in caplog.text
+    said = refused([*command, "--config", "artery_vein", "--num_classes", "4"], capsys)
+    assert "class_names: expected 3 different names" in said
 
 
 def test_train_and_evaluate_take_the_overlay(phantoms: Path, coloured: Path, tmp_path: Path) -> None:

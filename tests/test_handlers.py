@@ -207,7 +207,7 @@ def test_loss_of() -> None:
 
 @pytest.mark.parametrize(("num_classes", "labels", "told"), [
     (3, [[0, 1, 255], [0, 1, 1]], "class 2 occurs in none of the 2 annotations of 'av', expected classes 1 to 2"),
-    (4, [[0, 1, 255]], "class 2 or 3 occurs in none of the 1 annotations"),
+    (4, [[0, 1, 255]], "class 2 or class 3 occurs in none of the 1 annotations"),
     (3, [[0, 1, 255], [0, 2, 0]], ""),
     (2, [[0, 0, 0]], ""),
 ])  # fmt: skip

@@ -338,7 +338,7 @@ def test_other_colours_are_refused(tmp_path: Path) -> None:
     assert str(raised.value) == (
         f"{path}: 3 of 20 pixels have colours that class_colours does not name, most often [128, 0, 0]; expected "
         "[255, 0, 0] for 1, [0, 0, 255] for 2, [0, 255, 0] for 255, [255, 255, 255] for 255 and [0, 0, 0] for the "
-        "background"
+        "background (null: files hold class values)"
     )
 
 
