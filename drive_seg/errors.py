@@ -39,13 +39,15 @@ def user_error(error: BaseException) -> DriveSegError | None:
 @contextlib.contextmanager
 def unwrapped() -> Iterator[None]:
     """Raise the ``DriveSegError`` inside what MONAI wraps around it, rather than the wrapping."""
+    mendable = None
     try:
         yield
     except Exception as error:
         mendable = user_error(error)
         if mendable is None or mendable is error:
             raise
-        raise mendable from error
+    if mendable is not None:  # not from the wrapping, whose cause it is: they would be each other's cause, without end
+        raise mendable
 
 
 def first_cause(error: BaseException) -> BaseException:
