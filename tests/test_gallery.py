@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from builders import small
+
+from drive_seg.errors import DriveSegError
 from drive_seg.gallery import write_gallery
+from drive_seg.phantom import make_phantom
+from drive_seg.pictures import save_png
+from drive_seg.predict import segment_photographs
 
 
 def entry(name: str, quality: str) -> dict[str, Any]:
@@ -39,3 +47,18 @@ def test_the_colours_of_several_classes_are_explained(tmp_path: Path) -> None:
     assert "background:rgb(255,40,120)" in text and "artery</span>" in text and "&lt;vein&gt;</span>" in text
     write_gallery(page, [entry("a", "")])
     assert "rgb(" not in page.read_text()
+
+
+def test_a_folder_of_arteries_and_veins(bundle: Path, tmp_path: Path) -> None:
+    torch.save(small(num_classes=3).state_dict(), tmp_path / "model.pt")
+    save_png(make_phantom(0, 90, 110).image, tmp_path / "in" / "eye.png")
+    values: dict[str, Any] = {"base_channels": 2, "depth": 1, "fov_diameter": 64, "engine": "torch", "num_classes": 3}
+    values |= {"checkpoint": str(tmp_path / "model.pt"), "pictures": ["class_probabilities", "thumbnail"]}
+    out = tmp_path / "out"
+    assert not segment_photographs(bundle, tmp_path / "in", out, {**values, "class_names": ["artery", "vein"]})
+    assert {"eye_probability_artery.png", "eye_probability_vein.png"} <= {path.name for path in out.iterdir()}
+    assert ">vein</span>" in (out / "gallery.html").read_text(encoding="utf-8")
+    columns = (out / "vessels.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert {"calibre_mean_px_artery", "vessel_density_share_vein"} < set(columns)
+    with pytest.raises(DriveSegError, match="class_names: expected 2 different names"):
+        segment_photographs(bundle, tmp_path / "in", out, {**values, "class_names": ["artery"]})
