@@ -81,7 +81,13 @@ def package_bundle(
         check_overrides(config_files(root, "inference", "train"), overrides)
         as_used = {**_known(overrides, *config_files(root, "inference")), "checkpoint": path_value(weights)}
         _check_values(root, as_used)
-        (scripted,) = export_network(root, Path(scratch), as_used, ["torchscript"])
+        others = sha256(weights) != _sha256_of_own(root)
+        changed = _configs_of_others(root, overrides, weights if others else None) if others or overrides else {}
+        for name in ("inference", "metadata"):  # model.ts holds them, too
+            file = Path(scratch) / "configs" / f"{name}.json"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(changed.get(f"configs/{file.name}") or (root / "configs" / file.name).read_bytes())
+        (scripted,) = export_network(Path(scratch), Path(scratch), as_used, ["torchscript"])
         models = {"models/model.pt": weights, f"models/{FILE_NAMES['torchscript']}": scripted.path}
         members: dict[str, bytes | Path] = {
             "LICENSE": root / "LICENSE",
@@ -89,7 +95,6 @@ def package_bundle(
             **models,
             **{file.relative_to(root).as_posix(): file for name in ("configs", "docs") for file in _files(root / name)},
         }
-        others = sha256(weights) != _sha256_of_own(root)
         learnt = weights.with_suffix(".json")
         scale = learnt_scale([weights])
         if learnt.is_file() and not others:
@@ -99,8 +104,7 @@ def package_bundle(
         if others:
             members = {name: content for name, content in members.items() if not name.startswith("docs/")}
             members["docs/README.md"] = _MODEL_CARD.format(sha256=sha256(weights)).encode()
-        if others or overrides:
-            members.update(_configs_of_others(root, overrides, weights if others else None))
+        members.update(changed)
         with replacing(path) as temporary:
             write_archive(temporary, {f"{NAME}/{name}": content for name, content in members.items()})
             if path.is_file() and sha256(path) != sha256(temporary):

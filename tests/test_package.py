@@ -262,6 +262,7 @@ def test_monai_downloads_it(
     with torch.no_grad():
         torch.testing.assert_close(scripted.eval()(image), network.eval()(image))
     assert metadata["name"] == "Retinal vessel segmentation"
+    assert "eval_metrics" not in metadata and "CHASE_DB1" not in json.dumps(metadata), "in model.ts"
 
     (root / "models" / "model.pt").write_bytes(b"damaged")
     with pytest.raises(HashCheckError, match="hash check"):
