@@ -23,6 +23,7 @@ __all__ = [
     "AdaptiveSyncBatchNorm",
     "adapt_batch_norm",
     "convert_sync_batchnorm",
+    "largest_share",
 ]
 
 EVERY = 4
@@ -133,3 +134,8 @@ def convert_sync_batchnorm(network: nn.Module) -> nn.Module:
     for name, share in shares.items():
         network.set_submodule(name, adapt_batch_norm(network.get_submodule(name), share))
     return network
+
+
+def largest_share(network: nn.Module) -> float:
+    """The largest share that one of a network's layers takes from the photograph; 0 if none adapts."""
+    return max((layer.share for layer in network.modules() if isinstance(layer, _Adaptive)), default=0.0)

@@ -15,10 +15,11 @@ from ignite.engine import Engine
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys
+from torch import nn
 
 from drive_seg.errors import DriveSegError
 
-__all__ = ["TrainingStep", "autocast", "fast_dtype", "memory_format", "steps_now"]
+__all__ = ["TrainingStep", "autocast", "fast_dtype", "memory_format", "number_type", "on_device", "steps_now"]
 
 SMALLEST_SCALE = 2.0**-10
 """Scale of float16 gradients that no training falls below; each non-finite gradient halves it, from 65,536 on."""
@@ -56,6 +57,11 @@ def fast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
     return torch.float32
 
 
+def number_type(device: torch.device | str, precision: str = "auto") -> str:
+    """The name of ``fast_dtype``: ``float32``, ``bfloat16`` or ``float16``."""
+    return str(fast_dtype(torch.device(device), precision)).removeprefix("torch.")
+
+
 def autocast(device: torch.device, precision: str = "auto") -> contextlib.AbstractContextManager[Any]:
     """A context in which the network runs in ``fast_dtype``; its weights stay float32."""
     dtype = fast_dtype(device, precision)
@@ -71,6 +77,12 @@ def memory_format(device: torch.device) -> torch.memory_format:
     (pytorch/pytorch#175189 and #175190), it is the usual one.
     """
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def on_device(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """The network on a device, in its ``memory_format``."""
+    device = torch.device(device)
+    return network.to(device, memory_format=memory_format(device))  # type: ignore[call-overload]  # declared for 4D
 
 
 class TrainingStep:

@@ -25,7 +25,7 @@ from drive_seg.checkpoints import load_weights
 from drive_seg.configs import read_configs
 from drive_seg.data import Case
 from drive_seg.distributed import check_device, get_rank, get_world_size, usable_cores
-from drive_seg.engines import fast_dtype
+from drive_seg.engines import number_type
 from drive_seg.errors import ArgumentError, DriveSegError, first_cause, unwrapped, user_error
 from drive_seg.learnt_cases import another_scale
 from drive_seg.networks import UNet
@@ -100,7 +100,7 @@ class Segmenter:
         """The number type that the network computes in: ``float32``, ``bfloat16`` or ``float16``."""
         if isinstance(self.network, OpenVINONetwork):
             return self.network.precision
-        return str(fast_dtype(self.device, getattr(self.inferer, "precision", "float32"))).removeprefix("torch.")
+        return number_type(self.device, getattr(self.inferer, "precision", "float32"))
 
     @classmethod
     @unwrapped()

@@ -252,7 +252,6 @@ def test_every_value_says_why(bundle: Path, name: str) -> None:
             "run",
             "training",
             "evaluating",
-            "network",
             "train",
             "validate",
             "finalize",
@@ -292,8 +291,6 @@ OURS = {
     "described": "settings",
     "network_described": "settings",
     "convert_sync_batchnorm": "adaptation",
-    "fast_dtype": "engines",
-    "memory_format": "engines",
 }
 """What configs import of this project for their expressions, and the file that it is in."""
 
