@@ -63,11 +63,12 @@ def case_described(case: Mapping[str, Any]) -> str:
 class LearntCases:
     """The photographs that a training's weights come from, listed beside the weights whenever these are written.
 
-    It is saved in ``last.pt``, so that a resumed fine-tuning still knows what it began with.
+    Those that train the network are the cases of the trainer's dataset. It is saved in ``last.pt``, so that a resumed
+    fine-tuning still knows what it began with.
 
     Args:
         weights: file of the weights, such as ``models/model.pt``; the list has the same name, but ends in ``.json``.
-        training, validation: cases that train the network, and cases that choose the epoch.
+        validation: cases that choose the epoch.
         pretrained: weights that the training starts from; their cases are listed, too, and if these are not known,
             there is no list. None: none.
         fov_diameter: at which the network sees the cases; None: not noted.
@@ -80,19 +81,18 @@ class LearntCases:
     def __init__(
         self,
         weights: str,
-        training: Sequence[Mapping[str, Any]],
         validation: Sequence[Mapping[str, Any]],
         pretrained: str | None = None,
         fov_diameter: Scale = None,
     ) -> None:
         self.weights = weights
         self.fov_diameter = fov_diameter
-        self.cases = dict(zip(ROLES, (training, validation), strict=True))
+        self.validation = validation
         self.pretrained = pretrained
         self.photographs: dict[str, list[str]] | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Attach to the trainer, before ``TrainingState``, which restores the photographs of a resumed training."""
+        """Attach to MONAI's trainer, before ``TrainingState``, which restores the photographs of a resumed training."""
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -104,9 +104,8 @@ class LearntCases:
         if engine.state.epoch > 0 or earlier is None:
             self.photographs = None
             return
-        self.photographs = {
-            role: sorted({*map(photograph_id, cases), *earlier[role]}) for role, cases in self.cases.items()
-        }
+        cases = dict(zip(ROLES, (engine.data_loader.dataset.data, self.validation), strict=True))
+        self.photographs = {role: sorted({*map(photograph_id, cases[role]), *earlier[role]}) for role in ROLES}
 
     def listed(self) -> contextlib.AbstractContextManager[None]:
         """List the photographs once the block has written the weights, see ``listed``."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.data import DataLoader, Dataset
 from realdata import real_data
 from test_training import overrides, train
 
@@ -52,17 +53,18 @@ def test_cases_that_differ(tmp_path: Path) -> None:
     assert case_described({**case, "zoom": 0.5}) == f"21 ({id_of(b'changed')}), zoom 0.5"
 
 
-def started(learnt: LearntCases, epoch: int = 0) -> None:
+def started(learnt: LearntCases, training: list[dict[str, Any]], epoch: int = 0) -> None:
     trainer = Engine(lambda engine, batch: None)
+    trainer.data_loader = DataLoader(Dataset(training))
     learnt.attach(trainer)
     trainer.load_state_dict({"epoch": epoch, "max_epochs": epoch + 1, "epoch_length": 1})
     trainer.run([0])
 
 
-def listed(path: Path, *arguments: Any, **keywords: Any) -> LearntCases:
+def listed(path: Path, training: list[dict[str, Any]], *arguments: Any, **keywords: Any) -> LearntCases:
     """What a training that has just written its weights lists."""
     learnt = LearntCases(str(path), *arguments, **keywords)
-    started(learnt)
+    started(learnt, training)
     with learnt.listed():
         pass
     return learnt
@@ -80,7 +82,7 @@ def test_what_weights_have_learnt(tmp_path: Path) -> None:
     assert learnt_cases([a, b]) == both
     begun = listed(e, [], cases, pretrained=str(a))
     assert learnt_cases([e]) == both, "what it starts from has learnt some, too"
-    resumed = LearntCases(str(e), [], cases)
+    resumed = LearntCases(str(e), cases)
     resumed.load_state_dict(begun.state_dict())
     with resumed.listed():
         pass
@@ -98,8 +100,8 @@ def test_photographs_that_vanish_in_the_course_of_a_training(tmp_path: Path) -> 
     photograph, earlier, weights = tmp_path / "Jane.png", tmp_path / "earlier.pt", tmp_path / "model.pt"
     photograph.write_bytes(b"one")
     write_learnt_cases(earlier, {"training": ["0123456789abcdef"], "validation": []})
-    learnt = LearntCases(str(weights), [{"case_id": "Jane", "image": str(photograph)}], [], str(earlier))
-    started(learnt)
+    learnt = LearntCases(str(weights), [], str(earlier))
+    started(learnt, [{"case_id": "Jane", "image": str(photograph)}])
     photograph.unlink()
     earlier.with_suffix(".json").unlink()
     with learnt.listed():
@@ -111,10 +113,10 @@ def test_weights_from_elsewhere_are_not_known(tmp_path: Path) -> None:
     """A site of a federated training evaluates its server's weights, and trains from them in every round."""
     photograph, weights = tmp_path / "1.png", tmp_path / "model.pt"
     photograph.write_bytes(b"one")
-    learnt = LearntCases(str(weights), [{"image": str(photograph)}], [], fov_diameter=640)
+    learnt = LearntCases(str(weights), [], fov_diameter=640)
     for begin, known in ((None, False), (0, True), (1, False)):
         if begin is not None:
-            started(learnt, begin)
+            started(learnt, [{"image": str(photograph)}], begin)
         with learnt.listed():
             pass
         assert (learnt_cases([weights]) is not None) is known

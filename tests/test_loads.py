@@ -19,7 +19,7 @@ from conftest import ROOT
 from ignite.metrics import Average
 from jsonschema import ValidationError, validate
 from monai.bundle import ConfigWorkflow, create_workflow, load, verify_metadata, verify_net_in_out
-from monai.data import Dataset
+from monai.data import CacheDataset, Dataset
 from monai.fl.utils.exchange_object import ExchangeObject
 from monai.transforms import AsDiscreted, Compose, CopyItemsd
 from PIL import Image
@@ -261,16 +261,22 @@ def test_patches_are_postprocessed_and_measured_on_request(bundle: Path, phantom
     assert workflow.trainer.state.metrics == {"channels": 1.0}
 
 
-def test_cases_to_validate_on_can_be_a_dataset(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_cases_can_be_given_as_datasets(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
     values = {**SMALL, "max_epochs": 1, "ckpt_dir": str(tmp_path)}
     workflow = workflow_of(bundle, "train", phantoms, tmp_path, **values)
-    cases, transform = workflow.train_dataset_data[:2], workflow.val_preprocessing
-    workflow.val_preprocessing = transform  # the same object, which is undone after the network
-    workflow.val_dataset = Dataset(cases, transform)
+    cases, of_training, of_validation = (
+        workflow.train_dataset_data, workflow.train_preprocessing, workflow.val_preprocessing
+    )  # fmt: skip
+    workflow.train_dataset = CacheDataset(cases[2:], of_training, progress=False)
+    workflow.val_preprocessing = of_validation  # the same object, which is undone after the network
+    workflow.val_dataset = Dataset(cases[:2], of_validation)
     workflow.initialize()
     workflow.run()
-    assert workflow.evaluator.state.epoch_length == 2
-    assert learnt_cases([tmp_path / "model.pt"])["validation"] == set(map(photograph_id, cases))
+    assert workflow.trainer.state.epoch_length == 2 and workflow.evaluator.state.epoch_length == 2
+    learnt = {
+        role: set(map(photograph_id, share)) for role, share in (("training", cases[2:]), ("validation", cases[:2]))
+    }
+    assert learnt_cases([tmp_path / "model.pt"]) == learnt
 
 
 def test_the_trainers_own_arguments_can_be_set(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
