@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -71,11 +72,12 @@ def test_commands_name_what_there_is(bundle: Path, command: list[str]) -> None:
         check_overrides(files, values)
         assert command[command.index("monai.bundle") + 2] in ("training", "evaluating", "run")
     elif Path(command[0]).name == "drive-seg":
-        options = {"--dataset-dir", "--output-dir", "--checkpoint", "--fold"}
+        options = {"--dataset-dir", "--output-dir", "--checkpoint", "--fold", "--config"}
         words = [word for word in command[2:] if word != "--resume"]
         keys = [word[2:] for word in words if word.startswith("--") and word not in options]
         overlaid = {"predict": ["inference"], "export": ["inference"], "evaluate": ["train", "evaluate"]}
-        files = config_files(bundle, *overlaid.get(command[1], ["train"]))
+        further = [after for option, after in pairwise(words) if option == "--config"]
+        files = config_files(bundle, *overlaid.get(command[1], ["train"]), *further)
         check_overrides(files, dict.fromkeys(keys))
 
 
