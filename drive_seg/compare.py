@@ -42,17 +42,11 @@ def read_summary(path: str | os.PathLike) -> dict[str, Any]:
     return summary
 
 
-def compare(
-    first: Mapping[str, Any],
-    second: Mapping[str, Any],
-    bootstrap: Bootstrap | None = None,
-    region: str = FOV,
-) -> dict[str, Any]:
-    """Paired differences of two summaries' predictions, ``second`` minus ``first``.
+def compare(first: Mapping[str, Any], second: Mapping[str, Any], region: str = FOV) -> dict[str, Any]:
+    """Paired differences of two summaries' predictions, ``second`` minus ``first``; intervals as in the first one.
 
     Args:
         first, second: summaries, see ``read_summary``.
-        bootstrap: how to compute the mean difference's interval; None: as in the first evaluation.
         region: ``fov`` or ``whole``.
 
     Returns:
@@ -68,7 +62,7 @@ def compare(
         DriveSegError: if the two have no case in common, were scored against different references, do not have the
             region, or have photographs of different sizes under one id.
     """
-    bootstrap = bootstrap or Bootstrap(**{key: first["scoring"][key] for key in ("samples", "seed", "level")})
+    bootstrap = Bootstrap(**{key: first["scoring"][key] for key in ("samples", "seed", "level")})
     references = [summary["protocol"].get("reference") for summary in (first, second)]
     if references[0] != references[1]:
         raise DriveSegError(f"expected one reference for both evaluations, got {references[0]} and {references[1]}")

@@ -48,7 +48,7 @@ def fast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
         if major >= 8:
             return torch.bfloat16
         # The GTX 16 series gets NaN from convolutions in float16 (pytorch/pytorch#58123).
-        broken = torch.cuda.is_available() and "GTX 16" in torch.cuda.get_device_name(device)
+        broken = "GTX 16" in torch.cuda.get_device_name(device)
         return torch.float16 if major == 7 and not broken else torch.float32
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

@@ -26,7 +26,7 @@ from drive_seg.configs import read_configs
 from drive_seg.data import Case
 from drive_seg.distributed import check_device, get_rank, get_world_size, usable_cores
 from drive_seg.engines import number_type
-from drive_seg.errors import ArgumentError, DriveSegError, first_cause, unwrapped, user_error
+from drive_seg.errors import DriveSegError, first_cause, unwrapped, user_error
 from drive_seg.learnt_cases import another_scale
 from drive_seg.networks import UNet
 from drive_seg.openvino_network import OpenVINONetwork, choose_engine, openvino_network
@@ -177,20 +177,17 @@ class Segmenter:
     def each(
         self,
         cases: Iterable[Case],
-        ahead: int | None = None,
         keep: Callable[[dict[str, Any]], Any] | None = None,
         catch: type[Exception] = DriveSegError,
     ) -> Iterator[tuple[Case, Any]]:
         """Segment all cases, continuing after failures.
 
-        While the network works on one photograph, the next ones are read and the last ones written. At most ``ahead``
-        wait on either side, so memory does not grow with the number of photographs. If OpenVINO was prepared for many,
-        it works on several at once, and one thread handles each photograph from start to end.
+        While the network works on one photograph, the next ones are read and the last ones written. Only a few wait on
+        either side, so memory does not grow with the number of photographs. If OpenVINO was prepared for many, it works
+        on several at once, and one thread handles each photograph from start to end.
 
         Args:
             cases: as for ``segment_case``.
-            ahead: photographs that may wait for the network, and that may wait to be written, at least 1; None: enough
-                to keep the threads that read and write busy, 2 beside a network on a CPU, more beside a GPU.
             keep: returns what is needed of a result; the rest is dropped at once rather than when it is yielded.
             catch: errors that take the place of a photograph's result; others end the run.
 
@@ -201,9 +198,7 @@ class Segmenter:
         threads = 2
         if self.device.type != "cpu":
             threads = max(threads, min(WORKERS_BESIDE_GPU, _threads()))
-        ahead = threads // 2 + 1 if ahead is None else ahead
-        if ahead < 1:
-            raise ArgumentError(f"ahead: expected at least 1 photograph, got {ahead}")
+        ahead = threads // 2 + 1  # enough to keep these busy, on either side of the network
 
         def finish(predicted: dict[str, Any]) -> Any:
             result = self._finish(predicted)

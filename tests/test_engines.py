@@ -45,11 +45,11 @@ class TestFastDtype:
     ])  # fmt: skip
     def test_cuda(self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
         assert fast_dtype(CUDA) is dtype
 
     def test_gpus_whose_float16_is_broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         for name, dtype in {"NVIDIA GeForce GTX 1650": torch.float32, "Tesla T4": torch.float16}.items():
             monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
             assert fast_dtype(CUDA) is dtype

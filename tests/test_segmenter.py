@@ -208,7 +208,7 @@ def test_no_more_than_a_few_photographs_wait(segment: Segmenter, photograph: Pat
         return result
 
     segment._prepare, segment._finish = counted_prepare, slow_finish  # type: ignore[method-assign]
-    assert len(list(segment.each([{"image": str(photograph)}] * 30, ahead=2))) == 30
+    assert len(list(segment.each([{"image": str(photograph)}] * 30))) == 30
     assert most[0] <= 6 and alive[0] == 0
 
 
@@ -244,11 +244,6 @@ def test_threads_made_afterwards_have_as_many_as_before(segment: Segmenter, phot
             assert [torch.get_num_threads(), pool.submit(torch.get_num_threads).result()] == [3, 3]
     finally:
         torch.set_num_threads(before)
-
-
-def test_at_least_one_waits(segment: Segmenter, photograph: Path) -> None:
-    with pytest.raises(DriveSegError, match="ahead: expected at least 1 photograph, got 0"):
-        list(segment.each([{"image": str(photograph)}], ahead=0))
 
 
 def test_an_error_of_ours_is_not_hidden(segment: Segmenter, photograph: Path) -> None:
