@@ -64,8 +64,11 @@ from drive_seg.versions import software
 __all__ = ["segment_photographs"]
 
 SETTINGS = "settings.json"
-ELSEWHERE = ("bundle_root", "dataset_dir", "output_dir", "checkpoint", "handlers", "evaluator", "run")
-"""Config keys that say where things are, or that only MONAI's own engine uses."""
+PLACES = ("bundle_root", "dataset_dir", "output_dir", "checkpoint")
+"""Config keys that say where things are."""
+
+OF_MONAI = ("dataset", "dataloader", "key_metric", "weights", "handlers", "evaluator", "run")
+"""Config keys that only MONAI's own engine uses."""
 
 NOT_HERE = {
     "dataset_dir": "expected photographs and folders without an option before them",
@@ -276,7 +279,7 @@ def _of_all(text: str) -> str:
 def _made_with(files: Sequence[str], values: Mapping[str, Any], segmenter: Segmenter) -> dict[str, Any]:
     """All that a result depends on besides the photograph; overrides that repeat the config change nothing."""
     config = without_descriptions(read_configs(files, values).get())
-    config = {key: value for key, value in config.items() if key not in ELSEWHERE}
+    config = {key: value for key, value in config.items() if key not in PLACES + OF_MONAI}
     return {
         "drive_seg": __version__,
         "weights_sha256": sha256(segmenter.checkpoint),

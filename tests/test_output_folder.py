@@ -112,8 +112,11 @@ def test_the_settings_of_a_folder_are_told(
     assert {"pillow", "tifffile", "nibabel", "pydicom"} <= about["versions"].keys(), "what decodes photographs"
     told = about["settings"]
     assert (told["threshold"], told["adaptation"], told["base_channels"], told["fov_diameter"]) == (0.5, 0.5, 4, 128)
+    assert "key_metric" not in told, "which no photograph without annotation has"
     segment_photographs(bundle, [folder / "0.png"], out, {**settings, "threshold": 0.5, "flips": False})
     assert "1 of 1 are done already" in capsys.readouterr().err, "what the config says anyway changes nothing"
+    segment_photographs(bundle, [folder / "0.png"], out, {**settings, "dataloader#pin_memory": True})
+    assert "1 of 1 are done already" in capsys.readouterr().err, "what only MONAI's engine uses changes nothing, either"
 
 
 def test_a_photograph_keeps_the_name_of_its_results(
