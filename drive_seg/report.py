@@ -57,13 +57,11 @@ class Report:
     Args:
         scores: the scores to report; attach them to the evaluator first.
         path: the file.
-        writes: False in all but one of several processes.
     """
 
-    def __init__(self, scores: CaseScores, path: str, writes: bool = True) -> None:
+    def __init__(self, scores: CaseScores, path: str) -> None:
         self.scores = scores
         self.path = Path(path)
-        self.writes = writes
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator."""
@@ -72,12 +70,11 @@ class Report:
 
     def reset(self, engine: Engine) -> None:
         """Remove the report of an earlier evaluation, once its tables are replaced."""
-        if self.writes:
-            remove(self.path)
+        remove(self.path)
 
     def __call__(self, engine: Engine) -> None:
         """Write the report."""
-        if not self.writes or not self.scores.results:
+        if not self.scores.results:
             return
         try:
             write_report(self.scores.results, self.scores.summary, self.path)
