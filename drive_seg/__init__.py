@@ -13,7 +13,7 @@ Map of the modules:
 - Preprocessing: ``fov`` and ``rim`` (find the field of view), ``transforms``, ``augmentation``, ``arrays``.
 - The network: ``networks``, ``adaptation``, ``ensemble``, ``inference``, ``openvino_network``, ``export``, ``package``.
 - Training: ``losses``, ``engines`` (the step, mixed precision), ``averaging``, ``handlers``, ``curves``,
-  ``checkpoints``, ``settings`` (is a resumed training still the same?), ``distributed``.
+  ``checkpoints``, ``training_state`` (to resume), ``settings`` (is it still the same training?), ``distributed``.
 - Evaluation: ``metrics`` (arrays in, figures out), ``scores``, ``evaluation``, ``tolerant``, ``second_observer``,
   ``thresholds``, ``bootstrap``, ``compare``, ``report``, ``charts``, ``tables``.
 - Segmenting photographs: ``segmenter``, ``predict`` (folders), ``masks``, ``pictures``, ``dicom_seg``, ``gallery``,

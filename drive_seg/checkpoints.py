@@ -1,7 +1,7 @@
-"""Weights and training states on disk.
+"""Weights on disk.
 
-``model.pt`` is a plain state dict of CPU tensors, the best so far; ``last.pt`` is all that a training needs to
-resume. Both are written whole or not at all and read with ``weights_only=True``.
+``model.pt`` is a plain state dict of CPU tensors, the best so far. Like every checkpoint, it is written whole or not at
+all and read with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -14,25 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from ignite.engine import Engine, Events
 from torch import nn
 
-from drive_seg.distributed import gather, restart_count, same_for_all, torchrun_job
-from drive_seg.errors import DriveSegError
-from drive_seg.files import keep, remove_leftovers, replacing, sha256, take_lock
+from drive_seg.distributed import same_for_all
+from drive_seg.errors import DriveSegError, first_line
+from drive_seg.files import replacing, sha256
 from drive_seg.learnt_cases import LearntCases, listed
 from drive_seg.networks import UNet
-from drive_seg.settings import where_they_differ
 
 __all__ = [
     "BestModelSaver",
     "PretrainedWeights",
-    "TrainingState",
     "WeightsCheckpointLoader",
     "load_checkpoint",
     "load_weights",
-    "restarted",
     "save_checkpoint",
 ]
 
@@ -69,7 +65,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes may make torch raise anything
         # For pickles, torch's message says how to load them anyway, which nobody should.
-        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({_first_line(error)})"
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error)})"
         raise DriveSegError(f"{path}: is not a checkpoint of tensors and plain values{reason}") from error
     if not isinstance(content, Mapping):
         raise DriveSegError(f"{path}: expected a dictionary, got {type(content).__name__}")
@@ -167,7 +163,7 @@ class PretrainedWeights:
     Args:
         network: network to load into.
         path: state dict, see ``load_weights``; None: the training starts from random weights.
-        state: the file that ``TrainingState`` resumes from.
+        state: the file that ``drive_seg.training_state.TrainingState`` resumes from.
         resume: as for ``TrainingState``.
         new_output_layer: the network keeps its own output layer, random as it is, to learn other classes.
     """
@@ -241,162 +237,6 @@ class BestModelSaver:
                 save_checkpoint(self.network.state_dict(), self.path)
 
 
-class TrainingState:
-    """Saves after every epoch what a training needs to resume, and resumes from it on request.
-
-    An epoch's random numbers depend on the seed and the epoch alone (``EpochSeed``), so no random state is saved. A
-    running training holds a lock beside the file, which the operating system frees however the process ends.
-
-    Args:
-        path: file to save to and to resume from, such as ``models/last.pt``.
-        parts: objects with a ``state_dict`` by name: network, optimizer, schedule, …; None for what a config omits.
-        evaluator: evaluator whose best metric is saved, too.
-        resume: continue from ``path``, or start if it does not exist yet. If False, it must not exist, so that no
-            training overwrites another, unless that has not finished an epoch. A trainer that is run for more epochs,
-            as in every round of a federated training, simply continues.
-        settings: values by config key (numbers, texts and lists of them) that must stay the same when a training is
-            resumed: what the state itself restores, or what would make it another training.
-        best: file of the best weights. One that exists at the start is kept under another name, with its list, even
-            one of this training, if it was killed after writing it and before its first state. The state is then saved
-            at the start, too: the training may start from these weights, which it replaces before it saves an epoch.
-        output_dir: folder of the training's other files, locked, too.
-        writes: False in all but one of several processes, which load but neither lock nor save.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        parts: Mapping[str, Any],
-        evaluator: Engine,
-        resume: bool = False,
-        settings: Mapping[str, Any] | None = None,
-        best: str | None = None,
-        output_dir: str | None = None,
-        writes: bool = True,
-    ) -> None:
-        self.path = Path(path)
-        self.parts = {name: part for name, part in parts.items() if part is not None}
-        self.evaluator = evaluator
-        self.resume = resume
-        self.settings = dict(settings or {})
-        self.best = None if best is None else Path(best)
-        self.writes = writes
-        folders = [self.path.parent, *([] if output_dir is None else [Path(output_dir)])]
-        self._locks = {folder.resolve(): FileLock(folder / f".{self.path.name}.lock") for folder in folders}
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to the trainer, after the handlers whose state is to be saved."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
-        engine.add_event_handler(Events.COMPLETED, self.release)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._release_and_raise)
-
-    def start(self, engine: Engine) -> None:
-        """Take the locks, and restore the state if this run resumes.
-
-        Raises:
-            DriveSegError: if another training uses the folder, if the state to resume from is of another network or
-                optimizer, of other settings or not the same for all processes, if these have different settings or
-                cases, or if there is an earlier training that is not to be resumed.
-        """
-        if self.writes:
-            self._take_locks()
-        if engine.state.epoch > 0:
-            return
-        same_for_all(self.settings)
-        content = load_checkpoint(self.path) if self.resume and self.path.exists() else None
-        epochs = gather(_epoch_of(content))
-        if len(set(epochs)) > 1:
-            raise DriveSegError(
-                f"{self.path}: expected one folder for all processes, of which some find no state there or that of "
-                f"another epoch ({', '.join('none' if epoch is None else str(epoch) for epoch in epochs)})"
-            )
-        if content is not None:
-            self._load(engine, content)
-            return
-        if self.resume:
-            _logger.warning("%s: nothing to resume from yet, the training starts from the beginning", self.path)
-        elif self.writes and self.path.exists() and _epoch_of(load_checkpoint(self.path)) != 0:
-            raise DriveSegError(
-                f"{self.path}: belongs to an earlier training, resume it (--resume) or choose another output folder"
-            )
-        if self.writes and self.best is not None and self.best.exists():
-            kept = keep(self.best, self.best.with_suffix(".json"))
-            if kept is not None:
-                _logger.warning("%s: is there from before this training, kept as %s", self.best, kept.name)
-            self.save(engine)
-
-    def save(self, engine: Engine) -> None:
-        """Write the state, after an epoch or before the first one."""
-        state = engine.state
-        if not self.writes:
-            return
-        content = {name: part.state_dict() for name, part in self.parts.items()}
-        content["settings"] = self.settings
-        content["progress"] = {
-            "epoch": state.epoch,
-            "iteration": state.iteration,
-            "best_metric": float(self.evaluator.state.best_metric),
-            "best_metric_epoch": int(self.evaluator.state.best_metric_epoch),
-            **({} if torchrun_job() is None else {"job": torchrun_job()}),
-        }
-        save_checkpoint(content, self.path)
-
-    def release(self, engine: Engine) -> None:
-        """Release the folders for another training."""
-        for lock in self._locks.values():
-            lock.release()
-
-    def _release_and_raise(self, engine: Engine, error: BaseException) -> None:
-        self.release(engine)
-        raise error
-
-    def _take_locks(self) -> None:
-        for folder, lock in self._locks.items():
-            take_lock(lock)
-            remove_leftovers(folder, ("last", "model", "history", "curves"))
-
-    def _load(self, engine: Engine, content: Mapping[str, Any]) -> None:
-        begun_with = content.get("settings", {})
-        for name, value in self.settings.items():
-            if name in begun_with and begun_with[name] != value:
-                before, now = where_they_differ(f"{begun_with[name]}", f"{value}")
-                raise DriveSegError(
-                    f"{self.path}: {name}: expected {before}, with which the training was begun, got {now}; for "
-                    "another training choose another output folder (--pretrained starts it from these weights)"
-                )
-        try:
-            for name, part in self.parts.items():
-                part.load_state_dict(content[name])
-            progress = content["progress"]
-            engine.state.epoch = progress["epoch"]
-            engine.state.iteration = progress["iteration"]
-            self.evaluator.state.best_metric = progress["best_metric"]
-            self.evaluator.state.best_metric_epoch = progress["best_metric_epoch"]
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise DriveSegError(
-                f"{self.path}: cannot be resumed from, it is not the state of a training with these settings "
-                f"({_first_line(error)})"
-            ) from error
-
-
-def _epoch_of(content: Mapping[str, Any] | None) -> int | None:
-    progress = None if content is None else content.get("progress")
-    return progress.get("epoch") if isinstance(progress, Mapping) else None
-
-
-def restarted(path: str | os.PathLike) -> bool:
-    """True if torchrun has restarted the processes after a failure and ``path`` is a state of this same run.
-
-    A run refuses the state of an earlier training, which torchrun takes for a failure; the restart must not resume it.
-    All processes give the same answer: on several machines, those of a healthy one are restarted, too, without being
-    told so.
-    """
-    ours = Path(path).is_file() and load_checkpoint(path).get("progress", {}).get("job") == torchrun_job()
-    answers = gather((restart_count() > 0, ours))
-    return any(again for again, _ in answers) and answers[0][1]
-
-
 def _on_cpu(content: Any) -> Any:
     if isinstance(content, torch.Tensor):
         return content.detach().cpu()
@@ -405,9 +245,3 @@ def _on_cpu(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return type(content)(_on_cpu(value) for value in content)
     return content
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error's message, with the error's type if it holds no words."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return first if any(map(str.isalpha, first)) else f"{type(error).__name__} {first}".strip()

@@ -55,3 +55,9 @@ def first_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, with the error's type if it holds no words."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return first if any(map(str.isalpha, first)) else f"{type(error).__name__} {first}".strip()

@@ -23,12 +23,12 @@ from monai.bundle import ConfigWorkflow
 from test_bundle import SMALL
 
 from drive_seg import checkpoints, learnt_cases
-from drive_seg.checkpoints import TrainingState
 from drive_seg.configs import parse_overrides
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.files import sha256
 from drive_seg.learnt_cases import write_learnt_cases
 from drive_seg.networks import UNet
+from drive_seg.training_state import TrainingState
 from drive_seg.workflows import run_workflow
 
 

@@ -13,16 +13,11 @@ from builders import evaluator_with, names, same_weights, small
 from filelock import FileLock
 from ignite.engine import Engine, Events
 
-from drive_seg import checkpoints, distributed
-from drive_seg.checkpoints import (
-    PretrainedWeights,
-    TrainingState,
-    load_checkpoint,
-    restarted,
-    save_checkpoint,
-)
+from drive_seg import distributed, training_state
+from drive_seg.checkpoints import PretrainedWeights, load_checkpoint, save_checkpoint
 from drive_seg.errors import CommonError, DriveSegError
 from drive_seg.learnt_cases import learnt_cases, write_learnt_cases
+from drive_seg.training_state import TrainingState, restarted
 
 
 class Training:
@@ -425,7 +420,7 @@ def test_all_processes_agree_whether_they_were_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_the_others: list[tuple[bool, bool]], answer: bool
 ) -> None:
     """torchrun counts the restarts of each machine, and that of another one's failure is none."""
-    monkeypatch.setattr(checkpoints, "gather", lambda mine: of_the_others)
+    monkeypatch.setattr(training_state, "gather", lambda mine: of_the_others)
     assert restarted(tmp_path / "last.pt") is answer
 
 
@@ -434,6 +429,6 @@ def test_a_state_that_not_all_processes_find_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: list[int | None], told: str
 ) -> None:
     Training(tmp_path / "last.pt", epochs=2).run()
-    monkeypatch.setattr(checkpoints, "gather", lambda mine: [mine, *epochs[1:]])
+    monkeypatch.setattr(training_state, "gather", lambda mine: [mine, *epochs[1:]])
     with pytest.raises(DriveSegError, match=rf"last\.pt: expected one folder for all processes, .*\({told}\)"):
         Training(tmp_path / "last.pt", resume=True).run()
