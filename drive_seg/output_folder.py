@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from drive_seg.journal import Journal, read_journals
 from drive_seg.measure_table import rounded
 from drive_seg.names import alike
 
-__all__ = ["OutputFolder", "entry_of", "named_as_before"]
+__all__ = ["OutputFolder", "entry_of"]
 
 JOURNALS = "progress_*.jsonl"
 
@@ -35,7 +36,7 @@ Entry = dict[str, Any]
 
 
 class OutputFolder:
-    """The journals of a folder and the files they list.
+    """The journals of a folder, as they are when first asked about, and the files they list.
 
     Args:
         path: the folder, which must exist.
@@ -61,11 +62,22 @@ class OutputFolder:
             pass
         return about
 
+    def named_as_before(self, cases: Sequence[Case]) -> list[Case]:
+        """The cases, each renamed as its earlier results if there are any.
+
+        A name depends on which photographs are given together, such as two namesakes in different folders; without
+        this, the results of a run with fewer of them would remain beside those of the next.
+        """
+        before = {entry["photograph"]: entry["case_id"] for entry in self._outcomes() if "failed" not in entry}
+        named = [{**case, "case_id": before.get(case["image"], case["case_id"])} for case in cases]
+        distinct = {alike(case["case_id"]) for case in named}
+        return named if len(distinct) == len(named) else list(cases)
+
     def latest(self, cases: Sequence[Case]) -> dict[str, Entry]:
         """Entries that match the photographs as they are now, by case id: done, if all files are there, or failed."""
         wanted = {case["case_id"]: self.identity(case) for case in cases}
         found: dict[str, Entry] = {}
-        for entry in _entries(self.path):
+        for entry in self._outcomes():
             identity = wanted.get(entry["case_id"])
             if identity is None or not identity.items() <= entry.items():
                 continue
@@ -84,8 +96,8 @@ class OutputFolder:
         """
         wanted = {case["case_id"]: case for case in cases}
         count: Counter[str] = Counter()
-        for entry in read_journals(self.path, JOURNALS):
-            case = wanted.get(entry.get("case_id", ""))
+        for entry in self._entries:
+            case = wanted.get(entry["case_id"])
             if case is None or entry.get("settings") != self.settings:
                 continue
             if self.identity(case).items() <= entry.items():
@@ -107,7 +119,7 @@ class OutputFolder:
         """
         names = {case["case_id"] for case in cases}
         written: dict[str, list[list[int]]] = {}
-        for entry in _entries(self.path):
+        for entry in self._outcomes():
             if entry["case_id"] in names:
                 for kind in CORRECTED.intersection(entry.get("saved", {})):
                     name = entry["saved"][kind]
@@ -123,7 +135,7 @@ class OutputFolder:
         """Photographs of earlier runs, whatever the settings, that are not among ``cases`` and still exist."""
         names, photographs = {case["case_id"] for case in cases}, {case["image"] for case in cases}
         found: dict[str, Case] = {}
-        for entry in _entries(self.path):
+        for entry in self._outcomes():
             name, photograph = entry["case_id"], entry["photograph"]
             if name not in names and photograph not in photographs and Path(photograph).exists():
                 mask = {"fov": entry["fov"][0]} if entry.get("fov") else {}
@@ -137,7 +149,7 @@ class OutputFolder:
             DriveSegError: if the results of one of ``cases`` would replace those of another photograph.
         """
         wanted = {alike(case["case_id"]): case["image"] for case in cases}
-        for entry in _entries(self.path):
+        for entry in self._outcomes():
             name, photograph = alike(entry["case_id"]), Path(entry["photograph"])
             if name not in wanted or "failed" in entry or not self._has(entry):
                 continue
@@ -147,24 +159,20 @@ class OutputFolder:
                     "replace; expected another output folder"
                 )
 
+    @cached_property
+    def _entries(self) -> list[Entry]:
+        """Read once, which takes many seconds where there are many photographs."""
+        return [entry for entry in read_journals(self.path, JOURNALS) if {"case_id", "photograph"} <= entry.keys()]
+
+    def _outcomes(self) -> Iterator[Entry]:
+        return (entry for entry in self._entries if "begun" not in entry)
+
     def _has(self, entry: Entry) -> bool:
         """Whether all files of an entry are there as they were written."""
         stamps = entry.get("stamps", {})
         return set(stamps) == set(entry.get("saved", {}).values()) and all(
             _is_as_written(self.path / name, stamp) for name, stamp in stamps.items()
         )
-
-
-def named_as_before(path: Path, cases: Sequence[Case]) -> list[Case]:
-    """The cases, each renamed as its earlier results in a folder if there are any.
-
-    A name depends on which photographs are given together, such as two namesakes in different folders; without this,
-    the results of a run with fewer of them would remain beside those of the next.
-    """
-    before = {entry["photograph"]: entry["case_id"] for entry in _entries(path) if "failed" not in entry}
-    named = [{**case, "case_id": before.get(case["image"], case["case_id"])} for case in cases]
-    distinct = {alike(case["case_id"]) for case in named}
-    return named if len(distinct) == len(named) else list(cases)
 
 
 def entry_of(result: Mapping[str, Any]) -> Entry:
@@ -174,12 +182,6 @@ def entry_of(result: Mapping[str, Any]) -> Entry:
     measures = rounded(result.get("measures", {}))
     stamps = {Path(path).name: _stamp(path) for path in result.get("saved", {}).values()}
     return {"width_px": int(width), "height_px": int(height), "measures": measures, "saved": saved, "stamps": stamps}
-
-
-def _entries(path: Path) -> Iterator[Entry]:
-    for entry in read_journals(path, JOURNALS):
-        if {"case_id", "photograph"} <= entry.keys() and "begun" not in entry:
-            yield entry
 
 
 def _stamp(path: str | os.PathLike) -> list[int]:

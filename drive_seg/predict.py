@@ -55,7 +55,7 @@ from drive_seg.files import (
 )
 from drive_seg.gallery import write_gallery
 from drive_seg.measure_table import table_row
-from drive_seg.output_folder import OutputFolder, entry_of, named_as_before
+from drive_seg.output_folder import OutputFolder, entry_of
 from drive_seg.photographs import left_out, photograph_cases, with_fov_masks
 from drive_seg.pictures import PICTURES, overlay_colours
 from drive_seg.segmenter import Segmenter
@@ -163,7 +163,6 @@ def _segment(
     output_dir: Path,
 ) -> list[tuple[str, str]]:
     rank, world_size = get_rank(), get_world_size()
-    cases = from_first(named_as_before(output_dir, cases))  # a folder may have gained a photograph since
     segmenter = Segmenter.from_config(files, values, many=True)  # even for one: its last bits depend on the threads
     for sentence in [*left_out(paths), *_without_mask(cases)] if rank == 0 else ():
         print(sentence, file=sys.stderr)  # noqa: T201
@@ -180,8 +179,10 @@ def _segment(
         "machine": _of_all(f"{platform.system()} {platform.machine()}"),
         "versions": {name: _of_all(version) for name, version in software().items()},
     }
-    folder = OutputFolder(output_dir, hashlib.sha256(json.dumps(made_with).encode()).hexdigest()[:16])
-    todo, suspects = from_first(_to_do(folder, cases, classes) if rank == 0 else None)
+    settings_id = hashlib.sha256(json.dumps(made_with).encode()).hexdigest()[:16]
+    found = _to_do(OutputFolder(output_dir, settings_id), cases, classes) if rank == 0 else None
+    cases, todo, suspects = from_first(found)
+    folder = OutputFolder(output_dir, settings_id)
     share = todo[rank::world_size]
     # By one process: torchrun ends the others with one that is killed, and their photographs would be suspects, too.
     alone = suspects if rank == 0 else []
@@ -194,6 +195,7 @@ def _segment(
     until = time.monotonic() + (SEEN_LATE if world_size > 1 and not missing_processes else 0)
     while len(latest) < len(cases) and time.monotonic() < until:
         time.sleep(1)
+        folder = OutputFolder(output_dir, settings_id)
         latest = folder.latest(cases)
     lost = [case for case in cases if case["case_id"] not in latest]
     for case in lost:  # deleted or changed by somebody, or the file system has lost it
@@ -214,8 +216,11 @@ def _segment(
     return _failures(latest[case["case_id"]] for case in cases)
 
 
-def _to_do(folder: OutputFolder, cases: Sequence[Case], classes: Sequence[str]) -> tuple[list[Case], list[Case]]:
-    """Photographs without a result, and apart from them those at which an earlier process may have ended."""
+def _to_do(
+    folder: OutputFolder, cases: Sequence[Case], classes: Sequence[str]
+) -> tuple[list[Case], list[Case], list[Case]]:
+    """Cases, named as their results; those without, and apart from them those at which a process may have ended."""
+    cases = folder.named_as_before(cases)  # a folder may have gained a photograph since
     kinds = (*KINDS, *(f"probability_{in_names(name)}" for name in classes))
     pictures = {f"{case['case_id']}_{kind}" for case in cases for kind in kinds}
     remove_leftovers(folder.path, {*pictures, "vessels", "failed", "gallery", "settings"})
@@ -235,7 +240,7 @@ def _to_do(folder: OutputFolder, cases: Sequence[Case], classes: Sequence[str]) 
     suspects = sorted((case for case in todo if case["case_id"] in begun), key=lambda case: begun[case["case_id"]])
     if suspects:
         print(f"one at a time at the end, because a run has ended at them: {len(suspects)}", file=sys.stderr)  # noqa: T201
-    return [case for case in todo if case["case_id"] not in begun], suspects
+    return cases, [case for case in todo if case["case_id"] not in begun], suspects
 
 
 def _work(segmenter: Segmenter, folder: OutputFolder, groups: Iterable[Sequence[Case]], total: int) -> None:

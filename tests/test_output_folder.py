@@ -25,7 +25,7 @@ from drive_seg.files import sha256
 from drive_seg.fov import estimate_fov
 from drive_seg.journal import Journal, read_journals
 from drive_seg.networks import UNet
-from drive_seg.output_folder import OutputFolder, named_as_before
+from drive_seg.output_folder import OutputFolder
 from drive_seg.phantom import make_phantom
 from drive_seg.predict import LOST, segment_photographs
 
@@ -153,7 +153,7 @@ def test_an_earlier_name_with_accents_taken_apart(tmp_path: Path) -> None:
     with pytest.raises(DriveSegError, match="expected another output folder"):
         OutputFolder(tmp_path, "settings").refuse_to_replace([case])
     others = [case, {"case_id": "c", "image": entry["photograph"]}]
-    assert named_as_before(tmp_path, others) == others, "two results would be one file"
+    assert OutputFolder(tmp_path, "settings").named_as_before(others) == others, "two results would be one file"
 
 
 @pytest.mark.parametrize("change", ["photograph", "setting", "weights"])
@@ -364,6 +364,23 @@ def test_a_table_that_is_open_elsewhere_costs_no_other(
     with pytest.raises(DriveSegError, match=r"failed\.csv: cannot be deleted \(.*\); is it open in another program\?$"):
         segment_photographs(bundle, [folder / "0.png"], out, settings)
     assert listed(out) == ["0.png"]
+
+
+def test_journals_are_read_before_and_after_the_work(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once each, because that takes many seconds where there are many photographs."""
+    lines: list[int] = []
+
+    def read(*arguments: Any) -> list[dict[str, Any]]:
+        entries = read_journals(*arguments)
+        lines.append(len(entries))
+        return entries
+
+    monkeypatch.setattr(output_folder, "read_journals", read)
+    for _ in range(2):
+        segment_photographs(bundle, [folder / "0.png"], tmp_path / "out", settings)
+    assert lines == [0, 2, 2, 2], "of a photograph, that it was begun and what became of it"
 
 
 def test_a_journal_that_cannot_be_written(tmp_path: Path) -> None:
