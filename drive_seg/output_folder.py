@@ -161,7 +161,7 @@ class OutputFolder:
 
     @cached_property
     def _entries(self) -> list[Entry]:
-        """Read once, which takes many seconds where there are many photographs."""
+        """Read once, which takes seconds where there are many thousands of photographs."""
         return [entry for entry in read_journals(self.path, JOURNALS) if {"case_id", "photograph"} <= entry.keys()]
 
     def _outcomes(self) -> Iterator[Entry]:

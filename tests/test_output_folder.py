@@ -369,7 +369,7 @@ def test_a_table_that_is_open_elsewhere_costs_no_other(
 def test_journals_are_read_before_and_after_the_work(
     bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once each, because that takes many seconds where there are many photographs."""
+    """Once each, because that takes seconds where there are many thousands of photographs."""
     lines: list[int] = []
 
     def read(*arguments: Any) -> list[dict[str, Any]]:
