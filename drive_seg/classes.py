@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from drive_seg.errors import ArgumentError
+from drive_seg.names import alike
 
 __all__ = ["class_colours", "class_names", "classes_of_colours", "in_names"]
 
@@ -26,17 +27,17 @@ def class_names(num_classes: int, names: Sequence[str] | None = None) -> list[st
     (['artery', 'vein'], ['class 1', 'class 2'])
 
     Raises:
-        ArgumentError: if there are not as many different names as vessel classes.
+        ArgumentError: if there are not as many names as vessel classes, or two of them are the same ``in_names``.
     """
     if names is None:
         return [f"class {value}" for value in range(1, num_classes)]
     texts = isinstance(names, (list, tuple)) and all(isinstance(name, str) and name.strip() for name in names)
-    if not texts or len(names) != num_classes - 1 or len(set(names)) < len(names):
+    if not texts or not len({alike(in_names(name)) for name in names}) == len(names) == num_classes - 1:
         raise ArgumentError(
             f"class_names: expected {num_classes - 1} different names, one for each vessel class of num_classes "
             f"{num_classes}, or null, got {names!r}"
         )
-    return list(names)
+    return [name.strip() for name in names]
 
 
 def in_names(name: str) -> str:
@@ -45,7 +46,7 @@ def in_names(name: str) -> str:
     >>> in_names("class 1")
     'class_1'
     """
-    return re.sub(r"\W+", "_", name)
+    return re.sub(r"\W+", "_", name.strip())
 
 
 def class_colours(colours: Mapping[Any, Any]) -> dict[Colour, int]:

@@ -135,6 +135,7 @@ def _unlike(first: Mapping[str, Any], second: Mapping[str, Any], common: Sequenc
             **{key: "; ".join(summary["protocol"].get(key, ())) for key in ("scored", "warnings")},
             "fov_source": ", ".join(f"{n} {name}" for name, n in summary["protocol"].get("fov_source", {}).items()),
             **summary["settings"],
+            "class_names": ", ".join(summary["scoring"].get("class_names") or ()),
             "checkpoint": ", ".join(checkpoint["sha256"][:12] for checkpoint in summary.get("checkpoints", ())),
             "config": summary.get("config_sha256", "")[:12],
             "drive-seg": summary.get("versions", {}).get("drive-seg"),

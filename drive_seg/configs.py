@@ -79,7 +79,7 @@ def overlays(root: Path, given: Sequence[str], *base: str) -> list[str]:
         DriveSegError: if there is no such config, or a file has a key that neither the configs below have nor the file
             itself refers to, which would have no effect.
     """
-    own = sorted({file.stem for file in (root / "configs").glob("*.json")} - _COMPLETE)
+    own = sorted({file.stem for file in (root / "configs").glob("*.json")} - _NO_OVERLAYS)
     known = None
     for name in given:
         if name in own:
@@ -94,8 +94,11 @@ def overlays(root: Path, given: Sequence[str], *base: str) -> list[str]:
     return list(given)
 
 
-_COMPLETE = {"train", "evaluate", "inference", "metadata", "demo"}
-"""Files of the bundle that are no overlays, or one that its command brings itself."""
+_NO_OVERLAYS = {
+    *("train", "evaluate", "inference", "metadata", "demo"),
+    *("average", "choose_threshold", "ensemble", "fold", "multi_gpu_train", "multi_gpu_evaluate"),
+}
+"""Files of the bundle that stand alone, or that a command or option lays over others by itself."""
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:

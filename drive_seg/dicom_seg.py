@@ -58,7 +58,7 @@ def save_dicom_seg(mask: np.ndarray, names: Sequence[str], source: str | os.Path
         ("vein", "veins"): ("Retinal veins", codes.SCT.Vein),
     }
     coded = {spelling: kind for spellings, kind in known.items() for spelling in spellings}
-    kinds = [coded.get(name.strip().lower(), (f"Retinal vessels, {name}", codes.SCT.BloodVessel)) for name in names]
+    kinds = [coded.get(name.lower(), (f"Retinal vessels, {name}", codes.SCT.BloodVessel)) for name in names]
     if len(names) == 1:
         kinds = [("Retinal vessels", codes.SCT.BloodVessel)]
     segments = [

@@ -80,7 +80,7 @@ def package_bundle(
     with tempfile.TemporaryDirectory() as scratch:
         check_overrides(config_files(root, "inference", "train"), overrides)
         as_used = {**_known(overrides, *config_files(root, "inference")), "checkpoint": path_value(weights)}
-        _check_values(root, as_used)
+        _check_values(root, as_used, _known(overrides, *config_files(root, "train")))
         others = sha256(weights) != _sha256_of_own(root)
         changed = _configs_of_others(root, overrides, weights if others else None) if others or overrides else {}
         for name in ("inference", "metadata"):  # model.ts holds them, too
@@ -118,10 +118,16 @@ def _known(overrides: Mapping[str, Any], config: str) -> dict[str, Any]:
     return {key: value for key, value in overrides.items() if key.replace("#", "::") in known}
 
 
-def _check_values(root: Path, overrides: Mapping[str, Any]) -> None:
-    """Make what ``inference.json`` describes, which refuses values that do not fit before anybody else has them."""
+def _check_values(root: Path, overrides: Mapping[str, Any], of_train: Mapping[str, Any]) -> None:
+    """Make what ``inference.json`` describes and the readers of ``train.json``.
+
+    Values that do not fit are refused there, before anybody else has them.
+    """
     parser = read_configs(config_files(root, "inference"), {"bundle_root": str(root), **overrides, "save": True})
     with unwrapped():
+        read_configs(config_files(root, "train"), {"bundle_root": str(root), **of_train}).get_parsed_content(
+            "read_case"
+        )
         for name in ("preprocessing", "inferer", "postprocessing"):
             parser.get_parsed_content(name)
     scale = another_scale([parser.get_parsed_content("checkpoint")], parser.get_parsed_content("fov_diameter"))

@@ -97,12 +97,14 @@ def save_thumbnail(pictures: Sequence[np.ndarray], side: int, path: str | os.Pat
 def overlay_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
     """Colours of the vessel classes: turquoise of a single one; red of arteries, blue of veins; others yellow, blue, ….
 
+    Beside arteries or veins there are three more colours, else five; further classes have these again.
+
     Args:
         names: of the vessel classes, in the order of their values.
     """
     if len(names) == 1:
         return [ONE_CLASS]
-    named = [NAMED_COLOURS.get(name.strip().lower()) for name in names]
+    named = [NAMED_COLOURS.get(name.lower()) for name in names]
     others = cycle(CLASS_COLOURS[::2] if any(named) else CLASS_COLOURS)  # no second blue beside veins
     return [colour or next(others) for colour in named]
 

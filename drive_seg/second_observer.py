@@ -56,9 +56,7 @@ class SecondObserverd(Transform):
                 reasons.append(error)
         else:
             del case[self.key]
-        if reasons:
-            what = "is not read as the reference is" if self.key in case else "is left out"
-            _logger.warning("the second observer of case %s %s: %s", case.get("case_id"), what, reasons[0])
+            _logger.warning("the second observer of case %s is left out: %s", case.get("case_id"), reasons[0])
         return case
 
     def _read(

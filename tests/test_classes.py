@@ -36,10 +36,13 @@ def coloured(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_names_of_the_vessel_classes() -> None:
     assert class_names(2) == ["class 1"]
-    assert class_names(3, ("artery", "vein")) == ["artery", "vein"]
+    assert class_names(3, ("artery", "vein ")) == ["artery", "vein"]
 
 
-@pytest.mark.parametrize("names", [["vein"], ["artery", "vein", "both"], ["vein", "vein"], "av", [1, 2], ["", "vein"]])
+@pytest.mark.parametrize("names", [
+    ["vein"], ["artery", "vein", "both"], ["vein", "vein"], "av", [1, 2], ["", "vein"],
+    ["disc/cup", "disc cup"], ["A", "a"], ["vein", "vein "],
+])  # fmt: skip
 def test_names_that_do_not_fit_the_number_of_classes(names: object) -> None:
     with pytest.raises(DriveSegError, match=r"class_names: expected 2 different names, .* num_classes 3"):
         class_names(3, names)
@@ -122,6 +125,7 @@ def test_train_and_evaluate_take_the_overlay(phantoms: Path, coloured: Path, tmp
 @pytest.mark.parametrize(("config", "content", "message"), [
     ("artery-vein", None, "--config artery-vein: there is no such file, expected JSON, or one of any_camera, arte"),
     ("train", None, "--config train: there is no such file"),
+    ("choose_threshold", None, "expected JSON, or one of any_camera, artery_vein"),
     ("av.json", None, "--config av.json: there is no such file"),
     ("av.json", {"max_epoch": 3}, "av.json: max_epoch: the config has no such key, did you mean max_epochs?"),
     ("av.json", [3], "av.json: expected an object of keys, got list"),

@@ -50,6 +50,9 @@ def test_differences_by_hand() -> None:
     assert [row["case_id"] for row in compared["cases"]] == sorted(FIRST)
     assert compared["cases"][3]["dice"] == pytest.approx(-0.005)
     assert compared["unlike"] == {"threshold": (0.5, 0.4)}
+    other = summary(SECOND)
+    other["scoring"] = {**other["scoring"], "class_names": ["artery", "vein"]}
+    assert compare(summary(FIRST), other)["unlike"] == {"class_names": ("", "artery, vein")}
 
 
 def test_persons_are_compared_not_eyes() -> None:

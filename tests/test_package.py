@@ -199,6 +199,8 @@ def test_values_that_the_bundle_would_refuse(bundle: Path, tmp_path: Path, capsy
     assert "threshold: expected a probability from 0 to 1, got 9" in said
     assert "pictures: expected some of vessels" in refused([*command, "--pictures", "['masks']"], capsys)
     assert "class_names: expected 1 different names" in refused([*command, "--class_names", "['a','b']"], capsys)
+    several = [*command, "--num_classes", "3", "--class_colours", "{'1':'red'}"]
+    assert "class_colours: 1: expected a colour" in refused(several, capsys)
     assert "anotation: the config has no such key, did you mean annotation?" in refused(
         [*command, "--anotation", "av"], capsys
     )

@@ -31,10 +31,13 @@ def read(file: Path, num_classes: int, class_colours: dict[str, Any] | None = No
     (np.zeros_like(CLASSES), 3, np.zeros_like(CLASSES)),
     (np.where(CLASSES, 255, 0), 2, np.where(CLASSES, 1, 0)),
 ], ids=["classes", "vessels", "raw indices", "grey", "empty", "one class"])  # fmt: skip
-def test_is_read_as_what_it_is(tmp_path: Path, drawn: np.ndarray, num_classes: int, expected: np.ndarray) -> None:
+def test_is_read_as_what_it_is(
+    tmp_path: Path, drawn: np.ndarray, num_classes: int, expected: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
     Image.fromarray(drawn.astype(np.uint8)).save(tmp_path / "second.png")
     second = read(tmp_path / "second.png", num_classes)["second"]
     assert second.dtype == torch.uint8 and np.array_equal(second[0], expected)
+    assert not [record for record in caplog.records if "second observer" in record.message]
 
 
 def test_is_read_by_the_colours_of_the_reference(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
