@@ -151,6 +151,13 @@ def test_leftovers_are_known_in_any_spelling(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_leftovers_that_cannot_be_deleted_stay(tmp_path: Path) -> None:
+    (tmp_path / ".a.0a1b2c3d.png").mkdir()
+    (tmp_path / ".b.0a1b2c3d.png").touch()
+    remove_leftovers(tmp_path, {"a", "b"})
+    assert names(tmp_path) == [".a.0a1b2c3d.png"]
+
+
 def test_csv(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     write_csv(path, [{"case": "01", "dice": 0.5}, {"case": "a, b", "dice": ""}])
