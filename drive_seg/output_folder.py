@@ -1,8 +1,9 @@
 """The results in an output folder, as recorded in the journals of the processes that wrote them.
 
-Photographs and results are identified by path, size and modification time: a file that has changed since, or a
-namesake, does not count as done. Results are looked up by the names they were written under and never in a list of the
-folder, because some file systems list names with accents in another spelling.
+Photographs and results are identified by path, size and, within the two seconds that some file systems round it to,
+modification time: a file that has changed since, or a namesake, does not count as done. Results are looked up by the
+names they were written under and never in a list of the folder, because some file systems list names with accents in
+another spelling.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CORRECTED = frozenset({"vessels", "fov"})
 
 CLOCK_NS = 2_000_000_000
 """Difference of modification times that says nothing: network shares and USB sticks round the time of a file, to 2 s at
-most, once it has left the cache. A result that was corrected by hand or made anew is later, or of another size."""
+most, once it has left the cache. What was corrected by hand or made anew is later, or of another size."""
 
 Entry = dict[str, Any]
 
@@ -79,7 +80,7 @@ class OutputFolder:
         found: dict[str, Entry] = {}
         for entry in self._outcomes():
             identity = wanted.get(entry["case_id"])
-            if identity is None or not identity.items() <= entry.items():
+            if identity is None or not _is_of(entry, identity):
                 continue
             # The journals of several processes have no common order; a success overrides any failure.
             if "failed" in entry:
@@ -100,7 +101,7 @@ class OutputFolder:
             case = wanted.get(entry["case_id"])
             if case is None or entry.get("settings") != self.settings:
                 continue
-            if self.identity(case).items() <= entry.items():
+            if _is_of(entry, self.identity(case)):
                 count[case["case_id"]] += entry.get("begun", -1)
         return dict(+count)
 
@@ -192,10 +193,26 @@ def _stamp(path: str | os.PathLike) -> list[int]:
 
 def _is_as_written(path: Path, stamp: Sequence[int]) -> bool:
     try:
-        size, modified_ns = _stamp(path)
+        return _same_stamp(_stamp(path), stamp)
     except OSError:
         return False
-    return size == stamp[0] and abs(modified_ns - stamp[1]) <= CLOCK_NS
+
+
+def _same_stamp(one: Sequence[int], other: Sequence[int]) -> bool:
+    return one[0] == other[0] and abs(one[1] - other[1]) <= CLOCK_NS
+
+
+def _is_of(entry: Entry, identity: Entry) -> bool:
+    """Whether an entry is of this photograph and field of view; of one that is gone, only the path is compared."""
+    if any(entry.get(key) != identity[key] for key in ("case_id", "photograph", "settings")):
+        return False
+    stamps = [[about.get("bytes", -1), about.get("modified_ns", 0)] for about in (entry, identity)]
+    if "bytes" in identity and not _same_stamp(*stamps):
+        return False
+    before, now = entry.get("fov"), identity["fov"]
+    if before is None or now is None:
+        return before is now
+    return before[0] == now[0] and _same_stamp(before[1:], now[1:])
 
 
 def _same_file(one: Path, other: Path) -> bool:

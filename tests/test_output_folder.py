@@ -331,6 +331,36 @@ def test_times_that_a_share_rounds(
     assert "0_vessels_" in capsys.readouterr().err, "somebody has written it 4 s later"
 
 
+def test_times_of_photographs_that_a_share_rounds(tmp_path: Path) -> None:
+    """An outcome, a photograph that was begun, and the mask of its field of view."""
+    photograph, mask = tmp_path / "0.png", tmp_path / "0_mask.png"
+    case = {"case_id": "0", "image": str(photograph), "fov": str(mask)}
+    for path in (photograph, mask):
+        path.write_bytes(b"1234")
+        os.utime(path, ns=(0, 11_900_000_000))
+    folder = OutputFolder(tmp_path, "settings")
+    for note in ({"begun": 1}, {"begun": 1}, {"failed": "why"}):
+        folder.journal(0).add({**folder.identity(case), **note})
+
+    def known() -> tuple[bool, bool]:
+        now = OutputFolder(tmp_path, "settings")
+        return "0" in now.latest([case]), "0" in now.begun([case])
+
+    for path in (photograph, mask):
+        os.utime(path, ns=(0, 10_000_000_000))
+        assert known() == (True, True)
+        os.utime(path, ns=(0, 14_000_000_000))
+        assert known() == (False, False), "somebody has written it later"
+        os.utime(path, ns=(0, 11_900_000_000))
+        path.write_bytes(b"12345")
+        os.utime(path, ns=(0, 11_900_000_000))
+        assert known() == (False, False), "of another size"
+        path.write_bytes(b"1234")
+        os.utime(path, ns=(0, 11_900_000_000))
+    del case["fov"]
+    assert known() == (False, False), "its field of view is estimated now"
+
+
 def test_results_that_are_lost_in_the_course_of_a_run(
     bundle: Path,
     folder: Path,
@@ -396,7 +426,9 @@ def test_leftovers_of_a_killed_run_are_removed(
     of_pictures = [out / ".1_overlay.0a1b2c3d.jpg", out / ".1_vessels.nii.0a1b2c3d.gz"]
     of_tables = [out / f".{name[0]}.0a1b2c3d{name[1]}" for name in map(os.path.splitext, TABLES)]
     others = [out / ".hidden.png", out / ".photo.of.me.png"]
+    namesake = another(tmp_path / "e\u0301", 7)
+    of_pictures.append(out / ".e\u0301_0_png_vessels.0a1b2c3d.png")
     for path in (*of_pictures, *of_tables, *others):
         path.write_bytes(b"half a file")
-    segment_photographs(bundle, [folder], out, settings)
+    segment_photographs(bundle, [folder, namesake], out, settings)
     assert not any(path.exists() for path in (*of_pictures, *of_tables)) and all(path.exists() for path in others)
