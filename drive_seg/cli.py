@@ -367,7 +367,8 @@ def _expanded(arguments: list[str]) -> list[str]:
 
     Typer would replace environment variables, too, but ``$`` begins an expression in a config.
     """
-    named = [sorted(glob.glob(it)) if set("*?") & set(it) else [] for it in arguments]  # noqa: PTH207 - or absolute
+    files = [it.replace("[", "[[]") for it in arguments]  # Windows has no sets of characters, but such folders
+    named = [sorted(glob.glob(it)) if set("*?") & set(it) else [] for it in files]  # noqa: PTH207 - or absolute
     return [path for argument, paths in zip(arguments, named, strict=True) for path in paths or [argument]]
 
 

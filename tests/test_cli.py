@@ -84,6 +84,10 @@ def test_patterns_that_the_shell_has_left(tmp_path: Path) -> None:
     given = ["predict", f"{tmp_path}/*.jpg", f"{tmp_path}/?.png", "nothing*.jpg", "--network_def", "$@x[0] * 2"]
     found = [str(tmp_path / name) for name in ("a.jpg", "b.jpg", "c.png")]
     assert _expanded(given) == ["predict", *found, *given[3:]]
+    photograph = tmp_path / "[2026] clinic" / "a[1].jpg"
+    photograph.parent.mkdir()
+    photograph.touch()
+    assert _expanded([f"{photograph.parent}/a[1]*"]) == [str(photograph)], "brackets are only themselves on Windows"
 
 
 def test_a_path_that_the_encoding_of_a_log_file_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
