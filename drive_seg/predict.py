@@ -12,11 +12,13 @@ import json
 import os
 import platform
 import shlex
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,10 @@ KINDS = (*PICTURES, "vessels.nii")
 TRIES = 3
 """How often a photograph is begun at which its process may have ended; the others are finished first."""
 
-ENDED = "its process ended each of the three times that this photograph was worked on, perhaps for lack of memory"
+ENDED = (
+    "its process ended each of the three times that this photograph was worked on, perhaps for lack of memory; "
+    "to try it again, choose another output folder or save the photograph anew"
+)
 SEEN_LATE = 60.0
 """Seconds in which what a process has written may still be missing for another machine, on network file systems."""
 
@@ -186,7 +191,8 @@ def _segment(
     share = todo[rank::world_size]
     # By one process: torchrun ends the others with one that is killed, and their photographs would be suspects, too.
     alone = suspects if rank == 0 else []
-    _work(segmenter, folder, [share, *([case] for case in alone)], len(share) + len(alone))
+    with _ended_as_by_ctrl_c():
+        _work(segmenter, folder, [share, *([case] for case in alone)], len(share) + len(alone))
     missing_processes = meet(folder.growth)
     if not missing_processes:
         leave_process_group()
@@ -211,7 +217,8 @@ def _segment(
         ended = f" (without sign of life: process {silent})" if silent else ""
         raise DriveSegError(
             f"{len(lost)} of {len(cases)} photographs have no result in {output_dir}: expected one folder that all "
-            f"processes see, and processes that do not end early{ended}; run it again for the rest"
+            f"processes see, processes that do not end early{ended}, and photographs and results that stay as they are"
+            "; see failed.csv, and run it again for the rest"
         )
     return _failures(latest[case["case_id"]] for case in cases)
 
@@ -227,11 +234,16 @@ def _to_do(
     done = folder.latest(cases)
     folder.refuse_to_replace(cases)
     missing = {"failed": ""}
-    todo = [case for case in cases if done.get(case["case_id"], missing).get("failed", ENDED) != ENDED]
+    reasons = {case["case_id"]: done.get(case["case_id"], missing).get("failed") for case in cases}
+    given_up = [case for case in cases if reasons[case["case_id"]] == ENDED]
+    todo = [case for case in cases if reasons[case["case_id"]] not in (None, ENDED)]
     begun = folder.begun(todo)
     for case in todo:
         if begun.get(case["case_id"], 0) >= TRIES:
             folder.journal(0).add({**folder.identity(case), "failed": ENDED})
+            given_up.append(case)
+    for case in given_up:
+        print(f"drive-seg: {case['image']}: {ENDED}", file=sys.stderr)  # noqa: T201
     todo = [case for case in todo if begun.get(case["case_id"], 0) < TRIES]
     for copy in folder.keep_corrected(todo):
         print(f"{copy}: a result that was changed by hand, kept under this name", file=sys.stderr)  # noqa: T201
@@ -243,24 +255,51 @@ def _to_do(
     return cases, [case for case in todo if case["case_id"] not in begun], suspects
 
 
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let a polite request to end, as schedulers, torchrun and closed terminals send it, interrupt as Ctrl-C does.
+
+    A signal that is ignored, as by ``nohup``, or handled by the program around this stays as it is.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other set handlers
+        signals = []
+    signals = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
+    for number in signals:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _work(segmenter: Segmenter, folder: OutputFolder, groups: Iterable[Sequence[Case]], total: int) -> None:
-    """Segment groups of photographs one after the other, and note in the journal what is begun and what came of it."""
+    """Segment groups of photographs one after the other, and note in the journal what is begun and what came of it.
+
+    Photographs are noted as they were when they were begun: one that was replaced since has not been segmented.
+    """
     journal = folder.journal(get_rank())
-    under_way: dict[str, Case] = {}
+    under_way: dict[str, dict[str, Any]] = {}
 
     def noted(group: Sequence[Case]) -> Iterator[Case]:
         for case in group:
-            journal.add({**folder.identity(case), "begun": 1})
-            under_way[case["case_id"]] = case
+            under_way[case["case_id"]] = folder.identity(case)
+            journal.add({**under_way[case["case_id"]], "begun": 1})
             yield case
 
     hidden = None if get_rank() == 0 else True  # None: where there is no terminal
     outcomes = chain.from_iterable(segmenter.each(noted(group), keep=entry_of, catch=Exception) for group in groups)
     try:
         for case, outcome in tqdm(outcomes, total=total, unit="photograph", disable=hidden):
-            del under_way[case["case_id"]]
+            identity = under_way[case["case_id"]]
             if not isinstance(outcome, Exception):
-                journal.add({**folder.identity(case), **outcome})
+                journal.add({**identity, **outcome})
+                del under_way[case["case_id"]]
                 continue
             reason = str(outcome)
             if not isinstance(outcome, DriveSegError):  # a bug here, which must cost only one photograph
@@ -268,11 +307,13 @@ def _work(segmenter: Segmenter, folder: OutputFolder, groups: Iterable[Sequence[
                 cause = first_cause(outcome)
                 reason = f"{case['image']}: {type(cause).__name__}: {cause}"
             # Tables have a separate column for the photograph.
-            journal.add({**folder.identity(case), "failed": reason.removeprefix(f"{case['image']}: ")})
+            journal.add({**identity, "failed": reason.removeprefix(f"{case['image']}: ")})
+            del under_way[case["case_id"]]
             tqdm.write(f"drive-seg: {reason}", file=sys.stderr)
-    except KeyboardInterrupt:  # which is no photograph's fault
-        for case in under_way.values():
-            journal.add({**folder.identity(case), "begun": -1})
+    except (Exception, KeyboardInterrupt):  # which is no photograph's fault
+        for identity in under_way.values():
+            with suppress(DriveSegError):  # such as a full disk, which may be why the run ends
+                journal.add({**identity, "begun": -1})
         raise
 
 

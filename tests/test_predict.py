@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,11 @@ from PIL import Image
 from drive_seg import predict
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import estimate_fov
-from drive_seg.journal import read_journals
+from drive_seg.journal import Journal, read_journals
 from drive_seg.measures import measure_vessels
 from drive_seg.phantom import make_phantom
 from drive_seg.pictures import SaveVesselsd
-from drive_seg.predict import ENDED, segment_photographs
+from drive_seg.predict import ENDED, LOST, segment_photographs
 from drive_seg.segmenter import Segmenter
 
 KINDS = ("vessels.png", "probability.png", "overlay.jpg", "thumbnail.jpg")
@@ -206,13 +208,13 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return opened
 
 
-def ends_at(photograph: str, ending: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+def ends_at(photograph: str, ending: Callable[[], BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     normal = Segmenter._prepare
 
     def ends(self: Segmenter, case: dict[str, Any]) -> dict[str, Any]:
         prepared = normal(self, case)
         if case["case_id"] == photograph:
-            raise ending
+            raise ending()
         return prepared
 
     monkeypatch.setattr(Segmenter, "_prepare", ends)
@@ -241,6 +243,7 @@ def test_a_photograph_that_ends_its_process_stops_no_other(
     for _ in range(2):
         failed = {Path(path).name: reason for path, reason in segment_photographs(bundle, [folder], out, settings)}
         assert set(failed) == {"1.png", "broken.png"} and failed["1.png"] == ENDED
+        assert f"drive-seg: {folder / '1.png'}: {ENDED}\n" in capsys.readouterr().err
         assert ENDED in (out / "failed.csv").read_text()
         with (out / "vessels.csv").open() as file:
             assert [row["case_id"] for row in csv.DictReader(file)] == ["0", "2", "3", "4"]
@@ -249,6 +252,21 @@ def test_a_photograph_that_ends_its_process_stops_no_other(
     assert len(segment_photographs(bundle, [folder], out, settings)) == 1 and "1" in opened
 
 
+def asked_to_end(number: int) -> Callable[[], BaseException]:
+    """What sends this process a signal and lets it go on, as long as the signal would not end the tests as well."""
+
+    def ask() -> BaseException:
+        assert signal.getsignal(number) != signal.SIG_DFL
+        os.kill(os.getpid(), number)
+        return DriveSegError("not what ends the run")
+
+    return ask
+
+
+SIGNALS = [] if os.name == "nt" else [signal.SIGTERM, signal.SIGHUP]  # Windows ends a process without a word
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, *map(asked_to_end, SIGNALS)])
 def test_a_run_that_is_interrupted_blames_no_photograph(
     bundle: Path,
     folder: Path,
@@ -256,15 +274,83 @@ def test_a_run_that_is_interrupted_blames_no_photograph(
     tmp_path: Path,
     opened: list[str],
     monkeypatch: pytest.MonkeyPatch,
+    ending: Callable[[], BaseException],
 ) -> None:
     with monkeypatch.context() as patched:
-        ends_at("1", KeyboardInterrupt, patched)
+        ends_at("1", ending, patched)
         for _ in range(4):
             with pytest.raises(KeyboardInterrupt):
                 segment_photographs(bundle, [folder], tmp_path / "out", settings)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     opened.clear()
     assert len(segment_photographs(bundle, [folder], tmp_path / "out", settings)) == 1
-    assert opened[-1] != "1" and len(outcomes(tmp_path / "out")) == 6
+    assert opened[-1] != "1"
+
+
+def test_signals_that_are_ignored_or_handled_stay_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by ``nohup``, and in another thread, where Python refuses to change them."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with predict._ended_as_by_ctrl_c():
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: predict._ended_as_by_ctrl_c().__enter__()).result()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("full", ["for a moment", "for good"])
+def test_a_run_that_ends_with_an_error_blames_no_photograph(
+    bundle: Path,
+    folder: Path,
+    settings: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    full: str,
+) -> None:
+    add, failures = Journal.add, []
+
+    def fails(journal: Journal, entry: dict[str, Any]) -> None:
+        if failures and full == "for good":
+            raise DriveSegError("still full")
+        if entry["case_id"] == "1" and "begun" not in entry:
+            failures.append(entry)
+            raise DriveSegError("full")
+        add(journal, entry)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "add", fails)
+        with pytest.raises(DriveSegError, match=r"^full$"):
+            segment_photographs(bundle, [folder], tmp_path / "out", settings)
+    capsys.readouterr()
+    assert len(segment_photographs(bundle, [folder], tmp_path / "out", settings)) == 1
+    assert ("one at a time" in capsys.readouterr().err) == (full == "for good")
+
+
+def test_a_photograph_that_is_replaced_while_it_is_worked_on(
+    bundle: Path,
+    folder: Path,
+    settings: dict[str, object],
+    tmp_path: Path,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    photograph, normal = folder / "1.png", SaveVesselsd.__call__
+
+    def replaced(self: SaveVesselsd, data: dict[str, object]) -> dict[str, object]:
+        if data["case_id"] == "1":
+            Image.fromarray(make_phantom(7, 160, 141).image).save(photograph)
+        return normal(self, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SaveVesselsd, "__call__", replaced)
+        failed = segment_photographs(bundle, [photograph, folder / "0.png"], tmp_path / "out", settings)
+    assert failed == [(str(photograph), LOST)]
+    opened.clear()
+    assert segment_photographs(bundle, [photograph, folder / "0.png"], tmp_path / "out", settings) == []
+    assert opened == ["1"] and np.asarray(Image.open(tmp_path / "out" / "1_vessels.png")).shape == (160, 141)
 
 
 @pytest.mark.parametrize("vanished", [[], [1]], ids=["another folder", "vanished"])
