@@ -12,14 +12,11 @@ import json
 import os
 import platform
 import shlex
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +188,7 @@ def _segment(
     share = todo[rank::world_size]
     # By one process: torchrun ends the others with one that is killed, and their photographs would be suspects, too.
     alone = suspects if rank == 0 else []
-    with _ended_as_by_ctrl_c():
-        _work(segmenter, folder, [share, *([case] for case in alone)], len(share) + len(alone))
+    _work(segmenter, folder, [share, *([case] for case in alone)], len(share) + len(alone))
     missing_processes = meet(folder.growth)
     if not missing_processes:
         leave_process_group()
@@ -255,29 +251,6 @@ def _to_do(
     return cases, [case for case in todo if case["case_id"] not in begun], suspects
 
 
-@contextmanager
-def _ended_as_by_ctrl_c() -> Iterator[None]:
-    """Let a polite request to end, as schedulers, torchrun and closed terminals send it, interrupt as Ctrl-C does.
-
-    A signal that is ignored, as by ``nohup``, or handled by the program around this stays as it is.
-    """
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():  # Python lets no other set handlers
-        signals = []
-    signals = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
-    for number in signals:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number in signals:
-            signal.signal(number, signal.SIG_DFL)
-
-
 def _work(segmenter: Segmenter, folder: OutputFolder, groups: Iterable[Sequence[Case]], total: int) -> None:
     """Segment groups of photographs one after the other, and note in the journal what is begun and what came of it.
 
@@ -293,7 +266,12 @@ def _work(segmenter: Segmenter, folder: OutputFolder, groups: Iterable[Sequence[
             yield case
 
     hidden = None if get_rank() == 0 else True  # None: where there is no terminal
-    outcomes = chain.from_iterable(segmenter.each(noted(group), keep=entry_of, catch=Exception) for group in groups)
+
+    def segmented() -> Generator[tuple[Case, Any], None, None]:
+        for group in groups:
+            yield from segmenter.each(noted(group), keep=entry_of, catch=Exception)
+
+    outcomes = segmented()
     try:
         for case, outcome in tqdm(outcomes, total=total, unit="photograph", disable=hidden):
             identity = under_way[case["case_id"]]
@@ -315,6 +293,8 @@ def _work(segmenter: Segmenter, folder: OutputFolder, groups: Iterable[Sequence[
             with suppress(DriveSegError):  # such as a full disk, which may be why the run ends
                 journal.add({**identity, "begun": -1})
         raise
+    finally:
+        outcomes.close()  # ends the threads, before what they use goes
 
 
 def _of_all(text: str) -> str:

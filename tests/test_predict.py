@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -252,21 +251,6 @@ def test_a_photograph_that_ends_its_process_stops_no_other(
     assert len(segment_photographs(bundle, [folder], out, settings)) == 1 and "1" in opened
 
 
-def asked_to_end(number: int) -> Callable[[], BaseException]:
-    """What sends this process a signal and lets it go on, as long as the signal would not end the tests as well."""
-
-    def ask() -> BaseException:
-        assert signal.getsignal(number) != signal.SIG_DFL
-        os.kill(os.getpid(), number)
-        return DriveSegError("not what ends the run")
-
-    return ask
-
-
-SIGNALS = [] if os.name == "nt" else [signal.SIGTERM, signal.SIGHUP]  # Windows ends a process without a word
-
-
-@pytest.mark.parametrize("ending", [KeyboardInterrupt, *map(asked_to_end, SIGNALS)])
 def test_a_run_that_is_interrupted_blames_no_photograph(
     bundle: Path,
     folder: Path,
@@ -274,30 +258,15 @@ def test_a_run_that_is_interrupted_blames_no_photograph(
     tmp_path: Path,
     opened: list[str],
     monkeypatch: pytest.MonkeyPatch,
-    ending: Callable[[], BaseException],
 ) -> None:
     with monkeypatch.context() as patched:
-        ends_at("1", ending, patched)
+        ends_at("1", KeyboardInterrupt, patched)
         for _ in range(4):
             with pytest.raises(KeyboardInterrupt):
                 segment_photographs(bundle, [folder], tmp_path / "out", settings)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     opened.clear()
     assert len(segment_photographs(bundle, [folder], tmp_path / "out", settings)) == 1
     assert opened[-1] != "1"
-
-
-def test_signals_that_are_ignored_or_handled_stay_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by ``nohup``, and in another thread, where Python refuses to change them."""
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        with predict._ended_as_by_ctrl_c():
-            assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(lambda: predict._ended_as_by_ctrl_c().__enter__()).result()
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("full", ["for a moment", "for good"])
