@@ -264,6 +264,8 @@ def test_every_value_says_why(bundle: Path, name: str) -> None:
     for where, component in components(config):
         described = component.get("_desc_", "")
         assert isinstance(described, str) and len(described) > 8, f"{name}: {where} has no description"
+    meant = [text for text in config["_desc_"].values() if re.match(r"[$%]", text) or set("#@") & set(text)]
+    assert not meant, "MONAI would take them for expressions"
 
 
 def components(value: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from builders import shipped_bootstrap, shipped_scoring
 from realdata import real_data
 
 from drive_seg.errors import DriveSegError
-from drive_seg.evaluation import CaseScores
-from drive_seg.metrics import ProbabilityCounts
 from drive_seg.readers import read_image
 from drive_seg.scores import (
     AGAINST_SECOND,
@@ -27,6 +22,7 @@ from drive_seg.scores import (
     CaseResult,
     Scoring,
     case_row,
+    of_fewer,
     score_case,
     summarise,
 )
@@ -52,16 +48,6 @@ def arrays(seed: int = 0) -> dict[str, np.ndarray]:
         "probability": probability,
         "second": np.roll(label, 1, axis=0),
     }
-
-
-@pytest.mark.parametrize(("settings", "complaint"), [
-    ({"level": 95}, "level: expected a share between 0 and 1, such as 0.95, got 95"),
-    ({"samples": 0}, "samples: expected at least 1, got 0"),
-    ({"seed": -1}, "seed: expected a whole number from 0, got -1"),
-])  # fmt: skip
-def test_an_interval_that_cannot_be_is_refused_at_once(settings: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(DriveSegError, match=complaint):
-        shipped_bootstrap(**settings)
 
 
 def test_nothing_outside_the_field_of_view_changes_a_figure_inside() -> None:
@@ -222,30 +208,6 @@ def test_summary_by_hand() -> None:
     )
 
 
-def test_bootstrap_of_equal_values_has_no_width() -> None:
-    assert shipped_bootstrap().interval(np.full(4, 0.5)) == (0.5, 0.5)
-
-
-def test_bootstrap_draws_persons() -> None:
-    """Two eyes that are alike tell no more than one; of one person there is no interval."""
-    values = np.random.default_rng(0).normal(size=8)
-    persons = [f"{number}" for number in range(8)]
-    bootstrap = shipped_bootstrap()
-    once = bootstrap.interval(values)
-    assert bootstrap.interval(np.tile(values, 2), persons * 2) == pytest.approx(once)
-    assert bootstrap.interval(values, persons) == pytest.approx(once)
-    of_two = bootstrap.interval(values, ["a"] * 6 + ["b"] * 2)
-    assert of_two == pytest.approx(sorted([values[:6].mean(), values[6:].mean()])), "all of either, at the ends"
-    assert all(map(math.isnan, bootstrap.interval(values, ["a"] * 8)))
-
-
-def test_of_few_persons_the_interval_is_too_narrow() -> None:
-    """As ``Bootstrap`` says: of 8 normal values one of 95 % holds the mean in 88 % of samples."""
-    bootstrap, generator = shipped_bootstrap(samples=500), np.random.default_rng(0)
-    intervals = [bootstrap.interval(generator.normal(size=8)) for _ in range(1000)]
-    assert np.mean([low <= 0 <= high for low, high in intervals]) == pytest.approx(0.88, abs=0.03)
-
-
 def test_both_eyes_of_a_person_are_one_in_the_interval() -> None:
     case = arrays()
     results = [scored(name, **case) for name in ("01L", "01R")]
@@ -256,12 +218,8 @@ def test_both_eyes_of_a_person_are_one_in_the_interval() -> None:
     assert row["per_image"]["dice"]["ci"] == pytest.approx([row["per_image"]["dice"]["mean"]] * 2)
 
 
-def test_bootstrap_covers_the_mean_of_a_normal_sample() -> None:
-    values = np.random.default_rng(0).normal(size=200)
-    low, high = shipped_bootstrap(samples=4000).interval(values)
-    error = values.std(ddof=1) / math.sqrt(200)
-    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.02)
-    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.02)
+def test_a_mean_says_over_how_many_cases() -> None:
+    assert of_fewer(20, 20) == "" and of_fewer(19, 20) == " (in 19 of 20)"
 
 
 def test_a_row_names_the_whole_image() -> None:
@@ -284,14 +242,10 @@ def test_reliability_is_told_by_bin() -> None:
     assert rows["second_observer"]["reliability"] == []
 
 
-def test_figures_of_probability_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    compute = ProbabilityCounts.scores
-    monkeypatch.setattr(ProbabilityCounts, "scores", lambda self, bins: calls.append(1) or compute(self, bins))
-    result = scored("1", **arrays(), scoring=shipped_scoring(whole_image=False))
-    first = case_row(result, PREDICTION, 15)
-    assert case_row(result, PREDICTION, 15) == first and len(calls) == 1
-    assert result.scores[PREDICTION][FOV].figures(3)["ece"] != first["ece"]
+def test_the_calibration_error_is_of_the_bins_that_are_asked_for() -> None:
+    scores = scored("1", **arrays(), scoring=shipped_scoring(whole_image=False)).scores[PREDICTION][FOV]
+    first = scores.figures(15)
+    assert scores.figures(3)["ece"] != first["ece"] and scores.figures(15) == first
 
 
 def test_masks_are_kept_as_they_were() -> None:
@@ -307,33 +261,6 @@ def test_masks_are_kept_as_they_were() -> None:
 def test_settings_that_make_no_sense(wrong: dict) -> None:
     with pytest.raises(DriveSegError, match=next(iter(wrong))):
         shipped_scoring(**wrong)
-
-
-def test_a_bad_case_leaves_the_others_scored(tmp_path) -> None:
-    weights = tmp_path / "model.pt"
-    weights.write_bytes(b"weights")
-    scores = CaseScores(str(tmp_path), shipped_scoring(), shipped_bootstrap(), {}, {})
-    engine = SimpleNamespace(state=SimpleNamespace(metrics={}, loaded_weights=[str(weights)]))
-    scores.reset(engine)
-    for seed in range(3):
-        case = {name: torch.from_numpy(array[None].astype(np.float32)) for name, array in arrays(seed).items()}
-        probability = case["probability"].clone()
-        if seed == 1:
-            probability[:, 4, 4] = torch.nan
-        about = {"section": "test", "fov_source": "estimated", "photograph": "none.tif", "case_id": f"case{seed}"}
-        engine.state.batch = [{**about, "reference": case["label"], "second": case["second"], "fov": case["fov"]}]
-        engine.state.output = [{"pred": case["pred"], "probability": probability}]
-        scores.collect(engine)
-    scores.finish(engine)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert [case["case_id"] for case in summary["cases"]] == ["case0", "case2"]
-    assert [case["case_id"] for case in summary["unscored"]] == ["case1"]
-    assert "1 pixels NaN" in summary["unscored"][0]["reason"]
-    assert engine.state.metrics["dice"] == summary["rows"][0]["per_image"]["dice"]["mean"]
-    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
-    assert len((tmp_path / "second_observer.csv").read_text().splitlines()) == 3
-    with pytest.raises(DriveSegError, match=r"1 of 3 cases could not be scored \(case1\)"):
-        scores.raise_if_incomplete()
 
 
 def chase_case(folder, name: str) -> dict[str, np.ndarray]:
@@ -353,17 +280,16 @@ def test_second_observer_of_chase_db1() -> None:
         case = chase_case(folder, name)
         noise = generator.random(case["label"].shape, np.float32) * np.float32(0.45)
         probability = np.where(case["second"], 1 - noise, noise)
-        started = time.perf_counter()
+        started = time.process_time()
         scoring = shipped_scoring(surfaces=False)
         results.append(scored(name, probability >= 0.5, **case, probability=probability, scoring=scoring))
-        elapsed += time.perf_counter() - started
-    started = time.perf_counter()
+        elapsed += time.process_time() - started
+    started = time.process_time()
     rows = {
         (row["comparison"], row["region"]): row for row in summarise(results, shipped_scoring(), shipped_bootstrap())
     }
-    elapsed += time.perf_counter() - started
+    elapsed += time.process_time() - started
     observers = rows[SECOND_OBSERVER, WHOLE]["per_image"]["dice"]
     assert observers["defined"] == 28
     assert observers["mean"] == pytest.approx(0.7765, abs=5e-5)
-    print(f"28 cases scored in {elapsed:.1f} s without surface distances")
-    assert elapsed < 15 * 3, "far over the 15 s it may take on two idle cores"
+    assert elapsed < 15 * 3, "far over the 15 s of one core that it may take"
