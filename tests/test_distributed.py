@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_training import overrides, train
+from running import overrides, together, train
 
 from drive_seg import distributed
 from drive_seg.distributed import (
@@ -59,9 +58,9 @@ def test_a_training_says_so_before_it_begins(bundle: Path, tmp_path: Path) -> No
 
 def test_torchruns_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    for together, each in ((None, 8), (3, 2), (8, 1), (20, 1)):
-        if together:
-            monkeypatch.setenv("LOCAL_WORLD_SIZE", str(together))
+    for number, each in ((None, 8), (3, 2), (8, 1), (20, 1)):
+        if number:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", str(number))
         assert usable_cores() == each
 
 
@@ -108,32 +107,6 @@ def test_all_processes_validate_with_the_batch_statistics_of_the_first(tmp_path:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["([3.0, 3.0], 7)"] * 2
-
-
-def together(*commands: list[str], **environment: str) -> list[tuple[int, str]]:
-    """Exit codes of Python commands that are processes 0, 1, … of one run, and what each wrote to stderr."""
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
-    number = str(len(commands))
-    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **shared, **environment, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, command in zip(map(str, range(len(commands))), commands, strict=True)
-    ]
-    try:
-        said = [process.communicate(timeout=120)[1] for process in processes]
-        return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def test_processes_that_have_different_values(monkeypatch: pytest.MonkeyPatch) -> None:

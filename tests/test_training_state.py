@@ -1,20 +1,19 @@
-"""Training states that are resumed, locked and kept, and what a training starts from."""
+"""Training states that are resumed, locked and kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from builders import evaluator_with, names, same_weights, small
+from builders import evaluator_with, names, small
 from filelock import FileLock
 from ignite.engine import Engine, Events
+from running import another_in_the_second_process
 
-from drive_seg import distributed, training_state
-from drive_seg.checkpoints import PretrainedWeights, load_checkpoint, save_checkpoint
+from drive_seg import training_state
+from drive_seg.checkpoints import load_checkpoint, save_checkpoint
 from drive_seg.errors import CommonError, DriveSegError
 from drive_seg.learnt_cases import learnt_cases, write_learnt_cases
 from drive_seg.training_state import TrainingState, restarted
@@ -146,89 +145,12 @@ def test_a_trainer_that_is_run_for_more_epochs_goes_on_as_it_is(tmp_path: Path) 
     FileLock(tmp_path / "rounds" / ".last.pt.lock").acquire(blocking=False)
 
 
-@pytest.mark.parametrize(("path", "resume", "begun", "loaded"), [
-    (None, False, False, False),
-    ("model.pt", False, False, True),
-    ("model.pt", True, False, True),
-    ("model.pt", True, True, False),
-    ("gone.pt", True, True, False),
-])  # fmt: skip
-def test_what_a_training_starts_from(tmp_path: Path, path: str | None, resume: bool, begun: bool, loaded: bool) -> None:
-    save_checkpoint(small(seed=1).state_dict(), tmp_path / "model.pt")
-    if begun:
-        (tmp_path / "last.pt").touch()
-    network = small(seed=2)
-    engine = Engine(lambda engine, batch: None)
-    start = None if path is None else str(tmp_path / path)
-    PretrainedWeights(network, start, str(tmp_path / "last.pt"), resume).attach(engine)
-    engine.run([0], max_epochs=1)
-    assert same_weights(network, small(seed=1 if loaded else 2))
-    network.load_state_dict(small(seed=3).state_dict())
-    engine.run([0], max_epochs=2)
-    assert same_weights(network, small(seed=3)), "loaded again in a later round"
-
-
-def test_pretrained_weights_that_do_not_fit(tmp_path: Path) -> None:
-    save_checkpoint(small(base_channels=4).state_dict(), tmp_path / "model.pt")
-    for path, message in (
-        ("model.pt", "do not fit the network .expected --base_channels 4"),
-        ("gone.pt", "no such checkpoint"),
-    ):
-        engine = Engine(lambda engine, batch: None)
-        PretrainedWeights(small(), str(tmp_path / path), str(tmp_path / "last.pt")).attach(engine)
-        with pytest.raises(DriveSegError, match=f"{path}.*{message}"):
-            engine.run([0], max_epochs=1)
-
-
-def test_other_classes_are_learnt_from_the_weights_but_for_the_output_layer(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    weights = small(seed=1).state_dict()
-    save_checkpoint(weights, tmp_path / "model.pt")
-    start, state = str(tmp_path / "model.pt"), str(tmp_path / "last.pt")
-    network = small(seed=2, num_classes=3)
-    engine = Engine(lambda engine, batch: None)
-    PretrainedWeights(network, start, state, new_output_layer=True).attach(engine)
-    with caplog.at_level("INFO", "drive_seg"):
-        engine.run([0], max_epochs=1)
-    assert f"the training starts from the weights of {start}, but for the output layer, which is new" in caplog.text
-    fresh = small(seed=2, num_classes=3).state_dict()
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, (fresh if name.startswith("output.") else weights)[name]), name
-
-
-@pytest.mark.parametrize(("make", "new_output_layer", "message"), [
-    (partial(small, num_classes=3), False, "expected --num_classes 2 or --new_output_layer true, to learn other "),
-    (partial(small, num_classes=3, base_channels=4), True, r"expected --base_channels 2\)"),
-    (partial(torch.nn.Linear, 2, 2), True, "new_output_layer: expected false, because the network has no layer named "),
-], ids=["other classes", "other width", "other network"])  # fmt: skip
-def test_pretrained_weights_of_other_classes(
-    tmp_path: Path, make: Callable[[], torch.nn.Module], new_output_layer: bool, message: str
-) -> None:
-    save_checkpoint(small().state_dict(), tmp_path / "model.pt")
-    engine = Engine(lambda engine, batch: None)
-    start, state = str(tmp_path / "model.pt"), str(tmp_path / "last.pt")
-    PretrainedWeights(make(), start, state, new_output_layer=new_output_layer).attach(engine)
-    with pytest.raises(DriveSegError, match=message):
-        engine.run([0], max_epochs=1)
-
-
 def test_a_training_that_is_refused_frees_the_folder(tmp_path: Path) -> None:
     Training(tmp_path / "last.pt", epochs=1).run()
     refused = Training(tmp_path / "last.pt")
     with pytest.raises(DriveSegError):
         refused.run()
     FileLock(tmp_path / ".last.pt.lock").acquire(blocking=False)
-
-
-def another_in_the_second_process(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if there were a second process, of which the value of this name differs."""
-
-    def gather(part: tuple[str, dict[str, str]]) -> list[tuple[str, dict[str, str]]]:
-        host, values = part
-        return [part, (host, {**values, **({name: "another"} if name in values else {})})]
-
-    monkeypatch.setattr(distributed, "gather", gather)
 
 
 def test_processes_that_would_train_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,16 +160,6 @@ def test_processes_that_would_train_otherwise(tmp_path: Path, monkeypatch: pytes
     ):
         Training(tmp_path / "last.pt", settings={"seed": 0, "validation_cases": ["21"]}).run()
     Training(tmp_path / "last.pt", settings={"seed": 0}).run()
-
-
-def test_processes_that_would_start_from_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    another_in_the_second_process("SHA-256 of the pretrained weights", monkeypatch)
-    network = small()
-    save_checkpoint(network.state_dict(), tmp_path / "model.pt")
-    engine = Engine(lambda engine, batch: None)
-    PretrainedWeights(network, str(tmp_path / "model.pt"), str(tmp_path / "last.pt")).attach(engine)
-    with pytest.raises(CommonError, match=r"^SHA-256 of the pretrained weights: expected the same in all processes"):
-        engine.run([0], max_epochs=1)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
