@@ -119,8 +119,8 @@ def segment_photographs(
     Raises:
         DriveSegError: if there is no photograph, an override or the weights do not fit, another run is writing to
             ``output_dir``, or that folder holds some of the photographs or the results of namesakes; of several
-            processes, also if they have different weights or settings, one has ended, or, after all else is written, if
-            the results of some are missing.
+            processes, also if they have different weights, settings or photographs, one has ended, or, after all else
+            is written, if the results of some are missing.
     """
     for key, instead in NOT_HERE.items():
         if key in overrides:
@@ -169,7 +169,8 @@ def _segment(
     for sentence in [*left_out(paths), *_without_mask(cases)] if rank == 0 else ():
         print(sentence, file=sys.stderr)  # noqa: T201
     made_with = _made_with(files, values, segmenter)
-    same_for_all(made_with)
+    paths_sha256 = hashlib.sha256(json.dumps(cases).encode()).hexdigest()  # because there may be a hundred thousand
+    same_for_all({**made_with, "number of photographs": len(cases), "SHA-256 of the photographs' paths": paths_sha256})
     settings = made_with["settings"]
     classes = class_names(settings.get("num_classes", 2), settings.get("class_names"))
     about = {

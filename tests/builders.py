@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,9 @@ from PIL import Image
 
 from drive_seg.bootstrap import Bootstrap
 from drive_seg.configs import bundle_root, config_files
+from drive_seg.journal import read_journals
 from drive_seg.networks import UNet
+from drive_seg.phantom import make_phantom
 from drive_seg.quality import QualityCheck
 from drive_seg.scores import Scoring
 
@@ -26,14 +31,19 @@ RGB = tuple[int, int, int]
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch with one thread, as in the processes of a test's torchrun: on some CPUs it decides over the last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def threads(number: int) -> Iterator[None]:
+    """PyTorch with this number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """PyTorch with one thread, as in the processes of a test's torchrun: on some CPUs it decides over the last bits."""
+    return threads(1)
 
 
 def save_palette(path: Path, indices: np.ndarray, palette: Mapping[int, RGB]) -> Path:
@@ -141,6 +151,19 @@ def small(seed: int = 0, **arguments: Any) -> UNet:
     return UNet(**{"base_channels": 2, "depth": 1, **arguments})
 
 
+def finding_some(network: UNet) -> UNet:
+    """The network for evaluation, shifted so that it finds some vessels: a new one finds none, or nothing else."""
+    image = torch.as_tensor(make_phantom(0, 150, 141).image).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        logits = network.eval()((image - image.mean()) / image.std()).flatten(2)
+        shown = (logits[:, 1:] - logits[:, :1]).amax(dim=1)
+        layer = network.output.conv
+        layer.weight.mul_(1 / shown.std())
+        layer.bias.mul_(1 / shown.std())
+        layer.bias[1:] -= shown.quantile(0.9) / shown.std()
+    return network
+
+
 def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     """Whether two networks of the same kind have equal parameters and buffers."""
     return all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
@@ -153,3 +176,50 @@ def evaluator_with(best: float = -1.0, best_epoch: int = -1, epoch: int = 0) -> 
     evaluator.state.best_metric_epoch = best_epoch
     evaluator.state.epoch = epoch
     return evaluator
+
+
+KINDS = ("vessels.png", "probability.png", "overlay.jpg", "thumbnail.jpg")
+"""What the names of a photograph's results end in by default."""
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """The pictures that photographs were segmented into, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".png", ".jpg")}
+
+
+def times(folder: Path) -> dict[str, int]:
+    """When these pictures were written, by name."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix in (".png", ".jpg")}
+
+
+def outcomes(folder: Path) -> list[str]:
+    """Case ids of the journals' entries about what came of a photograph."""
+    return [entry["case_id"] for entry in read_journals(folder, "progress_*.jsonl") if "begun" not in entry]
+
+
+def listed(folder: Path, table: str = "vessels.csv") -> list[str]:
+    """Names of the photographs in a table of the folder."""
+    with (folder / table).open(encoding="utf-8", newline="") as file:
+        return [Path(row["photograph"]).name for row in csv.DictReader(file)]
+
+
+def another(folder: Path, number: int, name: str = "0.png") -> Path:
+    """A phantom of a name that there is already, in another folder."""
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(make_phantom(number, 150, 141).image).save(folder / name)
+    return folder / name
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120.0) -> None:
+    """Wait until a process has made something true; fails if it ends before or takes too long."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "it was over before"
+        assert time.monotonic() < until, f"nothing came in {seconds} s"
+        time.sleep(0.02)
+
+
+def predict_command(folder: Path, out: Path, settings: dict[str, object]) -> list[str]:
+    """Python's arguments that segment a folder on the command line."""
+    overrides = [f"--{key}={value}" for key, value in settings.items()]
+    return ["-m", "drive_seg.cli", "predict", str(folder), "--output-dir", str(out), *overrides]

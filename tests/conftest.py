@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Converted networks of tests do not go into the home of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Weights do not depend on which tests ran before."""
+    if "torch" in sys.modules:
+        import torch
+
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -81,11 +100,9 @@ def folder(tmp_path: Path) -> Path:
 def settings(tmp_path: Path) -> dict[str, object]:
     """Of a small network for ``folder``, with weights of its own."""
     import torch
+    from builders import finding_some, small
 
-    from drive_seg.networks import UNet
-
-    torch.manual_seed(0)
-    torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
+    torch.save(finding_some(small(base_channels=4, depth=3)).state_dict(), tmp_path / "model.pt")
     return {
         "base_channels": 4,
         "depth": 3,

@@ -1,54 +1,27 @@
-"""Photographs are segmented into a folder: what is written, what fails, and in how many processes."""
+"""Photographs are segmented into a folder: what is written, what fails, and what becomes of a run that ends early."""
 
 from __future__ import annotations
 
 import csv
 import os
-import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import one_thread
+from builders import KINDS, outcomes, predict_command, results, times, wait_for
 from PIL import Image
 
-from drive_seg import predict
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import estimate_fov
-from drive_seg.journal import Journal, read_journals
+from drive_seg.journal import Journal
 from drive_seg.measures import measure_vessels
 from drive_seg.phantom import make_phantom
 from drive_seg.pictures import SaveVesselsd
 from drive_seg.predict import ENDED, LOST, segment_photographs
-from drive_seg.segmenter import Segmenter
-
-KINDS = ("vessels.png", "probability.png", "overlay.jpg", "thumbnail.jpg")
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".png", ".jpg")}
-
-
-def outcomes(folder: Path) -> list[str]:
-    """Case ids of the journals' entries about what came of a photograph."""
-    return [entry["case_id"] for entry in read_journals(folder, "progress_*.jsonl") if "begun" not in entry]
-
-
-def times(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix in (".png", ".jpg")}
-
-
-def another(folder: Path, number: int, name: str = "0.png") -> Path:
-    """A photograph of a name that there is already, in another folder."""
-    folder.mkdir(exist_ok=True)
-    Image.fromarray(make_phantom(number, 150, 141).image).save(folder / name)
-    return folder / name
 
 
 def test_all_but_the_bad_one(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
@@ -69,34 +42,17 @@ def test_all_but_the_bad_one(bundle: Path, folder: Path, settings: dict[str, obj
     expected = measure_vessels(mask, fov)
     assert float(rows[0]["vessel_density_share"]) == pytest.approx(expected["vessel_density_share"], abs=1e-5)
     assert {*expected, "quality"} < set(rows[0]) and not any(name.endswith("_mm") for name in rows[0])
+    with Image.open(out / "0_thumbnail.jpg") as thumbnail, Image.open(out / "0_overlay.jpg") as overlay:
+        assert thumbnail.size == (2 * 141, 150), "no larger than the photograph"
+        left, right = np.split(np.asarray(thumbnail, dtype=float), 2, axis=1)
+        expected_right = np.asarray(overlay, dtype=float)
+    original = make_phantom(0, 150, 141).image
+    assert np.abs(left - original).mean() < np.abs(left - expected_right).mean()
+    assert np.abs(right - expected_right).mean() < np.abs(right - original).mean()
     page = (out / "gallery.html").read_text()
     for number in range(5):
         assert f'src="{number}_thumbnail.jpg"' in page and f'href="{number}_overlay.jpg"' in page
     assert "broken.png" in page and "1 could not be segmented" in page
-
-
-def test_measures_in_millimetres_or_none(
-    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    segment_photographs(bundle, [folder / "0.png"], out, {**settings, "pixel_spacing_mm": 0.02})
-    with (out / "vessels.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    assert float(row["skeleton_length_mm"]) == pytest.approx(0.02 * float(row["skeleton_length_px"]), abs=1e-4)
-    before = (out / "vessels.csv").read_text()
-    segment_photographs(bundle, [folder / "0.png"], out, {**settings, "measure": False})
-    assert not (out / "vessels.csv").exists()
-    (kept,) = out.glob("vessels_*.csv")
-    assert kept.read_text() == before, "what was measured is not lost"
-
-
-def test_remarks_on_quality_are_counted(
-    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    segment_photographs(bundle, [folder], tmp_path / "out", settings)
-    assert "remark in the column quality of vessels.csv: 5 of 5" in capsys.readouterr().err, "they are too small"
-    segment_photographs(bundle, [folder], tmp_path / "alone", {**settings, "measure": False})
-    assert "a remark" not in capsys.readouterr().err
 
 
 def test_a_field_of_view_to_correct_and_give_back(
@@ -194,29 +150,29 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Case ids in the order that photographs are opened."""
-    opened: list[str] = []
-    normal = Segmenter._prepare
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Case ids in the order that photographs are begun."""
+    begun: list[str] = []
+    normal = Journal.add
 
-    def noted(self: Segmenter, case: dict[str, Any]) -> dict[str, Any]:
-        opened.append(str(case["case_id"]))
-        return normal(self, case)
+    def noted(self: Journal, entry: dict[str, Any]) -> None:
+        if entry.get("begun") == 1:
+            begun.append(entry["case_id"])
+        normal(self, entry)
 
-    monkeypatch.setattr(Segmenter, "_prepare", noted)
-    return opened
+    monkeypatch.setattr(Journal, "add", noted)
+    return begun
 
 
 def ends_at(photograph: str, ending: Callable[[], BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
-    normal = Segmenter._prepare
+    normal = SaveVesselsd.__call__
 
-    def ends(self: Segmenter, case: dict[str, Any]) -> dict[str, Any]:
-        prepared = normal(self, case)
-        if case["case_id"] == photograph:
+    def ends(self: SaveVesselsd, data: dict[str, Any]) -> dict[str, Any]:
+        if data["case_id"] == photograph:
             raise ending()
-        return prepared
+        return normal(self, data)
 
-    monkeypatch.setattr(Segmenter, "_prepare", ends)
+    monkeypatch.setattr(SaveVesselsd, "__call__", ends)
 
 
 def test_a_photograph_that_ends_its_process_stops_no_other(
@@ -224,7 +180,7 @@ def test_a_photograph_that_ends_its_process_stops_no_other(
     folder: Path,
     settings: dict[str, object],
     tmp_path: Path,
-    opened: list[str],
+    begun: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -233,12 +189,12 @@ def test_a_photograph_that_ends_its_process_stops_no_other(
     with monkeypatch.context() as patched:
         ends_at("1", Killed, patched)
         for _ in range(3):
-            opened.clear()
+            begun.clear()
             with pytest.raises(Killed):
                 segment_photographs(bundle, [folder], out, settings)
-        assert set(outcomes(out)) == {"0", "2", "3", "4", "broken"} and opened[-1] == "1"
+        assert set(outcomes(out)) == {"0", "2", "3", "4", "broken"} and begun[-1] == "1"
         assert "one at a time at the end, because a run has ended at them: " in capsys.readouterr().err
-    opened.clear()
+    begun.clear()
     for _ in range(2):
         failed = {Path(path).name: reason for path, reason in segment_photographs(bundle, [folder], out, settings)}
         assert set(failed) == {"1.png", "broken.png"} and failed["1.png"] == ENDED
@@ -246,9 +202,9 @@ def test_a_photograph_that_ends_its_process_stops_no_other(
         assert ENDED in (out / "failed.csv").read_text()
         with (out / "vessels.csv").open() as file:
             assert [row["case_id"] for row in csv.DictReader(file)] == ["0", "2", "3", "4"]
-    assert opened == ["broken"] * 2, "which is no reason to end"
+    assert begun == ["broken"] * 2, "which is no reason to end"
     os.utime(folder / "1.png", ns=(0, 10**15))
-    assert len(segment_photographs(bundle, [folder], out, settings)) == 1 and "1" in opened
+    assert len(segment_photographs(bundle, [folder], out, settings)) == 1 and "1" in begun
 
 
 def test_a_run_that_is_interrupted_blames_no_photograph(
@@ -256,7 +212,7 @@ def test_a_run_that_is_interrupted_blames_no_photograph(
     folder: Path,
     settings: dict[str, object],
     tmp_path: Path,
-    opened: list[str],
+    begun: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patched:
@@ -264,9 +220,9 @@ def test_a_run_that_is_interrupted_blames_no_photograph(
         for _ in range(4):
             with pytest.raises(KeyboardInterrupt):
                 segment_photographs(bundle, [folder], tmp_path / "out", settings)
-    opened.clear()
+    begun.clear()
     assert len(segment_photographs(bundle, [folder], tmp_path / "out", settings)) == 1
-    assert opened[-1] != "1"
+    assert begun[-1] != "1"
 
 
 @pytest.mark.parametrize("full", ["for a moment", "for good"])
@@ -303,7 +259,7 @@ def test_a_photograph_that_is_replaced_while_it_is_worked_on(
     folder: Path,
     settings: dict[str, object],
     tmp_path: Path,
-    opened: list[str],
+    begun: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     photograph, normal = folder / "1.png", SaveVesselsd.__call__
@@ -317,48 +273,9 @@ def test_a_photograph_that_is_replaced_while_it_is_worked_on(
         patched.setattr(SaveVesselsd, "__call__", replaced)
         failed = segment_photographs(bundle, [photograph, folder / "0.png"], tmp_path / "out", settings)
     assert failed == [(str(photograph), LOST)]
-    opened.clear()
+    begun.clear()
     assert segment_photographs(bundle, [photograph, folder / "0.png"], tmp_path / "out", settings) == []
-    assert opened == ["1"] and np.asarray(Image.open(tmp_path / "out" / "1_vessels.png")).shape == (160, 141)
-
-
-@pytest.mark.parametrize("vanished", [[], [1]], ids=["another folder", "vanished"])
-def test_results_of_another_process_that_are_missing(
-    bundle: Path,
-    folder: Path,
-    settings: dict[str, object],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    vanished: list[int],
-) -> None:
-    """The first of two processes writes what there is, and says what is missing."""
-    out = tmp_path / "out"
-    monkeypatch.setattr(predict, "get_world_size", lambda: 2)
-    monkeypatch.setattr(predict, "join_process_group", lambda timeout, device: None)
-    monkeypatch.setattr(predict, "meet", lambda progress: vanished)
-    monkeypatch.setattr(predict, "SEEN_LATE", 0.1)
-    message = f"^3 of 6 photographs have no result in {re.escape(str(out))}: expected one folder that all processes see"
-    with pytest.raises(DriveSegError, match=message) as raised:
-        segment_photographs(bundle, [folder], out, settings)
-    assert ("without sign of life: process 1" in str(raised.value)) == bool(vanished)
-    with (out / "vessels.csv").open() as file:
-        assert [row["case_id"] for row in csv.DictReader(file)] == ["0", "2", "4"]
-    with (out / "failed.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 3
-    assert (out / "settings.json").is_file()
-
-
-def test_another_process_ends(
-    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def closed(part: object) -> object:
-        raise RuntimeError("[pair.cc:538] Connection closed by peer [127.0.0.1]:1234")
-
-    monkeypatch.setattr(predict, "from_first", closed)
-    with pytest.raises(
-        DriveSegError, match=r"^another process of this run has ended or cannot be reached, see its log"
-    ):
-        segment_photographs(bundle, [folder], tmp_path / "out", settings)
+    assert begun == ["1"] and np.asarray(Image.open(tmp_path / "out" / "1_vessels.png")).shape == (160, 141)
 
 
 def test_masks_of_the_field_of_view(
@@ -390,48 +307,27 @@ def test_masks_of_the_field_of_view(
         segment_photographs(bundle, [folder / "2.png"], tmp_path / "none", settings, fov_dir=masks)
 
 
-def command(folder: Path, out: Path, settings: dict[str, object]) -> list[str]:
-    overrides = [f"--{key}={value}" for key, value in settings.items()]
-    return ["-m", "drive_seg.cli", "predict", str(folder), "--output-dir", str(out), *overrides]
-
-
 @pytest.mark.slow
 def test_killed_in_the_middle(folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
     """No half-written result remains, and the second run ends with what an undisturbed one gives."""
     for number in range(5, 40):
         (folder / f"{number}.png").write_bytes((folder / f"{number % 5}.png").read_bytes())
     out, clean = tmp_path / "out", tmp_path / "clean"
-    process = subprocess.Popen([sys.executable, *command(folder, out, settings)], stderr=subprocess.DEVNULL)
-    while len(list(out.glob("*_overlay.jpg"))) < 6:
-        assert process.poll() is None, "it was over before it could be killed"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = subprocess.Popen([sys.executable, *predict_command(folder, out, settings)], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: len(list(out.glob("*_overlay.jpg"))) >= 6, process)
+    finally:
+        process.kill()
+        process.wait(timeout=60)
     for path in out.glob("[!.]*.png"):
         with Image.open(path) as picture:
             picture.load()
     killed_after = len(outcomes(out))
     assert 0 < killed_after < 41
     for target in (out, clean):
-        done = subprocess.run([sys.executable, *command(folder, target, settings)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, *predict_command(folder, target, settings)], capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 1 and "1 could not be segmented" in done.stderr
     assert results(out) == results(clean), "and no temporary file is left"
     assert len(outcomes(out)) < 41 + killed_after, "what was done was not done again"
-
-
-@pytest.mark.slow
-def test_shared_out_over_processes(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:
-    out, alone = tmp_path / "out", tmp_path / "alone"
-    with one_thread():
-        segment_photographs(bundle, [folder], alone, settings)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *command(folder, out, settings)],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
-    assert "1 could not be segmented" in done.stderr, done.stderr[-3000:]
-    assert results(out) == results(alone)
-    journals = [read_journals(out, path.name) for path in sorted(out.glob("progress_*.jsonl"))]
-    notes = [[entry["case_id"] for entry in entries if "begun" not in entry] for entries in journals]
-    assert [len(names) for names in notes] == [3, 3] and not set(notes[0]) & set(notes[1])
-    assert (out / "gallery.html").read_text() == (alone / "gallery.html").read_text()
-    assert (out / "failed.csv").read_text() == (alone / "failed.csv").read_text()
