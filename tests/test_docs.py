@@ -1,59 +1,108 @@
-"""What the documents beside the README name is there: commands, modules and measurements."""
+"""What the README and the documents beside it name is there: commands, modules and measurements."""
 
 from __future__ import annotations
 
+import doctest
+import importlib
+import importlib.metadata
 import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import typer
 from builders import shipped_quality_check
 from conftest import ROOT
+from monai.bundle import ConfigParser
+from torch.distributed.run import get_args_parser
 
 import drive_seg
-from drive_seg.configs import check_overrides, config_files, parse_overrides
+from drive_seg.cli import app
+from drive_seg.configs import check_overrides, config_files, parse_overrides, split_overrides
 from drive_seg.measures import MeasureVesselsd
 from drive_seg.phantom import make_phantom
 
-CONFIGS = {"evaluate": ("train", "evaluate"), "predict": ("inference",), "export": ("inference",)}
-OPTIONS = ("dataset-dir", "output-dir", "checkpoint", "config")
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "bundle" / "docs").glob("*.md")))
+MODULES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "drive_seg").glob("[a-z]*.py"))}
+CONFIGS = {
+    "train": ("train",),
+    "evaluate": ("train", "evaluate"),
+    "predict": ("inference",),
+    "export": ("inference",),
+    "package": ("inference", "train"),
+}
+"""Whose keys the commands of ``drive-seg`` take."""
+
+PLAIN = ("python3 -m venv .venv", ".venv/bin/pytest", "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
 
 
 def commands(document: Path) -> list[str]:
+    """The commands of its bash blocks, and of indented lines, each in one line."""
     text = re.sub(r"\\\n\s*", "", document.read_text(encoding="utf-8"))
-    text = re.sub(r'"\$\{(EARLIER|BOTH)\[@\]\}"', "", text)
-    lines = (line.strip() for line in text.splitlines())
-    return [line for line in lines if re.match(r"(\S*/)?(python (-m monai|tests/)|torchrun |drive-seg )", line)]
+    for name, words in re.findall(r"^ *([A-Z]+)=\((.*?)\)$", text, flags=re.DOTALL | re.MULTILINE):
+        text = text.replace(f'"${{{name}[@]}}"', " ".join(words.split()))
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    indented = re.findall(r"^ {4,}((?:\S*/)?(?:python|torchrun|drive-seg) .*)$", text, flags=re.MULTILINE)
+    lines = [re.sub(r"\s+# .*", "", line) for block in blocks for line in block.splitlines()]
+    return [command for line in [*lines, *indented] for command in line.split(" && ") if command.strip()]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [command for path in sorted((ROOT / "bundle" / "docs").glob("*.md")) for command in commands(path)],
-)
-def test_a_command_names_what_there_is(bundle: Path, command: str) -> None:
-    words = shlex.split(command)
-    if "monai.bundle" in words:
-        arguments = words[words.index("monai.bundle") + 2 :]
-        values = parse_overrides(arguments if arguments[0].startswith("--") else arguments[1:])
-        names = values.pop("config_file")
-        files = [str(bundle / "configs" / Path(name).name) for name in (names if isinstance(names, list) else [names])]
-        assert all(Path(file).is_file() for file in files)
-        check_overrides(files, values)
-        return
-    options = [word.lstrip("-").replace("#", "::") for word in words if word.startswith("--")]
-    if "drive-seg" in words[0]:
-        keys = [option for option in options if option not in OPTIONS]
-        check_overrides(config_files(bundle, *CONFIGS.get(words[1], ("train",))), dict.fromkeys(keys))
-        return
-    script = (ROOT / words[1]).read_text(encoding="utf-8")
-    keys = [option for option in options if f'"--{option}"' not in script]
-    check_overrides(config_files(bundle, "train", "inference"), dict.fromkeys(keys))
+@pytest.mark.parametrize("command", [command for document in DOCUMENTS for command in commands(document)])
+def test_a_command_is_one_that_there_is(bundle: Path, command: str) -> None:
+    program, *words = shlex.split(command)
+    program = Path(program).name
+    if program == "torchrun":
+        given = get_args_parser().parse_args(words)
+        program, words = "python", ["-m"] * given.module + [given.training_script, *given.training_script_args]
+    if program == "python" and words[:2] == ["-m", "drive_seg.cli"]:
+        program, words = "drive-seg", words[2:]
+    if program == "drive-seg":
+        check_own(bundle, *words)
+    elif program == "python" and words[:3] == ["-m", "monai.bundle", "run"]:
+        check_monais(bundle, *words[3:])
+    elif program == "python" and words[0].endswith(".py"):
+        script = (ROOT / words[0]).read_text(encoding="utf-8")
+        options = [word for word in words if word.startswith("--")]
+        keys = [option.removeprefix("--") for option in options if f'"{option}"' not in script]
+        check_overrides(config_files(bundle, "train", "inference"), dict.fromkeys(keys))
+    elif program == "pip" and words[0] == "install":
+        extras = {word[2:-1] for word in words if word.startswith(".[")}
+        assert extras <= set(importlib.metadata.metadata("drive-seg").get_all("Provides-Extra") or ())
+        assert "-c" not in words or (ROOT / words[words.index("-c") + 1]).is_file()
+    elif command not in PLAIN:
+        pytest.fail("nothing here can check it")
+
+
+def check_own(bundle: Path, name: str, *words: str) -> None:
+    """Options of its own, and keys of the configs that it takes."""
+    context = typer.main.get_command(app).commands[name].make_context(name, list(words))
+    overrides = split_overrides(context.params.get("paths", ()))[1] | parse_overrides(context.args)
+    if overrides:
+        laid_over = context.params.get("config") or ()
+        check_overrides(config_files(bundle, *CONFIGS[name], *laid_over), overrides)
+
+
+def check_monais(bundle: Path, *words: str) -> None:
+    run_ids, values = split_overrides(words)
+    named = values.pop("config_file")
+    root = {"bundle": ROOT, ".": bundle}[values["bundle_root"]]
+    files = [str(root / name) for name in (named if isinstance(named, list) else [named])]
+    check_overrides(files, values)
+    parser = ConfigParser()
+    parser.read_config(files)
+    assert all(run_id in parser for run_id in run_ids or ["run"])
+
+
+@pytest.mark.parametrize("name", [name for name, text in MODULES.items() if ">>>" in text])
+def test_examples_in_docstrings(name: str) -> None:
+    results = doctest.testmod(importlib.import_module(f"drive_seg.{name}"))
+    assert results.attempted > 0 and results.failed == 0
 
 
 def test_the_map_of_the_package_names_every_module() -> None:
     named = re.findall(r"``(\w+)``", drive_seg.__doc__ or "")
-    assert sorted(named) == sorted(path.stem for path in (ROOT / "drive_seg").glob("[a-z]*.py"))
+    assert sorted(named) == list(MODULES)
 
 
 def test_every_measurement_is_explained() -> None:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
 from pathlib import Path
 
 import pytest
 from builders import touch
 
-from drive_seg import names
 from drive_seg.names import case_id, list_images, picture_name
-
-
-def test_doctests() -> None:
-    results = doctest.testmod(names)
-    assert results.attempted > 0 and results.failed == 0
 
 
 @pytest.mark.parametrize(("name", "case"), [

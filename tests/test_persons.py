@@ -1,16 +1,8 @@
 from __future__ import annotations
 
-import doctest
-
 import pytest
 
-import drive_seg.persons
 from drive_seg.persons import every_nth_person, person
-
-
-def test_doctests() -> None:
-    results = doctest.testmod(drive_seg.persons)
-    assert results.attempted > 0 and results.failed == 0
 
 
 @pytest.mark.parametrize(("name", "whose"), [
