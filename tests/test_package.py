@@ -63,8 +63,9 @@ def own(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def served(packed: Path) -> Iterator[str]:
+def served(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """URL of the folder of the zip file, on the loopback interface."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None: ...
