@@ -133,17 +133,12 @@ def write_mutants(folder: Path, count: int) -> Iterator[tuple[Path, bool]]:
         yield path, content == originals[name]
 
 
-@pytest.fixture(autouse=True)
-def _pydicom() -> None:
-    pytest.importorskip("pydicom")
-
-
 @pytest.mark.slow
 def test_a_thousand_are_read_or_refused(tmp_path: Path) -> None:
     read = refused = 0
     slowest = 0.0
     for path, whole in write_mutants(tmp_path, COUNT):
-        started = time.monotonic()
+        started = time.process_time()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # decoders warn of what is damaged, and go on
@@ -154,7 +149,7 @@ def test_a_thousand_are_read_or_refused(tmp_path: Path) -> None:
             refused += 1
             continue
         finally:
-            slowest = max(slowest, time.monotonic() - started)
+            slowest = max(slowest, time.process_time() - started)
         assert photograph.dtype == np.uint8 and photograph.ndim == 3 and photograph.shape[2] == 3 and photograph.size
         try:
             fov = estimate_fov(photograph)
