@@ -50,8 +50,9 @@ def main() -> None:
     """Print a table a dataset, and density and calibre by the groups that file names end in."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset-dir", nargs="+", required=True, help="datasets in the DRIVE layout")
+    datasets = parser.parse_args().dataset_dir
     segment = drive_seg.load()
-    for dataset in parser.parse_args().dataset_dir:
+    for dataset in datasets:
         found: dict[str, list[dict[str, float]]] = {"mask": [], "label": [], "turned": [], "small": []}
         cases = annotated_cases(dataset, "test")
         for _, (photograph, label, fov) in cases:
