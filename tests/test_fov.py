@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import disc
 from PIL import Image, ImageDraw
 from realdata import real_data
 from scipy import ndimage
@@ -20,35 +21,30 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
     return float((first & second).sum() / (first | second).sum())
 
 
-def disc(height: int, width: int, centre: tuple[float, float], radius: float) -> np.ndarray:
-    rows, columns = np.ogrid[:height, :width]
-    return (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2
-
-
 def photograph(fov: np.ndarray, seed: int = 0) -> np.ndarray:
     """A retina of uneven brightness with a dark macula, a bright optic disc and dark vessels, black outside ``fov``."""
     random = np.random.default_rng(seed)
     height, width = fov.shape
     shade = ndimage.zoom(random.uniform(0.6, 1, (4, 5)), (height / 4, width / 5), order=1)[:height, :width]
     retina = shade[..., None] * np.array([200, 90, 40])
-    retina[disc(height, width, (0.5 * height, 0.4 * width), 0.06 * width)] *= 0.4
-    retina[disc(height, width, (0.5 * height, 0.65 * width), 0.05 * width)] = (255, 230, 150)
+    retina[disc(height, width, 0.5 * height, 0.4 * width, 0.06 * width)] *= 0.4
+    retina[disc(height, width, 0.5 * height, 0.65 * width, 0.05 * width)] = (255, 230, 150)
     retina[int(0.3 * height) : int(0.3 * height) + max(2, height // 80)] *= 0.5
     retina[:, int(0.7 * width) : int(0.7 * width) + max(2, width // 80)] *= 0.5
     picture = np.where(fov[..., None], retina, 0) + random.normal(3, 1.5, (height, width, 3))
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-CENTRED = disc(420, 500, (210, 250), 195)
+CENTRED = disc(420, 500, 210, 250, 195)
 SHAPES = {
     "whole circle": CENTRED,
-    "off centre, small": disc(420, 500, (130, 340), 110),
-    "cut by the picture at top and bottom": disc(400, 600, (200, 300), 280),
-    "cut by the picture on one side": disc(420, 400, (210, 330), 190),
-    "a quarter, centre outside": disc(300, 300, (320, 320), 290),
+    "off centre, small": disc(420, 500, 130, 340, 110),
+    "cut by the picture at top and bottom": disc(400, 600, 200, 300, 280),
+    "cut by the picture on one side": disc(420, 400, 210, 330, 190),
+    "a quarter, centre outside": disc(300, 300, 320, 320, 290),
     "straight cuts with black beyond": CENTRED & (np.abs(np.arange(420) - 210) < 150)[:, None],
     "slanted cut with black beyond": CENTRED & (0.5 * np.arange(420)[:, None] + np.arange(500) < 500),
-    "nearly the whole picture": disc(584, 565, (292, 282), 285),
+    "nearly the whole picture": disc(584, 565, 292, 282, 285),
 }
 
 
@@ -86,7 +82,7 @@ def with_dim_side(picture: np.ndarray, left: float = 0.05, right: float = 2.5) -
 
 
 def with_lesion_at_the_rim(picture: np.ndarray) -> np.ndarray:
-    return np.where(disc(420, 500, (210, 440), 30)[..., None], picture // 8, picture)
+    return np.where(disc(420, 500, 210, 440, 30)[..., None], picture // 8, picture)
 
 
 CHANGES = {
@@ -120,7 +116,7 @@ def test_what_photographs_are_like(change: Callable[[np.ndarray], np.ndarray]) -
 
 @pytest.mark.parametrize("side", [64, 97, 200, 1200])
 def test_any_resolution(side: int) -> None:
-    fov = disc(side, side + 9, (side * 0.5, side * 0.52), side * 0.45)
+    fov = disc(side, side + 9, side * 0.5, side * 0.52, side * 0.45)
     assert overlap(estimate_fov(photograph(fov)), fov) > 0.98
 
 
@@ -207,7 +203,7 @@ def test_box_and_diameter_of_a_hand_drawn_mask() -> None:
 
 def test_diameter_of_a_circle_cut_at_top_and_bottom() -> None:
     # Columns 300 - 280 to 300 + 280, both ends included.
-    assert fov_diameter(disc(400, 600, (200, 300), 280)) == 561.0
+    assert fov_diameter(disc(400, 600, 200, 300, 280.5)) == 561.0
 
 
 def test_box_of_nothing_is_refused() -> None:
@@ -238,8 +234,8 @@ def test_circles_of_chase_db1_hold_the_annotations() -> None:
 
 @pytest.mark.slow
 def test_eight_megapixels_take_a_moment() -> None:
-    fov = disc(2336, 3504, (1168, 1750), 1630)
+    fov = disc(2336, 3504, 1168, 1750, 1630)
     picture = np.where(fov[..., None], np.array([180, 90, 40]), 2).astype(np.uint8)
-    started = time.perf_counter()
+    started = time.process_time()
     estimate_fov(picture)
-    assert time.perf_counter() - started < 1.0  # 0.06 s on an idle core
+    assert time.process_time() - started < 1.0  # it takes 0.06 s

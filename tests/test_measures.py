@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builders import shipped_quality_check
+from builders import disc, shipped_quality_check
 from scipy import ndimage
 
 from drive_seg.errors import DriveSegError
@@ -44,17 +44,14 @@ def bar(start: tuple[float, float], degrees: float, length: float, width: float)
     return (along.real >= 0) & (along.real <= length) & (np.abs(along.imag) <= width / 2)
 
 
-def disc(row: float, column: float, radius: float) -> np.ndarray:
-    return np.hypot(ROWS - row, COLUMNS - column) <= radius
-
-
 def same(found: Mapping[str, float], expected: Mapping[str, float]) -> None:
     assert list(found) == list(expected)
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-12)
 
 
-@pytest.mark.parametrize("width", [2, 3, 5, 8, 11])
-@pytest.mark.parametrize("degrees", [0, 10, 22.5, 30, 45, 60, 90])
+@pytest.mark.parametrize(("degrees", "width"), [
+    (0, 5), (10, 5), (22.5, 5), (30, 5), (45, 5), (60, 5), (90, 5), (30, 2), (30, 3), (30, 8), (30, 11),
+])  # fmt: skip
 def test_a_straight_bar(degrees: float, width: int) -> None:
     direction = np.exp(1j * math.radians(degrees))
     start = (150.3 - 100 * direction.imag, 150.2 - 100 * direction.real)  # no border runs through pixel centres
@@ -95,7 +92,7 @@ def test_quantiles_of_two_calibres() -> None:
 
 @pytest.mark.parametrize("turn", [0, 20, 45, 77])
 def test_a_y(turn: float) -> None:
-    vessels = disc(150, 150, 3)
+    vessels = disc(SIZE, SIZE, 150, 150, 3)
     for degrees in (0, 120, 240):
         vessels |= bar((150, 150), turn + degrees, 100, 6)
     found = measure_vessels(vessels, EVERYWHERE)
@@ -271,9 +268,9 @@ def test_arrays_that_do_not_fit() -> None:
 def test_eight_megapixels_take_seconds() -> None:
     phantom = make_phantom(0, 584, 876)
     large = [np.kron(array, np.ones((4, 4), bool)) for array in (phantom.vessels, phantom.fov)]
-    begun = time.perf_counter()
+    begun = time.process_time()
     measure_vessels(*large)
-    assert time.perf_counter() - begun < 15, "it is about one second on a quiet core"
+    assert time.process_time() - begun < 15, "it is about one second"
 
 
 def case_of(vessels: np.ndarray, photograph: np.ndarray, fov: np.ndarray) -> dict[str, torch.Tensor]:

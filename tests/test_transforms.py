@@ -35,8 +35,7 @@ def image_of(height: int = 2, width: int = 3, file: str = "eye.tif") -> MetaTens
 
 def test_arrays_do_as_tensors_do() -> None:
     """As MONAI's transforms take them."""
-    rows, columns = np.ogrid[:80, :80]
-    circle = ((rows - 40) ** 2 + (columns - 40) ** 2 < 30**2).astype(np.uint8)[None]
+    circle = disc(80, 80, 40, 40, 30).astype(np.uint8)[None]
     case = {"image": np.repeat(circle * np.uint8(100), 3, axis=0), "label": np.eye(80, dtype=np.uint8)[None]}
     every = Compose([EnsureFOVd(), EnsureLabeld("label", 2), IgnoreOutsideFOVd("label"), NormalizeInFOVd("image")])
     for given in (case, {**case, "fov": circle}):
@@ -224,7 +223,7 @@ class TestNormalize:
         image, fov = torch.full((3, 8, 9), 7, dtype=torch.uint8), torch.ones(1, 8, 9, dtype=torch.uint8)
         with Record():
             normalize_in_fov(image, fov)
-        assert "linalg_vector_norm" in called and not {name for name in called if "sqrt" in name}
+        assert called and not {name for name in called if "sqrt" in name}
 
     @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32, np.float64])
     def test_against_numpy(self, dtype: type) -> None:
@@ -277,8 +276,7 @@ class TestNormalize:
 @pytest.mark.parametrize("kind", [np.bool_, np.int8, np.uint16, np.int64, np.float16, np.float64, ">f4", ">u2"])
 def test_numbers_of_every_type(kind: Any) -> None:
     """Also of the other byte order, mirrored and read-only, as NumPy has them and PyTorch does not."""
-    rows, columns = np.ogrid[:40, :50]
-    circle = (rows - 20) ** 2 + (columns - 25) ** 2 < 18**2
+    circle = disc(40, 50, 20, 25, 18)
     image, mask, label = np.full((3, 40, 50), 100, np.uint8), circle[None].astype(kind), np.zeros((1, 40, 50), kind)
     label[0, 18:23, 15:35] = 1
     mask, label = mask[..., ::-1], label[..., ::-1]
