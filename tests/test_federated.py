@@ -184,7 +184,7 @@ def test_what_other_sites_have_trained_on_is_not_known(bundle: Path, tmp_path: P
 
 def documented(bundle: Path) -> tuple[dict, dict]:
     """NVFLARE's configs of the server and of a site, as the bundle's documentation has them."""
-    server, client = re.findall(r"```json\n(.*?)```", (bundle / "docs" / "README.md").read_text(), flags=re.DOTALL)
+    server, client = re.findall(r"```json\n(.*?)```", (bundle / "docs" / "federated.md").read_text(), flags=re.DOTALL)
     return json.loads(server), json.loads(client)
 
 

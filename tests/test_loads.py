@@ -334,13 +334,15 @@ def test_measures_of_photographs_in_memory(copied: Path, phantoms: Path, tmp_pat
     assert row["photograph"] == "" and float(row["vessel_density_share"]) >= 0
 
 
-CARD = (ROOT / "bundle" / "docs" / "README.md").read_text(encoding="utf-8")
+CARD, FEDERATED = (
+    (ROOT / "bundle" / "docs" / name).read_text(encoding="utf-8") for name in ("README.md", "federated.md")
+)
 SECTION = CARD.split("## Use it from MONAI")[1].split("\n## ")[0]
-EXAMPLES = re.findall(r"```(\w+)\n(.*?)```", SECTION, flags=re.DOTALL)
+EXAMPLES = re.findall(r"```(\w+)\n(.*?)```", SECTION + FEDERATED, flags=re.DOTALL)
 
 
 def test_the_cards_examples(copied: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every one runs as it stands, with the bundle and the data where it names them."""
+    """Every one runs as it stands, also those of federated trainings, with the bundle and the data where it names them."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(copied, tmp_path / "bundle")
     shutil.copytree(phantoms, tmp_path / "data" / "mine")
