@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ast
-import csv
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from conftest import ROOT
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Compose
 from PIL import Image
+from running import SMALL, run_bundle, small_overrides, table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from drive_seg.networks import UNet
@@ -26,36 +24,10 @@ from drive_seg.phantom import write_phantom_dataset
 from drive_seg.predict import segment_photographs
 
 CONFIGS = sorted(path.stem for path in (ROOT / "bundle" / "configs").glob("*.json") if path.stem != "metadata")
-SMALL = {
-    "base_channels": 4,
-    "depth": 3,
-    "fov_diameter": 128,
-    "patch_size": [64, 64],
-    "max_epochs": 2,
-    "val_interval": 1,
-    "warmup_steps": 2,
-}
 
 
 def read(bundle: Path, name: str) -> dict[str, Any]:
     return json.loads((bundle / "configs" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def small_overrides() -> list[str]:
-    return [part for key, value in SMALL.items() for part in (f"--{key}", json.dumps(value))]
-
-
-def run_bundle(run_id: str, bundle: Path, files: list[str], *overrides: str) -> str:
-    configs = [str(bundle / "configs" / f"{name}.json") for name in files]
-    done = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", "run", run_id, "--bundle_root", str(bundle)]
-        + ["--config_file", configs[0] if len(configs) == 1 else str(configs), *overrides],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +47,7 @@ def test_training_leaves_weights_state_history_and_events(trained: Path) -> None
     assert all(isinstance(value, torch.Tensor) and value.device.type == "cpu" for value in weights.values())
     state = torch.load(trained / "last.pt", weights_only=True)
     assert state["progress"]["epoch"] == 2
-    with (trained / "history.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = table(trained / "history.csv")
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(0 <= float(row["val_dice"]) <= 1 and float(row["loss"]) > 0 for row in rows)
     events = EventAccumulator(str(trained))
@@ -96,8 +67,7 @@ def test_inference_keeps_size_and_orientation(trained: Path, bundle: Path, phant
         with Image.open(tmp_path / f"{photograph.stem}_probability.png") as probability:
             assert probability.mode == "I;16"
         assert (tmp_path / f"{photograph.stem}_overlay.jpg").is_file()
-    with (tmp_path / "vessels.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = table(tmp_path / "vessels.csv")
     assert [row["photograph"] for row in rows] == sorted(map(str, photographs.iterdir()))
     assert [row["case_id"] for row in rows] == sorted(photograph.stem for photograph in photographs.iterdir())
     assert all(0 <= float(row["vessel_density_share"]) <= 1 for row in rows)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +16,7 @@ import torch
 from builders import one_thread
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
-from test_distributed import together
-from test_training import overrides, same_content, state_of, table
-
-from drive_seg.networks import UNet
+from running import at_a_free_port, overrides, same_content, save_weights, state_of, table, together
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -107,12 +103,11 @@ def test_two_processes_train_and_evaluate_as_one(bundle: Path, phantoms: Path, t
 
 
 def test_two_processes_choose_the_threshold_that_one_chooses(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
+    weights = save_weights(tmp_path / "model.pt")
     choices = []
     for processes in (1, 2):
         values = overrides(phantoms, tmp_path / str(processes), precision="float32", section="training")
-        values |= {"checkpoint": str(tmp_path / "model.pt")}
+        values |= {"checkpoint": weights}
         if processes == 1:
             in_this_process(bundle, ["train", "evaluate", "choose_threshold"], "choosing", values)
         else:
@@ -124,12 +119,11 @@ def test_two_processes_choose_the_threshold_that_one_chooses(bundle: Path, phant
 
 def test_a_case_that_one_machine_lacks(phantoms: Path, tmp_path: Path) -> None:
     """It would be left out, and those after it scored by the wrong process; and only the first process says so."""
-    torch.manual_seed(0)
-    torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
+    weights = save_weights(tmp_path / "model.pt")
     shutil.copytree(phantoms, tmp_path / "less")
     for file in (tmp_path / "less" / "test").glob("*/02_*"):
         file.unlink()
-    command = ["-m", "drive_seg.cli", "evaluate", "--checkpoint", str(tmp_path / "model.pt"), "--base_channels=4"]
+    command = ["-m", "drive_seg.cli", "evaluate", "--checkpoint", weights, "--base_channels=4"]
     command += ["--depth=3", "--output-dir", str(tmp_path / "out"), "--dataset-dir"]
     (code, said), (other_code, other_said) = together([*command, str(phantoms)], [*command, str(tmp_path / "less")])
     assert code == other_code == 1, (code, said[-2000:], other_code, other_said[-2000:])
@@ -190,20 +184,17 @@ def test_two_machines_go_on_together_after_one_has_failed(bundle: Path, five_pha
     overlay.write_text(
         json.dumps({"+train#handlers": [{"_target_": "test_torchrun.KilledOnce", "rank": 0, "iteration": 7}]})
     )
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
     arguments = monai_run(bundle, names, "training", overrides(five_phantoms, tmp_path / "killed", **values), overlay)
-    machine = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--max_restarts=3"]
-    machine += ["--rdzv-backend=c10d", f"--rdzv-endpoint={address}", "--rdzv-id=two machines", *arguments]
     environment = {**ENVIRONMENT, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    logs = [tmp_path / f"machine{number}.log" for number in range(2)]
-    machines = [subprocess.Popen(machine, stderr=log.open("w"), env=environment) for log in logs]
-    try:
-        assert [each.wait(300) for each in machines] == [0, 0], [log.read_text()[-3000:] for log in logs]
-    finally:
-        for each in machines:
-            each.kill()
-    assert any("exitcode: -9" in log.read_text() for log in logs)
+
+    def start(port: int) -> list[subprocess.Popen]:
+        machine = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+        machine += ["--max_restarts=3", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}"]
+        machine += ["--rdzv-id=two machines", *arguments]
+        return [subprocess.Popen(machine, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+
+    machines = at_a_free_port(start, timeout=300)
+    assert [code for code, _ in machines] == [0, 0], [said[-3000:] for _, said in machines]
+    assert any("exitcode: -9" in said for _, said in machines)
     assert [row["epoch"] for row in table(tmp_path / "killed" / "history.csv")] == [str(n + 1) for n in range(12)]
     assert same_content(state_of(tmp_path / "whole"), state_of(tmp_path / "killed"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import multiprocessing
 import os
@@ -20,63 +19,15 @@ import torch
 from benchmarks.training_memory import memory_at
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
-from test_bundle import SMALL
+from running import names_of, overrides, same_content, save_weights, state_of, table, train
 
 from drive_seg import checkpoints, learnt_cases
 from drive_seg.configs import parse_overrides
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.files import sha256
 from drive_seg.learnt_cases import write_learnt_cases
-from drive_seg.networks import UNet
 from drive_seg.training_state import TrainingState
 from drive_seg.workflows import run_workflow
-
-
-def overrides(dataset: Path, output: Path, **others: Any) -> dict[str, Any]:
-    return {
-        **SMALL,
-        "max_epochs": 4,
-        "dataset_dir": str(dataset),
-        "ckpt_dir": str(output),
-        "output_dir": str(output),
-        **others,
-    }
-
-
-def train(bundle: Path, values: dict[str, Any]) -> None:
-    run_workflow(bundle, ["train"], "training", values)
-
-
-def same_content(one: Any, other: Any) -> bool:
-    """Bit for bit, but for the seconds an epoch took and the run of torchrun it was in."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other) and one.dtype == other.dtype
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(
-            same_content(one[key], other[key]) for key in one if key not in ("seconds", "job")
-        )
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same_content, one, other))
-    return bool(one == other)
-
-
-def names_of(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if "tfevents" not in path.name}
-
-
-def state_of(folder: Path) -> dict[str, Any]:
-    with (folder / "history.csv").open() as file:
-        history = list(csv.DictReader(file))
-    return {
-        "history": history,
-        "cases": json.loads((folder / "model.json").read_text()),
-        **{name: torch.load(folder / name, weights_only=True) for name in ("last.pt", "model.pt")},
-    }
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_resumed_training_ends_the_same_bit_for_bit(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
@@ -121,8 +72,8 @@ def test_a_loss_of_monais_own_as_the_model_card_has_it(bundle: Path, five_phanto
     card = (bundle / "docs" / "README.md").read_text()
     (loss,) = (value for line in card.splitlines() for value in re.findall(r'--loss "(.*)"', line))
     train(bundle, overrides(five_phantoms, tmp_path, max_epochs=1, **parse_overrides(["--loss", loss])))
-    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
-    assert 0 < float(rows[0]["loss"]) < 1, "Dice alone"
+    (row,) = table(tmp_path / "history.csv")
+    assert 0 < float(row["loss"]) < 1, "Dice alone"
 
 
 def test_a_different_seed_gives_different_weights(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
@@ -273,8 +224,7 @@ def test_a_training_that_is_ended_as_it_starts_leaves_nothing(
 def start_weights(folder: Path) -> None:
     """Weights to fine-tune in place, and their list."""
     folder.mkdir()
-    torch.manual_seed(5)
-    torch.save(UNet(base_channels=SMALL["base_channels"], depth=SMALL["depth"]).state_dict(), folder / "model.pt")
+    save_weights(folder / "model.pt", seed=5)
     write_learnt_cases(folder / "model.pt", {"training": ["0123456789abcdef"], "validation": []})
 
 
