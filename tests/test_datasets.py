@@ -15,7 +15,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, get_track_meta
-from monai.transforms import Compose, Lambda, OneOf, RandLambda, RandLambdad, Randomizable, Transform
+from monai.transforms import Compose, Lambda, OneOf, RandLambdad, Randomizable, Transform
+from running import AddNoise
 
 from drive_seg.configs import config_files
 from drive_seg.datasets import OrderlyCacheDataset, SeededCacheDataset, WholeBatchSampler
@@ -41,13 +42,6 @@ def test_an_error_comes_when_all_threads_are_done() -> None:
     assert later[1] == 1
     with pytest.raises(RuntimeError):
         later[0]
-
-
-class AddNoise(RandLambda):
-    """Adds a random number, from the random state that MONAI gives its transforms."""
-
-    def __call__(self, data: float) -> float:
-        return data + float(self.R.uniform())
 
 
 class AddNoiseInside(Randomizable, Transform):
@@ -89,7 +83,7 @@ def test_samples_follow_from_seed_epoch_and_case_alone(transforms: str) -> None:
 STAYING = """
 from monai.data import DataLoader
 from monai.transforms import Compose
-from test_datasets import AddNoise
+from running import AddNoise
 
 from drive_seg.datasets import SeededCacheDataset
 
