@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from builders import small
 from ignite.engine import Engine, Events
-from test_bundle import SMALL, run_bundle
-from test_training import overrides, train
+from running import overrides, run_bundle, same_content, small_overrides, train
 
 from drive_seg.averaging import AverageEveryStep, MovingAverage, average_weights
 from drive_seg.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from drive_seg.errors import DriveSegError
 from drive_seg.learnt_cases import learnt_cases, write_learnt_cases
-from drive_seg.networks import UNet
 
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def tiny(seed: int) -> UNet:
-    torch.manual_seed(seed)
-    return UNet(base_channels=SMALL["base_channels"], depth=SMALL["depth"])
+tiny = partial(small, base_channels=4, depth=3)
 
 
 class Course:
@@ -99,8 +92,8 @@ def test_the_average_is_validated_and_saved(bundle: Path, phantoms: Path, tmp_pa
         folder = tmp_path / f"{decay}"
         train(bundle, overrides(phantoms, folder, max_epochs=10, val_interval=10, **{"moving_average#decay": decay}))
         state, best = load_checkpoint(folder / "last.pt"), load_checkpoint(folder / "model.pt")
-        assert same(best, state["moving_average"]["network"])
-        assert same(best, state["network"]) == (decay == 0)
+        assert same_content(best, state["moving_average"]["network"])
+        assert same_content(best, state["network"]) == (decay == 0)
         scores[decay] = state["progress"]["best_metric"]
     assert scores[0.95] != scores[0.0]
 
@@ -154,7 +147,7 @@ def test_what_cannot_be_averaged(files: list[Path], tmp_path: Path, monkeypatch:
     with pytest.raises(DriveSegError, match="weights: expected two or more files"):
         average_weights(tiny(9), str(files[0]), images, tmp_path / "model.pt")
     with pytest.raises(DriveSegError, match="do not fit the network"):
-        average_weights(UNet(base_channels=8, depth=3), files, images, tmp_path / "model.pt")
+        average_weights(small(base_channels=8, depth=3), files, images, tmp_path / "model.pt")
     with pytest.raises(DriveSegError, match="is there already"):
         average_weights(tiny(9), files, images, files[0])
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -168,7 +161,7 @@ def test_the_bundle_averages(bundle: Path, phantoms: Path, files: list[Path], tm
         "averaging", bundle, ["train", "any_camera", "average"], "--dataset_dir", str(phantoms),
         "--ckpt_dir", str(tmp_path / "mean"), "--output_dir", str(tmp_path / "mean"), "--zooms", "[1.0]",
         "--weights", json.dumps([str(path) for path in files[:2]]),
-        *(part for key, value in SMALL.items() for part in (f"--{key}", json.dumps(value))),
+        *small_overrides(),
     )  # fmt: skip
     mean = load_checkpoint(tmp_path / "mean" / "model.pt")
     pair = [load_checkpoint(path)["output.conv.weight"] for path in files[:2]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ import torch
 from builders import shipped_bootstrap, shipped_scoring
 from monai.networks.nets import BasicUNet
 from PIL import Image
-from running import SMALL_NETWORK, another_in_the_second_process, run_bundle, save_weights
+from running import SMALL_NETWORK, another_in_the_second_process, run_bundle, save_weights, table
 
 from drive_seg.checkpoints import WeightsCheckpointLoader
 from drive_seg.cli import main
@@ -159,8 +158,7 @@ def test_bad_cases_are_named_and_the_others_scored(
     assert reasons.keys() == expected.keys()
     for case_id, words in expected.items():
         assert words in reasons[case_id] and "\n" not in reasons[case_id], reasons[case_id]
-    with (output / "metrics.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 2
+    assert len(table(output / "metrics.csv")) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 

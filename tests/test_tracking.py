@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Any
 
 import mlflow
 import pytest
-from test_bundle import run_bundle, small_overrides
-from test_evaluation import SMALL, save_weights
+from running import SMALL_NETWORK, run_bundle, save_weights, small_overrides, table
 
 
 def tracked_run(output: Path) -> tuple[mlflow.MlflowClient, Any]:
@@ -23,8 +21,7 @@ def tracked_run(output: Path) -> tuple[mlflow.MlflowClient, Any]:
 
 def expected(output: Path) -> dict[str, dict[int, float]]:
     """The same from history.csv; there is one iteration an epoch."""
-    with (output / "history.csv").open() as file:
-        rows = {int(row["epoch"]): row for row in csv.DictReader(file)}
+    rows = {int(row["epoch"]): row for row in table(output / "history.csv")}
     found = {
         tracked: {epoch: pytest.approx(float(row[column]), rel=1e-6) for epoch, row in rows.items() if row[column]}
         for tracked, column in {"train_loss": "loss", "val_dice": "val_dice", "lr_group_0": "learning_rate"}.items()
@@ -52,7 +49,7 @@ def test_mlflow_has_what_the_history_has(bundle: Path, phantoms: Path, tmp_path:
 def test_mlflow_has_the_means_of_an_evaluation(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
     save_weights(tmp_path / "model.pt", seed=2)
     folders = ["--dataset_dir", str(phantoms), "--ckpt_dir", str(tmp_path), "--output_dir", str(tmp_path)]
-    small = [part for key, value in SMALL.items() for part in (f"--{key}", str(value))]
+    small = [part for key, value in SMALL_NETWORK.items() for part in (f"--{key}", str(value))]
     run_bundle("evaluating", bundle, ["train", "evaluate"], *folders, *small, "--tracking", "mlflow")
     (means,) = (
         row["per_image"]
