@@ -99,6 +99,11 @@ def disc(height: int, width: int, row: float, column: float, radius: float) -> n
     return (rows - row) ** 2 + (columns - column) ** 2 < radius**2
 
 
+def overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """Intersection over union of two masks of one shape, bool."""
+    return float((first & second).sum() / (first | second).sum())
+
+
 def fundus(height: int = 120, width: int = 180, row: int = 58, column: int = 84, radius: int = 50) -> np.ndarray:
     """A lit disc with a dark L, so that all rotations and mirror images differ, (H, W, 3), uint8."""
     picture = np.where(disc(height, width, row, column, radius)[..., None], np.array([200, 120, 60]), 0)
@@ -138,6 +143,11 @@ def touch(*paths: Path) -> None:
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+
+
+def ids(cases: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The case ids, in the order of the cases."""
+    return [case["case_id"] for case in cases]
 
 
 def names(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from builders import disc
 from PIL import Image
 
 from drive_seg.prepare import Dataset
@@ -33,8 +34,7 @@ SMALL = {name: dataclasses.replace(dataset, size=SIZE) for name, dataset in DATA
 
 
 def circle() -> np.ndarray:
-    rows, columns = np.ogrid[: SIZE[1], : SIZE[0]]
-    return (rows - 41) ** 2 + (columns - 52) ** 2 <= 38**2
+    return disc(SIZE[1], SIZE[0], 41, 52, 38)
 
 
 def photograph(number: int) -> Image.Image:

@@ -1,3 +1,5 @@
+"""JPEG artefacts and affine maps for training."""
+
 from __future__ import annotations
 
 import pytest

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import touch, write_drive_layout
+from builders import ids, touch, write_drive_layout
 
 from drive_seg import data
 from drive_seg.data import at_zooms, load_datalist, read_drive_layout, write_dataset_json
@@ -22,10 +22,6 @@ from drive_seg.splits import cases_to_score, fold_cases
 
 SECTIONS = ("training", "validation", "test")
 OBSERVERS = {"label": "1st_manual", "second": "2nd_manual"}
-
-
-def ids(cases: list[dict[str, str]]) -> list[str]:
-    return [case["case_id"] for case in cases]
 
 
 def test_drive_gives_16_4_and_20(drive: Path) -> None:

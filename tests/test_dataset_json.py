@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import touch
+from builders import ids, touch
 
 from drive_seg.data import load_datalist, write_dataset_json
 from drive_seg.errors import DriveSegError
@@ -18,10 +18,6 @@ from drive_seg.phantom import write_phantom_dataset
 
 SECTIONS = ("training", "validation", "test")
 OBSERVERS = {"label": "1st_manual", "second": "2nd_manual"}
-
-
-def ids(cases: list[dict[str, str]]) -> list[str]:
-    return [case["case_id"] for case in cases]
 
 
 def write_json(root: Path, content: Any) -> Path:

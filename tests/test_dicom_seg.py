@@ -8,14 +8,12 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-import torch
 from pictures import save_dicom
 from PIL import Image
 from pydicom.uid import SegmentationStorage, generate_uid
 
 from drive_seg.dicom_seg import save_dicom_seg
 from drive_seg.errors import DriveSegError
-from drive_seg.networks import UNet
 from drive_seg.phantom import make_phantom
 from drive_seg.pictures import save_png
 from drive_seg.predict import segment_photographs
@@ -94,26 +92,22 @@ def test_elements_that_are_not_by_the_standard(tmp_path: Path, elements: dict[st
     assert not (tmp_path / "vessels.dcm").exists()
 
 
-def test_a_photograph_without_its_reference_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
-    torch.save(UNet(base_channels=2, depth=2).state_dict(), tmp_path / "model.pt")
+def test_a_photograph_without_its_reference_leaves_nothing(
+    bundle: Path, tmp_path: Path, settings: dict[str, object]
+) -> None:
     bare = save_dicom(tmp_path / "bare.dcm", make_phantom(0, 90, 110).image)
-    values = {"base_channels": 2, "depth": 2, "fov_diameter": 64, "engine": "torch", "save_dicom_seg": True}
-    ((_, reason),) = segment_photographs(
-        bundle, [bare], tmp_path / "out", {**values, "checkpoint": str(tmp_path / "model.pt")}
-    )
+    settings["save_dicom_seg"] = True
+    ((_, reason),) = segment_photographs(bundle, [bare], tmp_path / "out", settings)
     assert "lacks StudyInstanceUID" in reason
     assert not list((tmp_path / "out").glob("bare_*"))
 
 
-def test_only_dicom_photographs_have_one(bundle: Path, tmp_path: Path) -> None:
-    torch.manual_seed(1)  # weights that call some of it vessel
-    torch.save(UNet(base_channels=2, depth=2).state_dict(), tmp_path / "model.pt")
+def test_only_dicom_photographs_have_one(bundle: Path, tmp_path: Path, settings: dict[str, object]) -> None:
     pixels = make_phantom(0, 90, 110).image
     photographs = [photograph(tmp_path / "one.dcm", pixels), tmp_path / "two.png"]
     save_png(pixels, photographs[1])
-    values = {"base_channels": 2, "depth": 2, "fov_diameter": 64, "precision": "float32", "engine": "torch"}
-    values |= {"checkpoint": str(tmp_path / "model.pt"), "save_dicom_seg": True, "pictures": ["vessels"]}
-    assert not segment_photographs(bundle, photographs, tmp_path / "out", values)
+    settings |= {"save_dicom_seg": True, "pictures": ["vessels"]}
+    assert not segment_photographs(bundle, photographs, tmp_path / "out", settings)
     assert sorted(path.name for path in (tmp_path / "out").glob("*_vessels.*")) == [
         "one_vessels.dcm",
         "one_vessels.png",

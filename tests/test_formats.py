@@ -12,7 +12,6 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
-import torch
 from builders import fundus
 from pictures import (
     COLOURS,
@@ -29,7 +28,6 @@ from PIL import ExifTags, Image
 
 from drive_seg.bit_depth import to_8_bit
 from drive_seg.errors import DriveSegError
-from drive_seg.networks import UNet
 from drive_seg.nifti import PICTURE_AFFINE, save_nifti
 from drive_seg.pictures import save_png
 from drive_seg.predict import segment_photographs
@@ -276,19 +274,15 @@ def test_saved_nifti_is_read_back(tmp_path: Path) -> None:
     assert (tmp_path / "a_vessels.nii.gz").read_bytes() == content
 
 
-def test_a_mask_lies_in_space_as_its_photograph(bundle: Path, tmp_path: Path) -> None:
+def test_a_mask_lies_in_space_as_its_photograph(bundle: Path, tmp_path: Path, settings: dict[str, object]) -> None:
     """The same eye as PNG and as NIfTI, 90 rows and 110 columns, on to the saved files."""
-    torch.manual_seed(1)  # weights that call some of it vessel
-    network = UNet(base_channels=2, depth=2)
-    torch.save(network.state_dict(), tmp_path / "model.pt")
     photograph = fundus(90, 110, row=40, column=60, radius=35)
     save_png(photograph, tmp_path / "eye.png")
     save_nifti_array(tmp_path / "eye.nii.gz", as_rgb24(photograph), AFFINE)
-    values = {"base_channels": 2, "depth": 2, "fov_diameter": 64, "checkpoint": str(tmp_path / "model.pt")}
-    values |= {"precision": "float32", "engine": "torch", "save_nifti": True}
+    settings["save_nifti"] = True
     for name, affine in (("eye.png", PICTURE_AFFINE), ("eye.nii.gz", AFFINE)):
         output = tmp_path / name.replace(".", "_")
-        assert not segment_photographs(bundle, [tmp_path / name], output, values)
+        assert not segment_photographs(bundle, [tmp_path / name], output, settings)
         assert len(list(output.glob("eye_*"))) == 5
         mask = np.asarray(Image.open(output / "eye_vessels.png"))
         image = nibabel.load(output / "eye_vessels.nii.gz")
@@ -298,8 +292,8 @@ def test_a_mask_lies_in_space_as_its_photograph(bundle: Path, tmp_path: Path) ->
         np.testing.assert_allclose(image.affine, affine)
     first, second = (tmp_path / name / "eye_vessels.png" for name in ("eye_png", "eye_nii_gz"))
     assert first.read_bytes() == second.read_bytes()
-    values["save_nifti"] = False
-    assert not segment_photographs(bundle, [tmp_path / "eye.png"], tmp_path / "plain", values)
+    settings["save_nifti"] = False
+    assert not segment_photographs(bundle, [tmp_path / "eye.png"], tmp_path / "plain", settings)
     assert len(list((tmp_path / "plain").glob("eye_*"))) == 4
 
 

@@ -1,3 +1,5 @@
+"""The field of view: found in drawn and real photographs, its box and its diameter."""
+
 from __future__ import annotations
 
 import time
@@ -6,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import disc
+from builders import disc, overlap
 from PIL import Image, ImageDraw
 from realdata import real_data
 from scipy import ndimage
@@ -14,11 +16,6 @@ from scipy import ndimage
 from drive_seg.fov import estimate_fov, fov_box, fov_diameter
 
 HRF_HEALTHY = [f"{eye:02d}_h" for eye in range(1, 16)]
-
-
-def overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """Intersection over union."""
-    return float((first & second).sum() / (first | second).sum())
 
 
 def photograph(fov: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from builders import overlap
 from PIL import Image, ImageDraw, ImageFont
 from realdata import real_data
 
@@ -111,5 +112,5 @@ def test_published_masks_of_altered_photographs(alteration: str) -> None:
         photograph, mask = ALTERATIONS[alteration](*photograph_and_mask(case))
         expected = np.asarray(mask) > 127
         found = estimate_fov(np.asarray(photograph))
-        overlaps[case] = float((found & expected).sum() / (found | expected).sum())
+        overlaps[case] = overlap(found, expected)
     assert min(overlaps.values()) >= 0.98, overlaps  # 0.9979 and more

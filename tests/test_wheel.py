@@ -26,7 +26,7 @@ def below(folder: Path) -> set[str]:
 
 def test_it_holds_all_that_the_commands_need(bundle: Path, tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
     (wheel,) = tmp_path.glob("drive_seg-*.whl")
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as content:
@@ -41,5 +41,7 @@ def test_it_holds_all_that_the_commands_need(bundle: Path, tmp_path: Path) -> No
     assert "drive-seg = drive_seg.cli:main" in (facts / "entry_points.txt").read_text()
 
     elsewhere = {**os.environ, "PYTHONPATH": str(site)}
-    done = subprocess.run([sys.executable, "-c", PATHS], cwd=tmp_path, env=elsewhere, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PATHS], cwd=tmp_path, env=elsewhere, capture_output=True, text=True, timeout=120
+    )
     assert done.stdout.startswith(str(site / "drive_seg" / "bundle")) and "--fov-dir" in done.stdout, done.stderr
