@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import re
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import small
 from conftest import ROOT
 from ignite.metrics import Average
 from jsonschema import ValidationError, validate
@@ -23,16 +23,13 @@ from monai.data import CacheDataset, Dataset
 from monai.fl.utils.exchange_object import ExchangeObject
 from monai.transforms import AsDiscreted, Compose, CopyItemsd
 from PIL import Image
-from test_bundle import SMALL
-from test_cli import refused
+from running import SCHEMA, SMALL, refused, save_weights, table
 
 from drive_seg.checkpoints import save_checkpoint
 from drive_seg.cli import main
 from drive_seg.configs import check_overrides, config_files, parse_overrides
 from drive_seg.learnt_cases import learnt_cases, photograph_id
 from drive_seg.networks import UNet
-
-SCHEMA = ROOT / "tests" / "data" / "metadata_schema.json"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -90,11 +87,6 @@ def test_the_network_is_as_metadata_says(bundle: Path, name: str) -> None:
         )
 
 
-def small_network(seed: int) -> UNet:
-    torch.manual_seed(seed)
-    return UNet(base_channels=SMALL["base_channels"], depth=SMALL["depth"])
-
-
 def fine_tuning(dataset: Path, output: Path, pretrained: Path) -> list[str]:
     values = {**SMALL, "max_epochs": 1, "learning_rate": 0.0, "pretrained": str(pretrained)}
     overrides = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
@@ -103,13 +95,13 @@ def fine_tuning(dataset: Path, output: Path, pretrained: Path) -> list[str]:
 
 def test_fine_tuning_starts_from_weights(phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Without a step the weights that a training ends with are those it started from."""
-    torch.save(small_network(5).state_dict(), tmp_path / "pretrained.pt")
+    save_weights(tmp_path / "pretrained.pt", seed=5)
     with pytest.raises(SystemExit) as stop:
         main(fine_tuning(phantoms, tmp_path / "mine", tmp_path / "pretrained.pt"))
     assert not stop.value.code
     assert "the training starts from the weights of" in caplog.text
     tuned = torch.load(tmp_path / "mine" / "model.pt", weights_only=True)
-    for name, weight in small_network(5).named_parameters():
+    for name, weight in small(5, base_channels=4, depth=3).named_parameters():
         assert torch.equal(tuned[name], weight), name
 
 
@@ -121,7 +113,7 @@ def test_fine_tuning_from_what_does_not_fit(
     phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], base_channels: int | None, message: str
 ) -> None:
     if base_channels is not None:
-        torch.save(UNet(base_channels=base_channels).state_dict(), tmp_path / "pretrained.pt")
+        save_weights(tmp_path / "pretrained.pt", base_channels=base_channels, depth=4)
     assert message in refused(fine_tuning(phantoms, tmp_path / "mine", tmp_path / "pretrained.pt"), capsys)
     assert not (tmp_path / "mine" / "model.pt").exists()
 
@@ -292,8 +284,7 @@ def test_the_trainers_own_arguments_can_be_set(bundle: Path, phantoms: Path, tmp
     optimizer = workflow.trainer.optimizer
     assert isinstance(optimizer, torch.optim.AdamW)
     assert workflow.parser.get_parsed_content("lr_scheduler").optimizer is optimizer
-    with (tmp_path / "history.csv").open() as file:
-        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    rates = [float(row["learning_rate"]) for row in table(tmp_path / "history.csv")]
     assert rates[0] == 0.003 > rates[1] > 0
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert state["settings"]["optimizer"].startswith("AdamW(") and state["settings"]["loss"].startswith("FocalLoss(")
@@ -329,8 +320,7 @@ def test_measures_of_photographs_in_memory(copied: Path, phantoms: Path, tmp_pat
     workflow.parser["postprocessing#transforms"].pop()  # names its files after the photograph's
     workflow.initialize()
     workflow.run()
-    with (tmp_path / "vessels.csv").open() as file:
-        (row,) = csv.DictReader(file)
+    (row,) = table(tmp_path / "vessels.csv")
     assert row["photograph"] == "" and float(row["vessel_density_share"]) >= 0
 
 
@@ -342,7 +332,7 @@ EXAMPLES = re.findall(r"```(\w+)\n(.*?)```", SECTION + FEDERATED, flags=re.DOTAL
 
 
 def test_the_cards_examples(copied: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every one runs as it stands, also those of federated trainings, with the bundle and the data where it names them."""
+    """Every one runs as it stands, those of federated trainings, too, with bundle and data where it names them."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(copied, tmp_path / "bundle")
     shutil.copytree(phantoms, tmp_path / "data" / "mine")
