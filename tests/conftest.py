@@ -34,6 +34,12 @@ def bundle() -> Path:
     return ROOT / "bundle"
 
 
+@pytest.fixture
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command writes into the working directory does not stay."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DRIVE-layout folder of small phantoms, 6 for training (1 of them for validation) and 2 for test."""

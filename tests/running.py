@@ -67,6 +67,13 @@ def run_bundle(run_id: str, bundle: Path, files: list[str], *overrides: str) -> 
     return done.stdout + done.stderr
 
 
+def succeeds(arguments: list[str]) -> None:
+    """Run a command that must not fail."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert not stop.value.code, stop.value.code
+
+
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command that must fail, and return the one sentence it gives."""
     with pytest.raises(SystemExit) as stop:
