@@ -23,7 +23,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.inferers import Inferer
 from monai.transforms import Compose, LoadImaged, MapTransform
-from test_bundle import SMALL
+from running import SMALL
 
 from drive_seg.checkpoints import save_checkpoint
 from drive_seg.networks import UNet

@@ -17,12 +17,11 @@ import pytest
 import torch
 from conftest import ROOT
 from monai.data import load_net_with_metadata
-from test_cli import refused
+from running import refused, succeeds
 from torch.torch_version import TorchVersion
 
 from drive_seg import export as export_module
 from drive_seg.archives import write_archive
-from drive_seg.cli import main
 from drive_seg.errors import DriveSegError
 from drive_seg.export import FILE_NAMES, TOLERANCE, available_formats, export_network
 from drive_seg.networks import UNet
@@ -59,9 +58,8 @@ def weights(network: UNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    with pytest.raises(SystemExit) as stop, contextlib.redirect_stdout(io.StringIO()) as said:
-        main(["export", "--checkpoint", str(weights), "--output-dir", str(folder), *SMALL_FLAGS])
-    assert not stop.value.code
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        succeeds(["export", "--checkpoint", str(weights), "--output-dir", str(folder), *SMALL_FLAGS])
     lines = said.getvalue().splitlines()
     assert [line.split(":")[0] for line in lines] == [str(folder / name) for name in FILE_NAMES.values()]
     for line in lines:

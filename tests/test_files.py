@@ -12,15 +12,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+from builders import names
 from filelock import FileLock
 
 from drive_seg import files
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.files import csv_text, remove, remove_leftovers, replacing, sha256, take_lock, write_csv, write_text
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture

@@ -25,7 +25,9 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(argument: str) -> tuple[str, int]:
-    done = subprocess.run([sys.executable, "-c", FAULTS, argument], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, argument], capture_output=True, text=True, check=True, timeout=120
+    )
     kept, number = done.stdout.split()
     return kept, int(number)
 
@@ -56,5 +58,5 @@ print(advised)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is of the GNU C library")
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="the system has no huge pages")
 def test_the_heap_to_come_is_asked_to_be_in_huge_pages() -> None:
-    done = subprocess.run([sys.executable, "-c", ADVISED], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", ADVISED], capture_output=True, text=True, check=True, timeout=120)
     assert int(done.stdout) >= 2 * 1024 * 1024 - 4096, "KiB: 2 GiB of address space"

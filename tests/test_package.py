@@ -24,10 +24,8 @@ from jsonschema import validate
 from monai.apps.utils import HashCheckError
 from monai.bundle import download, download_large_files, load
 from PIL import Image
-from test_cli import refused
-from test_loads import SCHEMA
+from running import SCHEMA, refused, succeeds
 
-from drive_seg.cli import main
 from drive_seg.files import sha256
 from drive_seg.networks import UNet
 from drive_seg.package import NAME, package_bundle
@@ -43,9 +41,7 @@ def make_weights(path: Path) -> Path:
 
 
 def pack(weights: Path, output: Path, *overrides: str) -> Path:
-    with pytest.raises(SystemExit) as stop:
-        main(["package", "--checkpoint", str(weights), "--output-dir", str(output), *overrides])
-    assert not stop.value.code
+    succeeds(["package", "--checkpoint", str(weights), "--output-dir", str(output), *overrides])
     (path,) = output.iterdir()
     return path
 
@@ -105,9 +101,7 @@ def test_the_same_weights_give_the_same_bytes(own: Path, bundle: Path, tmp_path:
     (root / "LICENSE").chmod(0o600)
     (root / "configs" / ".train.json.swp").write_text("hidden")
     (root / "models" / "last.pt").write_bytes(b"state")
-    with pytest.raises(SystemExit) as stop:
-        main(["package", "--bundle-root", str(root), "--output-dir", str(tmp_path / "release")])
-    assert not stop.value.code
+    succeeds(["package", "--bundle-root", str(root), "--output-dir", str(tmp_path / "release")])
     assert sha256(tmp_path / "release" / own.name) == sha256(own)
 
 
@@ -223,14 +217,7 @@ def test_another_package_of_the_same_name_is_not_replaced(
 def test_weights_of_another_network(tmp_path: Path) -> None:
     weights = tmp_path / "model.pt"
     torch.save(UNet(base_channels=4, depth=3, num_classes=3).state_dict(), weights)
-    release = tmp_path / "release"
-    with pytest.raises(SystemExit) as stop:
-        main(
-            ["package", "--checkpoint", str(weights), "--output-dir", str(release)]
-            + ["--base_channels", "4", "--depth", "3", "--num_classes", "3"]
-        )
-    assert not stop.value.code
-    (path,) = release.iterdir()
+    path = pack(weights, tmp_path / "release", "--base_channels", "4", "--depth", "3", "--num_classes", "3")
     shutil.unpack_archive(path, tmp_path)
     network = load(NAME, bundle_dir=tmp_path)
     assert network.state_dict()["output.conv.weight"].shape[:2] == (3, 4)

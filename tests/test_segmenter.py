@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import finding_some, small, threads
 from PIL import Image
 
 import drive_seg
 from drive_seg.errors import DriveSegError
 from drive_seg.measure_table import rounded
 from drive_seg.measures import measure_vessels
-from drive_seg.networks import UNet
 from drive_seg.phantom import make_phantom
 from drive_seg.segmenter import Segmenter
 
@@ -28,8 +28,7 @@ SMALL = {"base_channels": 4, "depth": 3, "fov_diameter": 128, "precision": "floa
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    torch.save(UNet(base_channels=4, depth=3).state_dict(), tmp_path / "model.pt")
+    torch.save(finding_some(small(base_channels=4, depth=3)).state_dict(), tmp_path / "model.pt")
     return tmp_path / "model.pt"
 
 
@@ -54,13 +53,13 @@ def test_an_array_gives_what_its_file_gives(segment: Segmenter, photograph: Path
     assert from_file.probability.dtype == np.float32 and from_file.probability.min() >= 0
     assert from_file.probability.max() <= 1 and from_file.fov.dtype == bool
     assert np.array_equal(from_file.mask > 0, (from_file.probability >= 0.5) & from_file.fov)
+    assert 0 < from_file.mask[from_file.fov].astype(bool).mean() < 1
     assert np.array_equal(from_file.class_probabilities, from_file.probability[None])
     assert from_file.measures is None
 
 
 def test_several_classes(tmp_path: Path, photograph: Path) -> None:
-    torch.manual_seed(0)
-    torch.save(UNet(base_channels=4, depth=3, num_classes=3).state_dict(), tmp_path / "model.pt")
+    torch.save(finding_some(small(base_channels=4, depth=3, num_classes=3)).state_dict(), tmp_path / "model.pt")
     names = ["artery", "vein"]
     result = drive_seg.load(tmp_path / "model.pt", num_classes=3, class_names=names, measure=True, **SMALL)(photograph)
     assert result.class_probabilities.shape == (2, 150, 141) and result.class_probabilities.dtype == np.float32
@@ -234,16 +233,11 @@ def test_beside_a_gpu_several_are_written_at_once(
 
 @pytest.mark.parametrize("streams", [False, True])
 def test_threads_made_afterwards_have_as_many_as_before(segment: Segmenter, photograph: Path, streams: bool) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
+    with threads(3), ThreadPoolExecutor(1) as pool:
         cases = [{"image": str(photograph)}] * 3
         each = segment._each_in_streams(cases, segment._finish, 2, 1, DriveSegError) if streams else segment.each(cases)
         assert all(isinstance(result, dict) for _, result in each)
-        with ThreadPoolExecutor(1) as pool:
-            assert [torch.get_num_threads(), pool.submit(torch.get_num_threads).result()] == [3, 3]
-    finally:
-        torch.set_num_threads(before)
+        assert [torch.get_num_threads(), pool.submit(torch.get_num_threads).result()] == [3, 3]
 
 
 def test_an_error_of_ours_is_not_hidden(segment: Segmenter, photograph: Path) -> None:
@@ -307,7 +301,8 @@ def test_the_network_keeps_the_threads_that_it_has_alone(weights: Path, photogra
     alone = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
     in_folder = [sys.executable, "-c", THREADS, str(weights), str(photograph)]
     expected, seen = (
-        subprocess.run(command, capture_output=True, text=True, check=True) for command in (alone, in_folder)
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        for command in (alone, in_folder)
     )
     assert seen.stdout.split() == expected.stdout.split() * 4
     assert "nvimg" not in seen.stderr.lower(), "a codec of MONAI's that is not used here"
