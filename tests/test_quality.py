@@ -12,6 +12,7 @@ from builders import disc, shipped_quality_check
 from PIL import Image, ImageFilter
 from realdata import real_data
 
+from drive_seg.demo import RETINA
 from drive_seg.fov import estimate_fov, fov_diameter
 from drive_seg.phantom import Phantom, make_phantom
 from drive_seg.quality import (
@@ -29,6 +30,7 @@ from drive_seg.quality import (
     TOO_SMALL,
     quality_figures,
 )
+from drive_seg.readers import read_image
 
 CHECK = shipped_quality_check()
 
@@ -205,14 +207,15 @@ def test_arrays_that_do_not_fit(phantom: Phantom) -> None:
         CHECK.assess(phantom.image, np.zeros_like(phantom.fov), phantom.vessels)
 
 
-def check_photograph(path: Path) -> None:
+def check_photograph(path: Path, spoil: bool = True) -> None:
     """A real photograph is sound; darkened, brightened or blurred it is not."""
-    with Image.open(path) as file:
-        image = np.asarray(file.convert("RGB"))
+    image = read_image(path)
     fov = estimate_fov(image)
     tenth = np.zeros_like(fov)
     tenth[:, ::10] = True  # of the pixels are vessels
     assert CHECK.assess(image, fov, tenth) == [], path.name
+    if not spoil:
+        return
     assert TOO_DARK in CHECK.assess(brightened(image, 0.2), fov, tenth), path.name
     assert TOO_BRIGHT in CHECK.assess(brightened(image, offset=220), fov, tenth), path.name
     assert CHECK.assess(blurred(image, 0.005 * fov_diameter(fov)), fov, tenth) in (
@@ -222,19 +225,19 @@ def check_photograph(path: Path) -> None:
 
 
 def test_scikit_images_photograph() -> None:
-    check_photograph(Path(skimage.data.data_dir) / "retina.jpg")
+    check_photograph(RETINA)
 
 
 def test_photographs_of_chase_db1() -> None:
     photographs = sorted(real_data("CHASE_DB1").glob("*.jpg"))
     assert len(photographs) == 28
-    for path in photographs:
-        check_photograph(path)
+    for number, path in enumerate(photographs):
+        check_photograph(path, spoil=number % 4 == 0)
 
 
 @pytest.mark.slow
 def test_photographs_of_hrf() -> None:
     photographs = sorted((real_data("HRF") / "images").iterdir())
     assert len(photographs) == 45
-    for path in photographs:
-        check_photograph(path)
+    for number, path in enumerate(photographs):
+        check_photograph(path, spoil=number % 4 == 0)  # of all three groups, which follow each other in turn
