@@ -92,3 +92,22 @@ def save_dicom(path: Path, values: np.ndarray, interpretation: str = "RGB", bits
         setattr(dataset, name, value)
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def save_compressed_dicom(
+    path: Path, values: np.ndarray, interpretation: str, transfer_syntax: str, pixels: bytes | None = None
+) -> Path:
+    """A photograph (H, W, 3) like ``save_dicom``'s, compressed by pydicom or, if they are given, with these pixels."""
+    import pydicom
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import UID
+
+    dataset = pydicom.dcmread(save_dicom(path, values, interpretation))
+    if pixels is None:
+        dataset.compress(transfer_syntax)
+    else:
+        dataset.PixelData = encapsulate([pixels])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = UID(transfer_syntax)
+    dataset.save_as(path)
+    return path

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from pictures import COLOURS, TWELVE, save_dicom
+from pictures import COLOURS, TWELVE, save_compressed_dicom, save_dicom
 from PIL import Image
-from pydicom.encaps import encapsulate
 from pydicom.uid import (
     MPEG4HP41,
-    UID,
     DeflatedExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -24,16 +22,6 @@ from pydicom.uid import (
 
 from drive_seg.errors import DriveSegError
 from drive_seg.readers import read_image
-
-
-def save_compressed(path: Path, values: np.ndarray, interpretation: str, syntax: UID, content: bytes) -> Path:
-    """A photograph like ``values``, (H, W, 3), whose pixels are compressed already."""
-    dataset = pydicom.dcmread(save_dicom(path, values, interpretation))
-    dataset.PixelData = encapsulate([content])
-    dataset["PixelData"].is_undefined_length = True
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.save_as(path)
-    return path
 
 
 def test_rgb(tmp_path: Path) -> None:
@@ -92,22 +80,20 @@ def test_jpeg(tmp_path: Path) -> None:
     smooth = np.full((16, 24, 3), (200, 120, 60), np.uint8)
     content = io.BytesIO()
     Image.fromarray(smooth).save(content, "JPEG", quality=95)
-    path = save_compressed(tmp_path / "eye.dcm", smooth, "YBR_FULL_422", JPEGBaseline8Bit, content.getvalue())
+    path = save_compressed_dicom(tmp_path / "eye.dcm", smooth, "YBR_FULL_422", JPEGBaseline8Bit, content.getvalue())
     assert np.abs(read_image(path).astype(int) - smooth).max() < 6
 
 
 def test_jpeg_2000(tmp_path: Path) -> None:
     content = io.BytesIO()
     Image.fromarray(COLOURS).save(content, "JPEG2000", no_jp2=True)
-    path = save_compressed(tmp_path / "eye.dcm", COLOURS, "YBR_RCT", JPEG2000Lossless, content.getvalue())
+    path = save_compressed_dicom(tmp_path / "eye.dcm", COLOURS, "YBR_RCT", JPEG2000Lossless, content.getvalue())
     np.testing.assert_array_equal(read_image(path), COLOURS)
 
 
 def test_rle(tmp_path: Path) -> None:
-    dataset = pydicom.dcmread(save_dicom(tmp_path / "eye.dcm", COLOURS))
-    dataset.compress(RLELossless)
-    dataset.save_as(tmp_path / "eye.dcm")
-    np.testing.assert_array_equal(read_image(tmp_path / "eye.dcm"), COLOURS)
+    path = save_compressed_dicom(tmp_path / "eye.dcm", COLOURS, "RGB", RLELossless)
+    np.testing.assert_array_equal(read_image(path), COLOURS)
 
 
 def test_deflated_files_are_refused(tmp_path: Path) -> None:
@@ -145,7 +131,7 @@ def test_without_pixels(tmp_path: Path) -> None:
 
 
 def test_a_compression_without_a_decoder(tmp_path: Path) -> None:
-    path = save_compressed(tmp_path / "eye.dcm", COLOURS, "RGB", MPEG4HP41, b"0123")
+    path = save_compressed_dicom(tmp_path / "eye.dcm", COLOURS, "RGB", MPEG4HP41, b"0123")
     with pytest.raises(DriveSegError, match=r"compressed as MPEG-4 .*, which pydicom alone does not decode$"):
         read_image(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -105,13 +106,13 @@ def test_pixels_of_more_than_16_bits_are_refused(tmp_path: Path, value: np.gener
     (6, lambda a: np.rot90(a, -1)),  # the camera was turned to the left: a quarter clockwise puts it right
     (8, lambda a: np.rot90(a)),
 ])  # fmt: skip
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
 def test_exif_orientation(
     tmp_path: Path, suffix: str, orientation: int, turned: Callable[[np.ndarray], np.ndarray]
 ) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    path = save(Image.fromarray(COLOURS), tmp_path / f"eye{suffix}", exif=exif)
+    path = save(Image.fromarray(COLOURS), tmp_path / f"eye{suffix}", exif=exif, lossless=True)
     np.testing.assert_array_equal(read_image(path), turned(COLOURS))
 
 
@@ -130,9 +131,9 @@ def test_first_of_several_frames(tmp_path: Path) -> None:
 
 def picture_bytes(suffix: str) -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    path = Path(f"eye{suffix}")
-    save(Image.fromarray(noise), path)
-    return path.read_bytes()
+    content = io.BytesIO()
+    Image.fromarray(noise).save(content, Image.registered_extensions()[suffix])
+    return content.getvalue()
 
 
 def missing(path: Path) -> None:
@@ -169,18 +170,15 @@ def folder(path: Path) -> None:
     ("a.tif", half, ""),  # a TIFF file may have its table of contents at the end
     ("a.bmp", half, "cannot be read as an image, it seems damaged ("),
     ("a.gif", half, "cannot be read as an image, it seems damaged ("),
+    ("a.jp2", half, "cannot be read as an image, it seems damaged ("),
+    ("a.webp", half, "cannot be read as an image, it seems damaged ("),
     ("a.png", first_bytes, ""),
     ("a.jpg", first_bytes, ""),
     ("a.tif", first_bytes, ""),
     ("a.png", folder, "is a folder, expected a file"),
     ("a.png", os.mkfifo, "is a pipe or a device, expected a file"),
 ])  # fmt: skip
-def test_files_that_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[Path], None], message: str
-) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, damage: Callable[[Path], None], message: str) -> None:
     path = tmp_path / name
     damage(path)
     for content in ("photograph", "binary", "classes"):
