@@ -229,7 +229,6 @@ def test_circles_of_chase_db1_hold_the_annotations() -> None:
         assert 885 < fov_diameter(fov) < 925
 
 
-@pytest.mark.slow
 def test_eight_megapixels_take_a_moment() -> None:
     fov = disc(2336, 3504, 1168, 1750, 1630)
     picture = np.where(fov[..., None], np.array([180, 90, 40]), 2).astype(np.uint8)

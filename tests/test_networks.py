@@ -276,20 +276,20 @@ def test_export_with_any_size(trained_a_little: UNet) -> None:
 
 
 def test_compiles_into_one_graph(trained_a_little: UNet) -> None:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(trained_a_little, backend="eager", fullgraph=True)
     try:
         for size in ((37, 41), (40, 33)):
             x = torch.randn(1, 3, *size)
             torch.testing.assert_close(compiled(x), trained_a_little(x))
     finally:
-        torch._dynamo.reset()
+        torch.compiler.reset()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 def test_a_compiled_network_learns() -> None:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     network = UNet(base_channels=2, depth=2).train()
     compiled = torch.compile(copy.deepcopy(network))
     x = torch.randn(2, 3, 33, 47)  # padded on its way up
@@ -297,7 +297,7 @@ def test_a_compiled_network_learns() -> None:
         for each in (network, compiled):
             each(x).square().mean().backward()
     finally:
-        torch._dynamo.reset()
+        torch.compiler.reset()
     for one, other in zip(network.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-5)
 
