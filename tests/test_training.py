@@ -1,33 +1,40 @@
-"""Whole trainings with the shipped config: resumed, killed, shared out over processes."""
+"""Whole trainings with the shipped config: resumed, refused, ended early, compiled."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import random
 import re
-import signal
+import shutil
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from benchmarks.training_memory import memory_at
+from builders import small
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
-from running import names_of, overrides, same_content, save_weights, state_of, table, train
+from running import names_of, overrides, same_content, state_of, table, train
 
-from drive_seg import checkpoints, learnt_cases
 from drive_seg.configs import parse_overrides
 from drive_seg.errors import DriveSegError, user_error
-from drive_seg.files import sha256
-from drive_seg.learnt_cases import write_learnt_cases
-from drive_seg.training_state import TrainingState
 from drive_seg.workflows import run_workflow
+
+
+def break_off(bundle: Path, values: dict[str, Any], iteration: int) -> None:
+    """Train up to an iteration, as if Ctrl-C were pressed in it."""
+    config = str(bundle / "configs" / "train.json")
+    workflow = ConfigWorkflow(config_file=config, workflow_type="train", logging_file=False, **values)
+    workflow.initialize()
+
+    def press(engine: Any) -> None:
+        raise KeyboardInterrupt
+
+    workflow.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=iteration), press)
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run()
 
 
 def test_resumed_training_ends_the_same_bit_for_bit(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
@@ -36,20 +43,7 @@ def test_resumed_training_ends_the_same_bit_for_bit(bundle: Path, five_phantoms:
     train(bundle, overrides(five_phantoms, whole, **values))
     assert len({row["val_dice"] for row in table(whole / "history.csv")}) > 3
 
-    workflow = ConfigWorkflow(
-        config_file=str(bundle / "configs" / "train.json"), workflow_type="train", logging_file=False,
-        **overrides(five_phantoms, parts, **values),
-    )  # fmt: skip
-    workflow.initialize()
-    trainer = workflow.parser.get_parsed_content("train#trainer")
-
-    def break_down(engine: Any) -> None:
-        raise KeyboardInterrupt
-
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=9), break_down)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
-    del workflow, trainer
+    break_off(bundle, overrides(five_phantoms, parts, **values), 9)
     progress = torch.load(parts / "last.pt", weights_only=True)["progress"]
     assert progress["epoch"] == 4 and progress["best_metric"] > 0
 
@@ -137,7 +131,8 @@ def test_resuming_with_other_settings_is_refused(bundle: Path, five_phantoms: Pa
         with pytest.raises(Exception) as raised:
             train(bundle, overrides(five_phantoms, tmp_path, resume=True, **{"max_epochs": 1, key: value}))
         assert f"last.pt: {name}: expected" in str(user_error(raised.value)) and shown in str(user_error(raised.value))
-    train(bundle, overrides(five_phantoms, tmp_path, resume=True, max_epochs=1, val_interval=3))
+    others_are_free = {"val_interval": 3, "precision": "bfloat16", "compile": True, "device": "cpu"}
+    train(bundle, overrides(five_phantoms, tmp_path, resume=True, max_epochs=1, **others_are_free))
 
 
 @pytest.mark.parametrize(("epochs", "interval", "validated"), [(4, 3, ["3", "4"]), (1, 10, ["1"]), (4, 2, ["2", "4"])])
@@ -221,47 +216,6 @@ def test_a_training_that_is_ended_as_it_starts_leaves_nothing(
     assert names_of(tmp_path) == {".last.pt.lock"}
 
 
-def start_weights(folder: Path) -> None:
-    """Weights to fine-tune in place, and their list."""
-    folder.mkdir()
-    save_weights(folder / "model.pt", seed=5)
-    write_learnt_cases(folder / "model.pt", {"training": ["0123456789abcdef"], "validation": []})
-
-
-@pytest.mark.parametrize(("where", "name", "then"), [
-    (checkpoints, "save_checkpoint", lambda content, path: Path(path).name == "model.pt"),
-    (learnt_cases, "write_learnt_cases", lambda *arguments: True),
-    (TrainingState, "save", lambda state, engine: engine.state.epoch == 1),
-], ids=["before model.pt", "before model.json", "before last.pt"])  # fmt: skip
-def test_fine_tuning_in_place_that_is_killed_in_its_first_epoch(
-    bundle: Path,
-    five_phantoms: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    where: Any,
-    name: str,
-    then: Callable[..., bool],
-) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        start_weights(folder)
-    train(bundle, overrides(five_phantoms, whole, max_epochs=2, pretrained=str(whole / "model.pt")))
-    values = overrides(five_phantoms, killed, max_epochs=2, pretrained=str(killed / "model.pt"))
-    as_it_is = getattr(where, name)
-
-    def killed_then(*arguments: Any) -> None:
-        if then(*arguments):
-            raise KeyboardInterrupt
-        as_it_is(*arguments)
-
-    monkeypatch.setattr(where, name, killed_then)
-    with pytest.raises(KeyboardInterrupt):
-        train(bundle, values)
-    monkeypatch.undo()
-    train(bundle, {**values, "resume": True})
-    assert same_content(state_of(whole), state_of(killed)) and names_of(whole) == names_of(killed)
-
-
 def test_a_training_without_a_key_metric_is_resumed(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
     values = overrides(five_phantoms, tmp_path, **{"max_epochs": 2, "validate#evaluator#key_val_metric": None})
     for resume in (False, True):
@@ -310,43 +264,23 @@ def test_memory_stays(tmp_path: Path) -> None:
     assert memory[80] - memory[20] < 4, "MiB; keeping the 0.2 MiB of images of every epoch would add 11"
 
 
-def train_once(bundle: str, dataset: str, output: str) -> None:
-    torch.set_num_threads(1)
-    values = {"max_epochs": 150, "resume": True, "pretrained": f"{output}/model.pt"}
-    train(Path(bundle), overrides(Path(dataset), Path(output), **values))
-
-
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_the_same(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["drive_seg.workflows", "test_training"])
-
-    def start(output: Path) -> Any:
-        process = context.Process(target=train_once, args=(str(bundle), str(five_phantoms), str(output)))
-        process.start()
-        return process
-
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        start_weights(folder)
-    process = start(whole)
-    process.join(240)
-    assert process.exitcode == 0
-
-    moments = random.Random(0)
-    kills = 0
-    for _ in range(20):
-        process = start(killed)
-        process.join(moments.uniform(0.2, 1.4))
-        if process.exitcode is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.join()
-    assert kills >= 10, "the training is too short to be killed in the middle"
-    process = start(killed)
-    process.join(240)
-    assert process.exitcode == 0
-    assert same_content(state_of(whole), state_of(killed))
-    (kept,) = killed.glob("model_????????.pt")
-    assert kept.stem == f"model_{sha256(kept)[:8]}", "whole, and not of this training"
-    assert names_of(whole) == names_of(killed), "no half-written file is left"
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_a_compiled_training_goes_on_as_it_would_without_and_in_another_precision(
+    bundle: Path, five_phantoms: Path, tmp_path: Path
+) -> None:
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    values = {"max_epochs": 3, "precision": "float32", "depth": 1, "learning_rate": 0.1}
+    train(bundle, overrides(five_phantoms, plain, **values))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    try:
+        break_off(bundle, overrides(five_phantoms, compiled, **values, compile=True), 3)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    finally:
+        torch._dynamo.reset()
+    for folder in (plain, compiled):
+        assert torch.load(folder / "last.pt", weights_only=True)["network"].keys() == small().state_dict().keys()
+    train(bundle, overrides(five_phantoms, compiled, **{**values, "precision": "bfloat16"}, resume=True))
+    losses = [[float(row["loss"]) for row in table(folder / "history.csv")] for folder in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.01) and len(losses[0]) == 3
