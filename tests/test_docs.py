@@ -5,21 +5,24 @@ from __future__ import annotations
 import doctest
 import importlib
 import importlib.metadata
+import inspect
 import json
 import re
 import shlex
 from pathlib import Path
 
+import monai.bundle
 import pytest
 import typer
 from builders import shipped_quality_check
 from conftest import ROOT
 from monai.bundle import ConfigParser
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from torch.distributed.run import get_args_parser
 
 import drive_seg
 from drive_seg.cli import app
-from drive_seg.configs import check_overrides, config_files, parse_overrides, split_overrides
+from drive_seg.configs import check_overrides, config_files, config_keys, parse_overrides, split_overrides
 from drive_seg.measures import MeasureVesselsd
 from drive_seg.phantom import make_phantom
 
@@ -52,6 +55,9 @@ def commands(document: Path) -> list[str]:
 def test_a_command_is_one_that_there_is(bundle: Path, command: str) -> None:
     program, *words = shlex.split(command)
     program = Path(program).name
+    for word in words:
+        if word.startswith(("bundle/", "data_scripts/", "tests/")):
+            assert (ROOT / word).exists()
     if program == "torchrun":
         given = get_args_parser().parse_args(words)
         program, words = "python", ["-m"] * given.module + [given.training_script, *given.training_script_args]
@@ -92,6 +98,37 @@ def check_monais(bundle: Path, *words: str) -> None:
     parser = ConfigParser()
     parser.read_config(files)
     assert all(run_id in parser for run_id in run_ids or ["run"])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.parent.name + "/" + document.name)
+def test_an_option_in_a_sentence_is_one_that_there_is(bundle: Path, document: Path) -> None:
+    """Of ours, a key of some config, or an option of the programs that the documents name."""
+    configs = [path for path in sorted((bundle / "configs").glob("*.json")) if path.stem != "metadata"]
+    keys = {key for path in configs for key in config_keys(json.loads(path.read_text(encoding="utf-8")))}
+    ours = [typer.main.get_command(app), *typer.main.get_command(app).commands.values()]
+    options = {option for command in ours for parameter in command.params for option in parameter.opts}
+    options |= {option for action in get_args_parser()._actions for option in action.option_strings}
+    scripts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "benchmarks").glob("*.py")]
+    options |= {option for script in scripts for option in re.findall(r'"(--[\w-]+)"', script)}
+    keys |= {*inspect.signature(monai.bundle.download).parameters, *DEFAULT_MLFLOW_SETTINGS["configs"], "tracking"}
+    options |= {f"--{key}" for key in keys} | {"--extra-index-url"}
+
+    sentences = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    named = [word for code in re.findall(r"`([^`]+)`", sentences) for word in re.findall(r"(?<!\S)--[\w#-]+", code)]
+    assert [option for option in named if option.replace("#", "::") not in options] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.parent.name + "/" + document.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", document.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        if path.startswith("http"):
+            continue
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], link
 
 
 @pytest.mark.parametrize("name", [name for name, text in MODULES.items() if ">>>" in text])
