@@ -23,8 +23,8 @@ from PIL import Image
 from drive_seg.charts import precision_recall_chart, roc_chart
 from drive_seg.evaluation import CaseScores
 from drive_seg.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, WRONG_CLASS
-from drive_seg.report import Report, _agreement, _figures, write_report
-from drive_seg.scores import CaseResult, score_case
+from drive_seg.report import Report, write_report
+from drive_seg.scores import CaseResult, Scoring, score_case
 
 SIZE = (90, 110)
 FLAGS = (
@@ -51,25 +51,33 @@ addEventListener("load", () => {
 
 def evaluated(folder: Path, cases: int = 4, second: bool = True) -> CaseScores:
     """An evaluation of drawn cases, each worse than the one before."""
-    weights = folder / "model.pt"
-    weights.write_bytes(b"weights")
-    protocol = {"dataset_dir": "data/<drawn>", "reference": "1st_manual", "threshold": 0.5, "threshold_source": "fixed"}
-    scores = CaseScores(str(folder), shipped_scoring(), shipped_bootstrap(samples=200), protocol, {"flips": False})
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     fov = (rows - 45) ** 2 + (columns - 55) ** 2 < 42**2
     label = (np.abs(rows - columns + 10) < 2) | (np.abs(rows - 45) < 1) | (np.abs(columns - 40) < 3)
     generator = np.random.default_rng(0)
-    scores.reset(SimpleNamespace())  # type: ignore[arg-type]
+    results = []
     for number in range(cases):
         probability = np.clip(generator.normal(0.2 + 0.6 * label, 0.1 + 0.05 * number), 0, 1)
-        photograph = folder / f"{number}.png"
-        Image.fromarray(np.where(fov[..., None], (200, 120, 60), 0).astype(np.uint8)).save(photograph)
         observed = np.roll(label, 1, axis=0) if second else None
-        result = score_case(
-            f"case{number}", probability >= 0.5, label, fov, probability, observed, scoring=shipped_scoring()
+        results.append(
+            score_case(
+                f"case{number}", probability >= 0.5, label, fov, probability, observed, scoring=shipped_scoring()
+            )
         )
+    return finished(folder, results, shipped_scoring())
+
+
+def finished(folder: Path, results: list[CaseResult], scoring: Scoring) -> CaseScores:
+    """An evaluation of these cases, of photographs with nothing but the field of view, and of one that failed."""
+    (folder / "model.pt").write_bytes(b"weights")
+    protocol = {"dataset_dir": "data/<drawn>", "reference": "1st_manual", "threshold": 0.5, "threshold_source": "fixed"}
+    scores = CaseScores(str(folder), scoring, shipped_bootstrap(samples=200), protocol, {"flips": False})
+    scores.reset(SimpleNamespace())  # type: ignore[arg-type]
+    for result in results:
+        photograph = folder / f"{result.case_id}.png"
+        Image.fromarray(np.where(result.mask("fov")[..., None], (200, 120, 60), 0).astype(np.uint8)).save(photograph)
         result.about = {"section": "test", "fov_source": "estimated", "photograph": str(photograph)}
-        scores.results.append(result)
+    scores.results = results
     scores.unscored = {"case<9>": "nine.tif: is not an image"}
     scores.finish(SimpleNamespace(state=SimpleNamespace(metrics={})))  # type: ignore[arg-type]
     return scores
@@ -130,32 +138,46 @@ def by_hand() -> CaseResult:
     return score_case("1", pred, label, fov, pred.astype(float), scoring=shipped_scoring(surfaces=False))
 
 
-def test_the_colours_of_agreement() -> None:
-    picture = _agreement(by_hand(), "pred", (4, 3))
-    colours = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))).convert("RGBA"))
+def report_on(folder: Path, result: CaseResult, scoring: Scoring) -> str:
+    """The report's HTML."""
+    write_report([result], finished(folder, [result], scoring).summary, folder / "report.html")
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def layers(text: str) -> list[np.ndarray]:
+    """The masks that lie over a report's photographs, (H, W, 4), RGBA, uint8."""
+    found = re.findall(r'<img class="masks" src="data:image/png;base64,(.*?)"', text)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGBA")) for content in found]
+
+
+def test_the_colours_of_agreement(tmp_path: Path) -> None:
+    (colours,) = layers(report_on(tmp_path, by_hand(), shipped_scoring(surfaces=False)))
     assert tuple(colours[0, 0]) == (*TRUE_POSITIVE, 255)
     assert tuple(colours[0, 1]) == tuple(colours[0, 2]) == (*FALSE_POSITIVE, 255)
     assert tuple(colours[1, 0]) == tuple(colours[1, 2]) == (*FALSE_NEGATIVE, 255)
     assert colours[0, 3, 3] == colours[2, 0, 3] == 0, "transparent"
 
 
-def test_vessels_of_the_wrong_class_have_a_colour_of_their_own() -> None:
+def test_vessels_of_the_wrong_class_have_a_colour_of_their_own(tmp_path: Path) -> None:
     pred, label = np.array([[1, 2, 1, 0, 1]], np.uint8), np.array([[1, 1, 255, 2, 0]], np.uint8)
     scoring = shipped_scoring(surfaces=False, num_classes=3)
-    result = score_case("1", pred, label, np.ones_like(label), second=label[:, ::-1], scoring=scoring)
-    colours = {}
-    for name in ("pred", "second"):
-        picture = _agreement(result, name, (5, 1))
-        decoded = Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))).convert("RGB")
-        colours[name] = [tuple(colour) for colour in np.asarray(decoded)[0].tolist()]
-    assert colours["pred"] == [TRUE_POSITIVE, WRONG_CLASS, TRUE_POSITIVE, FALSE_NEGATIVE, FALSE_POSITIVE]
+    probability = (pred > 0).astype(float)
+    result = score_case("1", pred, label, np.ones_like(label), probability, label[:, ::-1], scoring=scoring)
+    text = report_on(tmp_path, result, scoring)
+    of_pred, of_second = ([tuple(pixel) for pixel in layer[0, :, :3]] for layer in layers(text))
+    assert of_pred == [TRUE_POSITIVE, WRONG_CLASS, TRUE_POSITIVE, FALSE_NEGATIVE, FALSE_POSITIVE]
     # The second observer's 0, 2, 255, 1 and 1: an unknown class is not a wrong one.
-    assert colours["second"] == [FALSE_NEGATIVE, WRONG_CLASS, TRUE_POSITIVE, WRONG_CLASS, FALSE_POSITIVE]
+    assert of_second == [FALSE_NEGATIVE, WRONG_CLASS, TRUE_POSITIVE, WRONG_CLASS, FALSE_POSITIVE]
 
 
-def test_figures_of_classes_have_titles() -> None:
-    titles = _figures(["dice", "class_accuracy", "sensitivity_small_vein"])
-    assert [title for title, _ in titles.values()] == ["Dice", "Class accuracy", "Sensitivity, small vein"]
+def test_figures_of_classes_have_titles(tmp_path: Path) -> None:
+    classes = np.array([[1, 2, 2, 0]], np.uint8)
+    scoring = shipped_scoring(surfaces=False, num_classes=3, class_names=["artery", "small vein"])
+    result = score_case("1", classes, classes, np.ones_like(classes), (classes > 0).astype(float), scoring=scoring)
+    text = report_on(tmp_path, result, scoring)
+    titles = re.findall(r'<th scope="col" title=".*?"><button type="button">(.*?)<', text)
+    of_classes = [f"{figure}, {c}" for c in ("artery", "small vein") for figure in ("Dice", "Sensitivity", "Precision")]
+    assert titles[0] == "Dice" and titles[-7:] == ["Class accuracy", *of_classes]
 
 
 def test_where_the_operating_points_lie(monkeypatch: pytest.MonkeyPatch) -> None:
