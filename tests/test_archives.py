@@ -13,6 +13,7 @@ import pytest
 from public_datasets import SMALL, fingerprints
 
 import drive_seg.archives
+from drive_seg.archives import write_archive
 from drive_seg.data import load_datalist
 from drive_seg.errors import DriveSegError
 from drive_seg.prepare import prepare
@@ -172,3 +173,11 @@ def test_archive_that_is_none(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"this is no archive")
     with pytest.raises(DriveSegError, match=rf"{name}: cannot be unpacked"):
         prepare(SMALL["chase_db1"], tmp_path / name, tmp_path / "out")
+
+
+def test_archives_depend_on_contents_only(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"two")
+    write_archive(tmp_path / "a.zip", {"b": tmp_path / "file", "a": b"one"})
+    (tmp_path / "file").chmod(0o600)
+    write_archive(tmp_path / "b.zip", {"a": b"one", "b": b"two"})
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()

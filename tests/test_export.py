@@ -21,7 +21,6 @@ from running import refused, succeeds
 from torch.torch_version import TorchVersion
 
 from drive_seg import export as export_module
-from drive_seg.archives import write_archive
 from drive_seg.errors import DriveSegError
 from drive_seg.export import FILE_NAMES, TOLERANCE, available_formats, export_network
 from drive_seg.networks import UNet
@@ -191,11 +190,3 @@ def test_another_network_is_refused(bundle: Path, weights: Path, tmp_path: Path)
     config.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(DriveSegError, match=r"inference\.json: expected a two-dimensional"):
         list(export_network(root, tmp_path / "out", {"checkpoint": str(weights)}))
-
-
-def test_archives_depend_on_contents_only(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"two")
-    write_archive(tmp_path / "a.zip", {"b": tmp_path / "file", "a": b"one"})
-    (tmp_path / "file").chmod(0o600)
-    write_archive(tmp_path / "b.zip", {"a": b"one", "b": b"two"})
-    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()

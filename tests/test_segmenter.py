@@ -8,7 +8,7 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from builders import finding_some, small, threads
 from PIL import Image
 
 import drive_seg
+from drive_seg.configs import config_files
 from drive_seg.errors import DriveSegError
 from drive_seg.measure_table import rounded
 from drive_seg.measures import measure_vessels
@@ -190,61 +191,57 @@ def test_each_keeps_what_is_wanted_alone(segment: Segmenter, photograph: Path, t
 
 def test_no_more_than_a_few_photographs_wait(segment: Segmenter, photograph: Path) -> None:
     """However long the folder and however slow the writing, what is read ahead stays bounded."""
-    lock, alive, most = threading.Lock(), [0], [0]
-    prepare, finish = segment._prepare, segment._finish
+    begun, finished, waiting = [], [], []
+    preprocessing, postprocessing = segment.preprocessing, segment.postprocessing
 
-    def counted_prepare(case):  # type: ignore[no-untyped-def]
-        with lock:
-            alive[0] += 1
-            most[0] = max(most[0], alive[0])
-        return prepare(case)
+    def read(case: dict[str, Any], start: int) -> dict[str, Any]:
+        begun.append(case)
+        waiting.append(len(begun) - len(finished))
+        return preprocessing(case, start=start)
 
-    def slow_finish(batch):  # type: ignore[no-untyped-def]
+    def slowly_written(case: dict[str, Any]) -> dict[str, Any]:
         time.sleep(0.01)
-        result = finish(batch)
-        with lock:
-            alive[0] -= 1
+        result = postprocessing(case)
+        finished.append(case)
         return result
 
-    segment._prepare, segment._finish = counted_prepare, slow_finish  # type: ignore[method-assign]
-    assert len(list(segment.each([{"image": str(photograph)}] * 30))) == 30
-    assert most[0] <= 6 and alive[0] == 0
+    read.transforms = preprocessing.transforms
+    segment.preprocessing, segment.postprocessing = read, slowly_written
+    assert len(list(segment.each([{"image": str(photograph)}] * 30))) == len(finished) == 30
+    assert max(waiting) <= 6
 
 
-def test_beside_a_gpu_several_are_written_at_once(
-    segment: Segmenter, photograph: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("drive_seg.segmenter._threads", lambda: 6)
-    predict, together = segment._predict, threading.Barrier(3, timeout=20)
+def test_beside_a_gpu_several_are_written_at_once(segment: Segmenter, photograph: Path) -> None:
+    together = threading.Barrier(3, timeout=20)
 
-    def on_the_cpu(case):  # type: ignore[no-untyped-def]
-        segment.device = torch.device("cpu")
-        return predict(case)
-
-    def finish(case):  # type: ignore[no-untyped-def]
+    def written(case: dict[str, Any]) -> dict[str, Any]:
         together.wait()
         return case
 
-    segment.device = torch.device("cuda")
-    segment._predict, segment._finish = on_the_cpu, finish  # type: ignore[method-assign]
-    results = [result for _, result in segment.each([{"image": str(photograph)}] * 6, catch=Exception)]
-    assert len(results) == 6 and not together.broken
+    segment.device = torch.device("meta")  # to all that is asked here, as good as a GPU
+    segment.inferer = lambda image, network: torch.zeros(1, 2, *image.shape[2:])
+    segment.postprocessing = written
+    with threads(6):
+        results = [result for _, result in segment.each([{"image": str(photograph)}] * 6, catch=Exception)]
+    assert all(isinstance(result, dict) for result in results) and not together.broken
 
 
-@pytest.mark.parametrize("streams", [False, True])
-def test_threads_made_afterwards_have_as_many_as_before(segment: Segmenter, photograph: Path, streams: bool) -> None:
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_threads_made_afterwards_have_as_many_as_before(
+    bundle: Path, weights: Path, photograph: Path, engine: str
+) -> None:
+    values = {**SMALL, "engine": engine, "checkpoint": str(weights)}
+    segment = Segmenter.from_config(config_files(bundle, "inference"), values, many=True)
     with threads(3), ThreadPoolExecutor(1) as pool:
-        cases = [{"image": str(photograph)}] * 3
-        each = segment._each_in_streams(cases, segment._finish, 2, 1, DriveSegError) if streams else segment.each(cases)
-        assert all(isinstance(result, dict) for _, result in each)
+        assert all(isinstance(result, dict) for _, result in segment.each([{"image": str(photograph)}] * 3))
         assert [torch.get_num_threads(), pool.submit(torch.get_num_threads).result()] == [3, 3]
 
 
 def test_an_error_of_ours_is_not_hidden(segment: Segmenter, photograph: Path) -> None:
-    def broken(batch):  # type: ignore[no-untyped-def]
+    def broken(case: dict[str, Any]) -> NoReturn:
         raise ZeroDivisionError("a mistake in the program")
 
-    segment._finish = broken  # type: ignore[method-assign]
+    segment.postprocessing = broken
     with pytest.raises(ZeroDivisionError):
         list(segment.each([{"image": str(photograph)}] * 5))
 
@@ -288,8 +285,8 @@ import torch
 import drive_seg
 
 segment = drive_seg.load(sys.argv[1], base_channels=4, depth=3, fov_diameter=128, engine="torch")
-predict, seen = segment._predict, []
-segment._predict = lambda case: (seen.append(torch.get_num_threads()), predict(case))[1]
+inferer, seen = segment.inferer, []
+segment.inferer = lambda image, network: (seen.append(torch.get_num_threads()), inferer(image, network))[1]
 assert all(isinstance(result, dict) for _, result in segment.each([{"image": sys.argv[2]}] * 4))
 print(*seen)
 """
