@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from monai.bundle import ConfigWorkflow
 from monai.transforms import RandLambda
 
 from drive_seg import distributed
@@ -51,6 +52,16 @@ def overrides(dataset: Path, output: Path, **others: Any) -> dict[str, Any]:
 
 def train(bundle: Path, values: dict[str, Any]) -> None:
     run_workflow(bundle, ["train"], "training", values)
+
+
+def workflow_of(bundle: Path, configs: Sequence[str | Path], **values: Any) -> ConfigWorkflow:
+    """MONAI's workflow, initialized, of the bundle's configs by name and of overlays by path."""
+    files = [str(config if isinstance(config, Path) else bundle / "configs" / f"{config}.json") for config in configs]
+    kind = "infer" if configs[0] == "inference" else "train"
+    values = {"bundle_root": str(bundle), **values}
+    workflow = ConfigWorkflow(config_file=files, workflow_type=kind, logging_file=False, **values)
+    workflow.initialize()
+    return workflow
 
 
 def run_bundle(run_id: str, bundle: Path, files: list[str], *overrides: str) -> str:

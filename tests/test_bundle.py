@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from monai.transforms import Compose
 from PIL import Image
-from running import SMALL, run_bundle, small_overrides, table
+from running import SMALL, overrides, run_bundle, small_overrides, table, workflow_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from drive_seg.networks import UNet
 from drive_seg.phantom import write_phantom_dataset
 from drive_seg.predict import segment_photographs
+from drive_seg.segmenter import Segmenter
 
 CONFIGS = sorted(path.stem for path in (ROOT / "bundle" / "configs").glob("*.json") if path.stem != "metadata")
 
@@ -97,17 +98,8 @@ def test_two_datasets_at_several_sizes_train_with_the_strong_augmentation(
 ) -> None:
     other = tmp_path / "other"
     write_phantom_dataset(other, training=5, test=0, seed=3, height=180, width=200)
-    workflow = ConfigWorkflow(
-        config_file=[str(bundle / "configs" / f"{name}.json") for name in ("train", "any_camera")],
-        workflow_type="train",
-        logging_file=False,
-        bundle_root=str(bundle),
-        dataset_dir=[str(phantoms), str(other)],
-        ckpt_dir=str(tmp_path),
-        output_dir=str(tmp_path),
-        **{**SMALL, "max_epochs": 1},
-    )
-    workflow.initialize()
+    values = overrides(phantoms, tmp_path, max_epochs=1) | {"dataset_dir": [str(phantoms), str(other)]}
+    workflow = workflow_of(bundle, ["train", "any_camera"], **values)
     assert not workflow.check_properties()
     cases = workflow.parser.get_parsed_content("train#dataset").data
     assert (
@@ -138,18 +130,8 @@ def test_nothing_is_learnt_or_validated_outside_the_field_of_view(bundle: Path, 
 
 
 def test_several_classes_train_from_the_same_config(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
-    overrides = {**SMALL, "max_epochs": 1, "num_classes": 3, "annotation": "av"}
-    workflow = ConfigWorkflow(
-        config_file=str(bundle / "configs" / "train.json"),
-        workflow_type="train",
-        logging_file=False,
-        bundle_root=str(bundle),
-        dataset_dir=str(phantoms),
-        ckpt_dir=str(tmp_path),
-        output_dir=str(tmp_path),
-        **overrides,
-    )
-    workflow.initialize()
+    values = overrides(phantoms, tmp_path, max_epochs=1, num_classes=3, annotation="av")
+    workflow = workflow_of(bundle, ["train"], **values)
     workflow.run()
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     assert weights["output.conv.weight"].shape[0] == 3
@@ -175,8 +157,6 @@ def test_geometry_from_file_to_mask(bundle: Path, tmp_path: Path) -> None:
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs" / "inference.json"))
     parser.update({"output_dir": str(tmp_path), "fov_diameter": 320})
-    from drive_seg.segmenter import Segmenter
-
     parts = [parser.get_parsed_content(name) for name in ("preprocessing", "inferer", "postprocessing")]
     Segmenter(Threshold(), *parts, device=torch.device("cpu")).segment_case({"image": str(tmp_path / "figure.tif")})
     with Image.open(tmp_path / "figure_vessels.png") as saved:
@@ -202,12 +182,8 @@ def test_train_and_inference_agree_on_what_they_share(bundle: Path) -> None:
 
 
 def test_all_of_monais_properties_resolve(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
-    for name, kind, dataset in (("train", "train", phantoms), ("inference", "infer", phantoms / "test" / "images")):
-        workflow = ConfigWorkflow(
-            config_file=str(bundle / "configs" / f"{name}.json"), workflow_type=kind, logging_file=False,
-            bundle_root=str(bundle), dataset_dir=str(dataset), output_dir=str(tmp_path),
-        )  # fmt: skip
-        workflow.initialize()
+    for name, dataset in (("train", phantoms), ("inference", phantoms / "test" / "images")):
+        workflow = workflow_of(bundle, [name], dataset_dir=str(dataset), output_dir=str(tmp_path))
         assert not workflow.check_properties()
 
 

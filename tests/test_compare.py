@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import shipped_bootstrap
+from running import succeeds
 from scipy.stats import wilcoxon
 
 from drive_seg.bootstrap import Bootstrap
-from drive_seg.cli import main
 from drive_seg.compare import compare, read_summary
 from drive_seg.errors import DriveSegError
 
@@ -158,22 +158,18 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(summary(dice)))
     table = tmp_path / "differences.csv"
-    with pytest.raises(SystemExit) as stop:
-        main(["compare", str(tmp_path / "a"), str(tmp_path / "b" / "summary.json"), "--output", str(table)])
-    assert not stop.value.code
+    succeeds(["compare", str(tmp_path / "a"), str(tmp_path / "b" / "summary.json"), "--output", str(table)])
     printed = capsys.readouterr().out
     assert "dice" in printed and "+0.0158" in printed and "0.0625" in printed
     assert table.read_text().splitlines()[0] == "case_id,dice"
     assert len(table.read_text().splitlines()) == 7
 
-    with pytest.raises(SystemExit):
-        main(["compare", str(tmp_path / "a"), str(tmp_path / "a")])
+    succeeds(["compare", str(tmp_path / "a"), str(tmp_path / "a")])
     printed = capsys.readouterr().out
     assert "–" in printed and "nan" not in printed, "no case differs"
 
     for name, dice in (("a", {"1L": 0.5, "1R": 0.6, "2L": 0.7}), ("b", {"1L": 0.6, "1R": 0.7, "2L": None})):
         (tmp_path / name / "summary.json").write_text(json.dumps(summary(dice)))
-    with pytest.raises(SystemExit):
-        main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    succeeds(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
     printed = capsys.readouterr().out
     assert "over 3 cases of 2 persons" in printed and "dice (in 2 of 3)" in printed

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from builders import small
 from conftest import ROOT
 from ignite.metrics import Average
 from jsonschema import ValidationError, validate
@@ -23,10 +22,9 @@ from monai.data import CacheDataset, Dataset
 from monai.fl.utils.exchange_object import ExchangeObject
 from monai.transforms import AsDiscreted, Compose, CopyItemsd
 from PIL import Image
-from running import SCHEMA, SMALL, refused, save_weights, table
+from running import SCHEMA, SMALL, table
 
 from drive_seg.checkpoints import save_checkpoint
-from drive_seg.cli import main
 from drive_seg.configs import check_overrides, config_files, parse_overrides
 from drive_seg.learnt_cases import learnt_cases, photograph_id
 from drive_seg.networks import UNet
@@ -85,37 +83,6 @@ def test_the_network_is_as_metadata_says(bundle: Path, name: str) -> None:
         verify_net_in_out(
             "network_def", meta_file=files["metadata"], config_file=files[name], device="cpu", num_classes=3
         )
-
-
-def fine_tuning(dataset: Path, output: Path, pretrained: Path) -> list[str]:
-    values = {**SMALL, "max_epochs": 1, "learning_rate": 0.0, "pretrained": str(pretrained)}
-    overrides = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
-    return ["train", "--dataset-dir", str(dataset), "--output-dir", str(output), *overrides]
-
-
-def test_fine_tuning_starts_from_weights(phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Without a step the weights that a training ends with are those it started from."""
-    save_weights(tmp_path / "pretrained.pt", seed=5)
-    with pytest.raises(SystemExit) as stop:
-        main(fine_tuning(phantoms, tmp_path / "mine", tmp_path / "pretrained.pt"))
-    assert not stop.value.code
-    assert "the training starts from the weights of" in caplog.text
-    tuned = torch.load(tmp_path / "mine" / "model.pt", weights_only=True)
-    for name, weight in small(5, base_channels=4, depth=3).named_parameters():
-        assert torch.equal(tuned[name], weight), name
-
-
-@pytest.mark.parametrize(("base_channels", "message"), [
-    (16, "pretrained.pt: the weights do not fit the network (expected --base_channels 16"),
-    (None, "pretrained.pt: there is no such checkpoint"),
-])  # fmt: skip
-def test_fine_tuning_from_what_does_not_fit(
-    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], base_channels: int | None, message: str
-) -> None:
-    if base_channels is not None:
-        save_weights(tmp_path / "pretrained.pt", base_channels=base_channels, depth=4)
-    assert message in refused(fine_tuning(phantoms, tmp_path / "mine", tmp_path / "pretrained.pt"), capsys)
-    assert not (tmp_path / "mine" / "model.pt").exists()
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ import pytest
 import torch
 from builders import one_thread
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
-from running import at_a_free_port, overrides, same_content, save_weights, state_of, table, together
+from running import at_a_free_port, overrides, same_content, save_weights, state_of, table, together, workflow_of
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -64,13 +63,8 @@ def torchrun(
 
 def in_this_process(bundle: Path, names: list[str], run_id: str, values: dict[str, Any]) -> None:
     """As ``torchrun`` does in several; takes keys that the configs do not have, as MONAI's command does."""
-    files = [str(bundle / "configs" / f"{name}.json") for name in names]
-    workflow = ConfigWorkflow(
-        config_file=files, workflow_type="train", run_id=run_id, logging_file=False, bundle_root=str(bundle), **values
-    )
     with one_thread():
-        workflow.initialize()
-        workflow.run()
+        workflow_of(bundle, names, run_id=run_id, **values).run()
 
 
 def test_two_processes_train_and_evaluate_as_one(bundle: Path, phantoms: Path, tmp_path: Path) -> None:

@@ -15,8 +15,19 @@ import torch
 from benchmarks.training_memory import memory_at
 from builders import small
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
-from running import names_of, overrides, same_content, state_of, table, train
+from running import (
+    names_of,
+    overrides,
+    refused,
+    same_content,
+    save_weights,
+    small_overrides,
+    state_of,
+    succeeds,
+    table,
+    train,
+    workflow_of,
+)
 
 from drive_seg.configs import parse_overrides
 from drive_seg.errors import DriveSegError, user_error
@@ -25,9 +36,7 @@ from drive_seg.workflows import run_workflow
 
 def break_off(bundle: Path, values: dict[str, Any], iteration: int) -> None:
     """Train up to an iteration, as if Ctrl-C were pressed in it."""
-    config = str(bundle / "configs" / "train.json")
-    workflow = ConfigWorkflow(config_file=config, workflow_type="train", logging_file=False, **values)
-    workflow.initialize()
+    workflow = workflow_of(bundle, ["train"], **values)
 
     def press(engine: Any) -> None:
         raise KeyboardInterrupt
@@ -183,12 +192,7 @@ def test_a_training_that_is_ended_early_is_validated_and_can_be_resumed(
     values = {"max_epochs": 6, "val_interval": 3, "threshold": 0.3}  # the fourth epoch would be the best
     stop = {"_target_": "test_training.StopAfter", "iteration": iteration, "with_epoch": with_epoch}
     (tmp_path / "stop.json").write_text(json.dumps({"+train#handlers": [stop]}))
-    workflow = ConfigWorkflow(
-        config_file=[str(bundle / "configs" / "train.json"), str(tmp_path / "stop.json")], workflow_type="train",
-        logging_file=False, **overrides(five_phantoms, ended, **values),
-    )  # fmt: skip
-    workflow.initialize()
-    workflow.run()
+    workflow_of(bundle, ["train", tmp_path / "stop.json"], **overrides(five_phantoms, ended, **values)).run()
     assert (ended / "model.pt").is_file() and (ended / "model.json").is_file()
     history = table(ended / "history.csv")
     assert [row["val_dice"] != "" for row in history] == validated, "an unfinished epoch has no row"
@@ -206,14 +210,38 @@ def test_a_training_that_is_ended_early_is_validated_and_can_be_resumed(
 def test_a_training_that_is_ended_as_it_starts_leaves_nothing(
     bundle: Path, five_phantoms: Path, tmp_path: Path
 ) -> None:
-    workflow = ConfigWorkflow(
-        config_file=str(bundle / "configs" / "train.json"), workflow_type="train", logging_file=False,
-        **overrides(five_phantoms, tmp_path),
-    )  # fmt: skip
-    workflow.initialize()
+    workflow = workflow_of(bundle, ["train"], **overrides(five_phantoms, tmp_path))
     workflow.trainer.add_event_handler(Events.STARTED, workflow.trainer.terminate)
     workflow.run()
     assert names_of(tmp_path) == {".last.pt.lock"}
+
+
+def fine_tuning(dataset: Path, output: Path, pretrained: Path) -> list[str]:
+    """A command whose learning rate of 0 leaves the weights as they are."""
+    folders = ["--dataset-dir", str(dataset), "--output-dir", str(output)]
+    return ["train", *folders, *small_overrides(), "--learning_rate=0.0", f"--pretrained={pretrained}"]
+
+
+def test_fine_tuning_starts_from_weights(phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_weights(tmp_path / "pretrained.pt", seed=5)
+    succeeds(fine_tuning(phantoms, tmp_path / "mine", tmp_path / "pretrained.pt"))
+    assert "the training starts from the weights of" in caplog.text
+    tuned = torch.load(tmp_path / "mine" / "model.pt", weights_only=True)
+    for name, weight in small(5, base_channels=4, depth=3).named_parameters():
+        assert torch.equal(tuned[name], weight), name
+
+
+@pytest.mark.parametrize(("base_channels", "message"), [
+    (16, "pretrained.pt: the weights do not fit the network (expected --base_channels 16"),
+    (None, "pretrained.pt: there is no such checkpoint"),
+])  # fmt: skip
+def test_fine_tuning_from_what_does_not_fit(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], base_channels: int | None, message: str
+) -> None:
+    if base_channels is not None:
+        save_weights(tmp_path / "pretrained.pt", base_channels=base_channels, depth=4)
+    assert message in refused(fine_tuning(phantoms, tmp_path / "mine", tmp_path / "pretrained.pt"), capsys)
+    assert not (tmp_path / "mine" / "model.pt").exists()
 
 
 def test_a_training_without_a_key_metric_is_resumed(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
@@ -239,11 +267,9 @@ def test_another_key_metric_has_its_column(bundle: Path, five_phantoms: Path, tm
 def test_folders_may_be_paths(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
     values = overrides(five_phantoms, tmp_path, max_epochs=1)
     values |= {"ckpt_dir": tmp_path, "output_dir": tmp_path, "dataset_dir": five_phantoms, "bundle_root": bundle}
-    for name, run_id, written in (("train", "training", "model.pt"), ("evaluate", "evaluating", "metrics.csv")):
-        files = [str(bundle / "configs" / f"{part}.json") for part in dict.fromkeys(("train", name))]
-        workflow = ConfigWorkflow(config_file=files, workflow_type="train", run_id=run_id, logging_file=False, **values)
-        workflow.initialize()
-        workflow.run()
+    runs = ((["train"], "training", "model.pt"), (["train", "evaluate"], "evaluating", "metrics.csv"))
+    for names, run_id, written in runs:
+        workflow_of(bundle, names, run_id=run_id, **values).run()
         assert (tmp_path / written).is_file()
 
 
