@@ -230,7 +230,7 @@ def test_beside_a_gpu_several_are_written_at_once(segment: Segmenter, photograph
 def test_threads_made_afterwards_have_as_many_as_before(
     bundle: Path, weights: Path, photograph: Path, engine: str
 ) -> None:
-    values = {**SMALL, "engine": engine, "checkpoint": str(weights)}
+    values = {**SMALL, "engine": engine, "checkpoint": str(weights), "save": False}
     segment = Segmenter.from_config(config_files(bundle, "inference"), values, many=True)
     with threads(3), ThreadPoolExecutor(1) as pool:
         assert all(isinstance(result, dict) for _, result in segment.each([{"image": str(photograph)}] * 3))
