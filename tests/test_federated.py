@@ -8,23 +8,25 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from builders import small
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlStatistics, ModelType, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from running import SMALL
 
 from drive_seg.learnt_cases import learnt_cases, learnt_scale
-from drive_seg.networks import UNet
 from drive_seg.phantom import write_phantom_dataset
 
 ROUNDS = 2
 LOCAL_EPOCHS = 12
 FEW_EPOCHS = 2
 RECIPE = {**SMALL, "base_channels": 8, "val_interval": LOCAL_EPOCHS, "warmup_steps": 5, "device": "cpu"}
+server_network = partial(small, base_channels=RECIPE["base_channels"], depth=RECIPE["depth"])
 
 
 def site(bundle: Path, folder: Path, seed: int, send_weight_diff: bool = False) -> MonaiAlgo:
@@ -69,8 +71,7 @@ def dice(algo: MonaiAlgo, weights: Mapping[str, torch.Tensor]) -> float:
 def test_two_sites_learn_together(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sites = [site(bundle, tmp_path / f"site{number}", seed=number) for number in (1, 2)]
-    torch.manual_seed(0)
-    weights: dict[str, torch.Tensor] = UNet(base_channels=8, depth=3).state_dict()
+    weights: dict[str, torch.Tensor] = server_network(0).state_dict()
     course = [[dice(algo, weights) for algo in sites]]
     for number in range(1, ROUNDS + 1):
         replies = []
@@ -110,8 +111,7 @@ def test_a_round_starts_from_the_servers_weights(bundle: Path, tmp_path: Path) -
     )
     algo.initialize()
     for seed in (1, 2):
-        torch.manual_seed(seed)
-        network = UNet(base_channels=8, depth=3)
+        network = server_network(seed)
         algo.train(ExchangeObject(weights=network.state_dict()))
         reply = algo.get_weights()
         assert reply.weight_type == WeightType.WEIGHT_DIFF
@@ -123,13 +123,12 @@ def test_an_evaluation_is_of_the_servers_weights(bundle: Path, tmp_path: Path) -
     """With MONAI's default for the config, too, whatever lies in the bundle."""
     write_phantom_dataset(tmp_path / "data", training=5, test=1, seed=3, height=130, width=121)
     values = {**RECIPE, "dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path)}
-    torch.save(UNet(base_channels=8, depth=3).state_dict(), tmp_path / "model.pt")  # of a local round
+    torch.save(server_network().state_dict(), tmp_path / "model.pt")  # of a local round
     algo = MonaiAlgo(bundle_root=str(bundle), train_kwargs=values, eval_kwargs=values)
     algo.initialize()
     scores = []
     for seed in (1, 2):
-        torch.manual_seed(seed)
-        network = UNet(base_channels=8, depth=3)
+        network = server_network(seed)
         scores.append(algo.evaluate(ExchangeObject(weights=network.state_dict())).metrics["roc_auc"])
     assert scores[0] != scores[1]
     record = json.loads((tmp_path / "summary.json").read_text())
@@ -150,8 +149,7 @@ def test_a_site_that_only_evaluates_keeps_the_best_weights(bundle: Path, tmp_pat
     algo.initialize()
     best = -1.0
     for seed in (1, 2, 1):
-        torch.manual_seed(seed)
-        weights = UNet(base_channels=8, depth=3).state_dict()
+        weights = server_network(seed).state_dict()
         score = dice(algo, weights)
         if score > best:
             best, of_best = score, weights
@@ -171,7 +169,7 @@ def test_what_other_sites_have_trained_on_is_not_known(bundle: Path, tmp_path: P
         eval_kwargs={**values, "ckpt_dir": str(tmp_path / "global")},
     )
     algo.initialize()
-    weights = ExchangeObject(weights=UNet(base_channels=8, depth=3).state_dict())
+    weights = ExchangeObject(weights=server_network().state_dict())
     for number in (1, 2):
         algo.train(weights)
         state = torch.load(tmp_path / "local" / "last.pt", weights_only=True)
@@ -232,7 +230,7 @@ def test_two_sites_learn_together_in_nvflare(bundle: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     saved = tmp_path / "work" / "server" / "simulate_job" / "app_server" / "FL_global_model.pt"
     weights = torch.load(saved, weights_only=True)["model"]
-    network = UNet(base_channels=8, depth=3)
+    network = server_network()
     network.load_state_dict({key: torch.as_tensor(value) for key, value in weights.items()})
     steps = int(network.first[1].num_batches_tracked)
     # The server's network counts the steps of a site, in every round; that they learn, the test above shows.

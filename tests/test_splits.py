@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from builders import write_drive_layout
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
+from running import overrides, workflow_of
 
 from drive_seg.configs import config_files
 from drive_seg.errors import DriveSegError
@@ -125,17 +126,7 @@ def test_what_is_no_fold(fold: Any) -> None:
 
 
 def test_fold_config_trains_without_the_cases_it_holds_out(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
-    workflow = ConfigWorkflow(
-        config_file=config_files(bundle, "train", "fold"),
-        workflow_type="train",
-        logging_file=False,
-        bundle_root=str(bundle),
-        dataset_dir=str(phantoms),
-        ckpt_dir=str(tmp_path),
-        output_dir=str(tmp_path),
-        fold="2/3",
-    )
-    workflow.initialize()
+    workflow = workflow_of(bundle, ["train", "fold"], **overrides(phantoms, tmp_path, fold="2/3"))
     ids = {
         part: {case["case_id"] for case in workflow.parser.get_parsed_content(f"{part}#dataset#data")}
         for part in ("train", "validate")
