@@ -172,7 +172,7 @@ def test_photographs_segmented_at_another_scale(bundle: Path, tmp_path: Path, ca
     (tmp_path / "model.json").write_text('{"fov_diameter": 180}')
     for diameter, told in ((180, False), (640, True)):
         caplog.clear()
-        drive_seg.load(tmp_path / "model.pt", base_channels=4, depth=2, fov_diameter=diameter)
+        drive_seg.load(tmp_path / "model.pt", base_channels=4, depth=2, fov_diameter=diameter, engine="torch")
         assert (
             f"{tmp_path / 'model.pt'}: weights trained with --fov_diameter 180 are used with 640" in caplog.text
         ) is told
