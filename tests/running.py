@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from builders import finding_some, small
 from conftest import ROOT
 from monai.bundle import ConfigWorkflow
 from monai.transforms import RandLambda
 
 from drive_seg import distributed
 from drive_seg.cli import main
-from drive_seg.networks import UNet
 from drive_seg.workflows import run_workflow
 
 SCHEMA = ROOT / "tests" / "data" / "metadata_schema.json"
@@ -97,8 +97,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def save_weights(path: Path, seed: int = 0, **arguments: Any) -> str:
     """Weights of a small network that has learnt nothing, but thinks some pixels vessels."""
-    torch.manual_seed(seed)
-    torch.save(UNet(**{"base_channels": 4, "depth": 3, **arguments}).state_dict(), path)
+    network = finding_some(small(seed, **{"base_channels": 4, "depth": 3, **arguments}))
+    torch.save(network.state_dict(), path)
     return str(path)
 
 
