@@ -54,14 +54,13 @@ def estimate_fov(image: np.ndarray) -> np.ndarray:
     small, factor, shift = _shrink(image)
     full_scale = _full_scale(image)
     small = ndimage.gaussian_filter(_despeckle(small), _BLUR)
-    ordered = np.sort(small, axis=None)  # once for both; NumPy's percentile and median take six times as long
-    lit = _quantile(ordered, 0.99)
+    lit = float(np.quantile(small, 0.99))
     if lit < _DARK * full_scale:
         raise ValueError(
             f"no field of view found: the photograph is dark ({lit / full_scale:.0%} of white where brightest)"
         )
     black, noise = _black_level(small)
-    typical = _quantile(ordered[np.searchsorted(ordered, (black + lit) / 2) :], 0.5)
+    typical = float(np.median(small[small >= (black + lit) / 2]))
     if black > _BLACK * full_scale or black > 0.4 * typical:
         return np.ones(image.shape[:2], dtype=bool)
 
@@ -143,13 +142,6 @@ def _as_photograph(image: np.ndarray) -> np.ndarray:
     if image.dtype.kind not in "uf":
         raise ValueError(f"expected a photograph of an unsigned integer or float type, got {image.dtype}")
     return image
-
-
-def _quantile(ordered: np.ndarray, share: float) -> float:
-    """Quantile of sorted values, interpolated as in NumPy."""
-    place = share * (len(ordered) - 1)
-    lower, upper = ordered[int(place)], ordered[min(int(place) + 1, len(ordered) - 1)]
-    return float(lower + (upper - lower) * (place - int(place)))
 
 
 def _full_scale(image: np.ndarray) -> float:

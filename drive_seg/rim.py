@@ -266,8 +266,7 @@ def _steepest(
     )
     profiles = brightest(np.nan_to_num(image[rows, columns])).astype(np.float32)
     profiles = ndimage.uniform_filter(profiles, size=(5, 3), mode="nearest")
-    # Medians of 27; ``np.median`` takes three times as long.
-    inner, outer = (np.partition(end, 13, axis=1)[:, 13] for end in (profiles[:, :27], profiles[:, -27:]))
+    inner, outer = (np.median(end, axis=1) for end in (profiles[:, :27], profiles[:, -27:]))
     # The last crossing of the half level as seen from the retina, because vessels cross it, too.
     above = profiles > ((inner + outer) / 2)[:, None]
     crossing = above.shape[1] - 1 - above[:, ::-1].argmax(axis=1)
