@@ -48,24 +48,19 @@ class VesselProbabilitiesd(MapTransform):
 
     Args:
         keys: logits, (num_classes, H, W), background first; replaced by probabilities, (num_classes - 1, H, W).
-        refuse_nan: raise an error where a probability is NaN, which a threshold would turn into background.
         allow_missing_keys: accept cases without logits.
     """
-
-    def __init__(self, keys: KeysCollection, refuse_nan: bool = False, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.refuse_nan = refuse_nan
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with its logits replaced by probabilities.
 
         Raises:
-            DriveSegError: if ``refuse_nan`` is set and a probability is NaN.
+            DriveSegError: if a probability is NaN, which a threshold would turn into background.
         """
         case = dict(data)
         for key in self.key_iterator(case):
             probabilities = vessel_probabilities(plain(case[key]))
-            if self.refuse_nan and math.isnan(probabilities.sum().item()):
+            if math.isnan(probabilities.sum().item()):
                 file = getattr(case[key], "meta", {}).get("filename_or_obj")
                 raise DriveSegError(
                     f"{'' if file is None else f'{file}: '}the network gave pixels that are not a number, expected "

@@ -26,6 +26,7 @@ from skimage.morphology import skeletonize
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from drive_seg.calibre import calibres
+from drive_seg.errors import ArgumentError
 from drive_seg.fov import fov_box
 
 __all__ = [
@@ -171,12 +172,12 @@ class ProbabilityCounts:
             counted: (H, W), True or non-zero where a pixel counts.
 
         Raises:
-            ValueError: if a probability that counts is NaN or not from 0 to 1.
+            ArgumentError: if a probability that counts is NaN or not from 0 to 1.
         """
         counted = np.asarray(counted) != 0
         counting = probability[counted]
         if not ((counting >= 0) & (counting <= 1 + 1e-6)).all():
-            raise ValueError("expected probabilities from 0 to 1, got others")
+            raise ArgumentError(f"expected probabilities from 0 to 1, got {counting.min():.4g} to {counting.max():.4g}")
         levels = np.rint(counting * np.float32(LEVELS - 1)).astype(np.uint16)
         annotated = label[counted] != 0
         return cls(

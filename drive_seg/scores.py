@@ -45,7 +45,6 @@ __all__ = [
     "RegionScores",
     "Scoring",
     "case_row",
-    "check_probability",
     "of_fewer",
     "score_case",
     "summarise",
@@ -202,8 +201,8 @@ def score_case(
         scoring: what to compute.
 
     Raises:
-        DriveSegError: if sizes differ, no pixel is inside the field of view, or a probability is not a number from 0
-            to 1.
+        DriveSegError: if sizes differ, no pixel is inside the field of view, or a probability inside it is not a
+            number from 0 to 1.
     """
     arrays = {"prediction": pred, "FOV mask": fov, "probability map": probability, "second annotation": second}
     for name, array in arrays.items():
@@ -217,7 +216,6 @@ def score_case(
     drawn = {"pred": pred * inside, "label": label, **({} if second is None else {"second": second})}
     masks = {name: values != 0 for name, values in drawn.items()} | {"fov": inside}
     if probability is not None:
-        check_probability(case_id, probability)
         probability = np.where(inside, probability, 0)
 
     diameter = int(fov_diameter(inside))
@@ -248,22 +246,6 @@ def score_case(
             masks[f"{name}_class"] = known[name] & known["label"] & (drawn[name] != label)
     packed = {name: np.packbits(mask) for name, mask in masks.items()}
     return CaseResult(case_id, scores, diameter, (label.shape[0], label.shape[1]), packed)
-
-
-def check_probability(case_id: str, probability: np.ndarray) -> None:
-    """Check that a probability map holds probabilities.
-
-    Raises:
-        DriveSegError: naming the case, if a pixel is NaN, infinite or not from 0 to 1.
-    """
-    bad = ~np.isfinite(probability)
-    if bad.any():
-        raise DriveSegError(
-            f"expected numbers in the probability map of case {case_id}, got {bad.sum()} pixels NaN or infinite"
-        )
-    low, high = float(probability.min()), float(probability.max())
-    if low < 0 or high > 1 + 1e-6:
-        raise DriveSegError(f"expected probabilities from 0 to 1 in case {case_id}, got {low:.4g} to {high:.4g}")
 
 
 def of_fewer(defined: int, cases: int) -> str:

@@ -17,7 +17,6 @@ from drive_seg.errors import DriveSegError
 from drive_seg.files import sha256, write_text
 from drive_seg.learnt_cases import learnt_cases, photograph_id
 from drive_seg.metrics import ProbabilityCounts
-from drive_seg.scores import check_probability
 
 __all__ = ["ThresholdChoice", "best_threshold"]
 
@@ -102,7 +101,6 @@ class ThresholdChoice:
             case = {**batch, **output}
             self._refuse(str(case["section"]))
             probability = to_numpy(case["probability"]).sum(axis=0).clip(0, 1)
-            check_probability(str(case["case_id"]), probability)
             label, fov = (to_numpy(case[key])[0] for key in ("reference", "fov"))
             counts = ProbabilityCounts.of(probability, label, fov != 0)
             self._cases[str(case["case_id"])] = counts, photograph_id(case)

@@ -280,7 +280,7 @@ def test_a_bad_case_leaves_the_others_scored(tmp_path: Path) -> None:
     summary = read_summary(tmp_path)
     assert [case["case_id"] for case in summary["cases"]] == ["case0", "case2"]
     assert [case["case_id"] for case in summary["unscored"]] == ["case1"]
-    assert "20 pixels NaN" in summary["unscored"][0]["reason"]
+    assert "from 0 to 1, got nan" in summary["unscored"][0]["reason"]
     # Of 90 annotated pixels all are found, and a column has 17 more.
     assert engine.state.metrics["dice"] == summary["rows"][0]["per_image"]["dice"]["mean"] == 180 / 197
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3

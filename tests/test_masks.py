@@ -48,7 +48,7 @@ class TestVesselProbabilities:
         logits = torch.zeros(classes, 4, 5)
         logits[-1, 1, 2] = torch.nan
         with pytest.raises(DriveSegError) as raised:
-            VesselProbabilitiesd("pred", refuse_nan=True)({"pred": MetaTensor(logits, meta=meta)})
+            VesselProbabilitiesd("pred")({"pred": MetaTensor(logits, meta=meta)})
         where = "eye.tif: " if "filename_or_obj" in meta else ""
         assert str(raised.value).startswith(f"{where}the network gave pixels that are not a number, expected prob")
 

@@ -113,8 +113,8 @@ def test_empty_annotation_is_undefined_and_not_counted() -> None:
         ({"pred": np.zeros((61, 53))}, "the prediction of case 7 in its annotation's size, 54×61, got 53×61"),
         ({"second": np.zeros((54, 61))}, "the second annotation of case 7"),
         ({"fov": np.zeros(SIZE)}, "a field of view in case 7, got an empty FOV mask"),
-        ({"probability": np.full(SIZE, np.nan)}, "numbers in the probability map of case 7, got 3294 pixels NaN"),
-        ({"probability": np.full(SIZE, 1.5)}, "probabilities from 0 to 1 in case 7, got 1.5"),
+        ({"probability": np.full(SIZE, np.nan)}, "expected probabilities from 0 to 1, got nan"),
+        ({"probability": np.full(SIZE, 1.5)}, "expected probabilities from 0 to 1, got 1.5 to 1.5"),
     ],
 )
 def test_what_cannot_be_scored_is_said_in_one_sentence(spoil: dict[str, np.ndarray], sentence: str) -> None:

@@ -87,7 +87,7 @@ def test_no_threshold_is_chosen_by_what_is_no_probability(tmp_path: Path) -> Non
     plane = torch.ones(1, 4, 4)
     engine.state.batch = [{"case_id": "21", "section": "validation", "reference": plane, "fov": plane}]
     engine.state.output = [{"probability": torch.full((1, 4, 4), math.nan)}]
-    with pytest.raises(DriveSegError, match="case 21, got 16 pixels NaN or infinite"):
+    with pytest.raises(DriveSegError, match="expected probabilities from 0 to 1, got nan"):
         choice.collect(engine)
 
 
