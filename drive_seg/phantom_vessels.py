@@ -53,11 +53,6 @@ class Branch:
     level: int
     parent: int | None
 
-    @property
-    def length(self) -> float:
-        """Length of the centreline, in the unit of ``points``."""
-        return float(np.hypot(*np.diff(self.points, axis=0).T).sum())
-
     def placed(self, centre: tuple[float, float], scale: float, mirror: float = 1.0) -> Branch:
         """The same branch in pixels, with ``scale`` pixels per unit and the origin at ``centre`` (row, column).
 

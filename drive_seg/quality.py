@@ -26,7 +26,6 @@ __all__ = [
     "MANY_VESSELS",
     "MORE_BESIDE",
     "NO_BORDER",
-    "PROBLEMS",
     "TOO_BLURRED",
     "TOO_BRIGHT",
     "TOO_DARK",
@@ -37,21 +36,16 @@ __all__ = [
 
 NO_BORDER = "no border of the field of view"
 CUT_OFF = "field of view cut off"
+MORE_BESIDE = "another picture beside the field of view"
 TOO_SMALL = "too small"
 TOO_DARK = "too dark"
 TOO_BRIGHT = "too bright"
 TOO_BLURRED = "too blurred"
 LITTLE_CONTRAST = "hardly any contrast"
-MORE_BESIDE = "another picture beside the field of view"
 FEW_VESSELS = "hardly any vessel"
 MANY_VESSELS = "implausibly many vessels"
 IN_PIECES = "vessels in pieces"
 IMPLAUSIBLE_SPACING = "implausible pixel spacing"
-PROBLEMS = (
-    *(NO_BORDER, CUT_OFF, MORE_BESIDE, TOO_SMALL, TOO_DARK, TOO_BRIGHT, TOO_BLURRED, LITTLE_CONTRAST),
-    *(FEW_VESSELS, MANY_VESSELS, IN_PIECES, IMPLAUSIBLE_SPACING),
-)
-"""All problems, in the order in which they are reported."""
 
 _DIAMETER = 500
 """Diameter of the field of view, in pixels, on the copy used to judge light and focus; fundus cameras give more."""
@@ -125,22 +119,6 @@ class QualityCheck:
     smallest_mm: float
     largest_mm: float
 
-    def assess(
-        self, photograph: np.ndarray, fov: np.ndarray, mask: np.ndarray, pixel_spacing_mm: float | None = None
-    ) -> list[str]:
-        """The problems of a photograph, from ``PROBLEMS``; empty for a good one.
-
-        Args:
-            photograph: (H, W, 3), uint8, RGB.
-            fov: (H, W), non-zero on the retina.
-            mask: (H, W), non-zero on vessels; pixels outside the field of view are ignored.
-            pixel_spacing_mm: size of a pixel on the retina; None: unknown.
-
-        Raises:
-            ValueError: if the shapes differ or the field of view is empty.
-        """
-        return self.problems(quality_figures(photograph, fov, mask), fov, mask, pixel_spacing_mm)
-
     def problems(
         self,
         figures: Mapping[str, float],
@@ -148,7 +126,14 @@ class QualityCheck:
         mask: np.ndarray,
         pixel_spacing_mm: float | None = None,
     ) -> list[str]:
-        """As ``assess``, of a photograph whose ``quality_figures`` are known."""
+        """The problems of a photograph, in the order of their constants above; empty for a good one.
+
+        Args:
+            figures: its ``quality_figures``.
+            fov: (H, W), non-zero on the retina.
+            mask: (H, W), non-zero on vessels; pixels outside the field of view are ignored.
+            pixel_spacing_mm: size of a pixel on the retina; None: unknown.
+        """
         mask, fov = mask != 0, fov != 0
         vessel_share = np.count_nonzero(mask & fov) / np.count_nonzero(fov)
         found = {
@@ -166,7 +151,7 @@ class QualityCheck:
             IMPLAUSIBLE_SPACING: pixel_spacing_mm is not None
             and not self.smallest_mm <= fov_diameter(fov) * pixel_spacing_mm <= self.largest_mm,
         }
-        return [problem for problem in PROBLEMS if found[problem]]
+        return [problem for problem, is_there in found.items() if is_there]
 
     def _is_cut_off(self, fov: np.ndarray) -> bool:
         """A circle, even without its top and bottom, leaves the corners of its box free; a cropped one does not."""

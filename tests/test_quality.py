@@ -23,16 +23,20 @@ from drive_seg.quality import (
     MANY_VESSELS,
     MORE_BESIDE,
     NO_BORDER,
-    PROBLEMS,
     TOO_BLURRED,
     TOO_BRIGHT,
     TOO_DARK,
     TOO_SMALL,
+    QualityCheck,
     quality_figures,
 )
 from drive_seg.readers import read_image
 
 CHECK = shipped_quality_check()
+
+
+def problems(photograph: np.ndarray, fov: np.ndarray, mask: np.ndarray, check: QualityCheck = CHECK) -> list[str]:
+    return check.problems(quality_figures(photograph, fov, mask), fov, mask)
 
 
 def blurred(photograph: np.ndarray, sigma: float) -> np.ndarray:
@@ -54,12 +58,12 @@ def phantom() -> Phantom:
 
 def test_each_problem_alone(phantom: Phantom) -> None:
     image, fov, vessels = phantom.image, phantom.fov, phantom.vessels
-    assert CHECK.assess(image, fov, vessels) == []
-    assert TOO_DARK in CHECK.assess(brightened(image, 0.15), fov, vessels)
-    assert TOO_BRIGHT in CHECK.assess(brightened(image, offset=220), fov, vessels)
-    assert CHECK.assess(blurred(image, 0.005 * fov_diameter(fov)), fov, vessels) == [TOO_BLURRED]
-    assert CHECK.assess(brightened(image, 0.1, 80), fov, vessels) == [LITTLE_CONTRAST]
-    assert CHECK.assess(image, fov, np.zeros_like(fov)) == [FEW_VESSELS]
+    assert problems(image, fov, vessels) == []
+    assert TOO_DARK in problems(brightened(image, 0.15), fov, vessels)
+    assert TOO_BRIGHT in problems(brightened(image, offset=220), fov, vessels)
+    assert problems(blurred(image, 0.005 * fov_diameter(fov)), fov, vessels) == [TOO_BLURRED]
+    assert problems(brightened(image, 0.1, 80), fov, vessels) == [LITTLE_CONTRAST]
+    assert problems(image, fov, np.zeros_like(fov)) == [FEW_VESSELS]
 
 
 def test_vessels_in_pieces_by_hand() -> None:
@@ -85,16 +89,16 @@ def test_vessels_in_pieces_by_hand() -> None:
     assert of_large["connected_share"] == 1, "gaps below a thousandth of the diameter do not count"
     stripes = np.zeros_like(fov)
     stripes[::20, :290] = True
-    assert IN_PIECES in CHECK.assess(photograph, fov, stripes)
+    assert IN_PIECES in problems(photograph, fov, stripes)
     stripes[:, 0] = True
-    assert IN_PIECES not in CHECK.assess(photograph, fov, stripes)
+    assert IN_PIECES not in problems(photograph, fov, stripes)
 
 
 def test_a_second_eye_beside_the_first(phantom: Phantom) -> None:
     dark = np.zeros_like(phantom.fov)
     pair = np.concatenate([phantom.image, phantom.image], axis=1)
     fov, vessels = (np.concatenate([array, dark], axis=1) for array in (phantom.fov, phantom.vessels))
-    assert CHECK.assess(pair, fov, vessels) == [MORE_BESIDE]
+    assert problems(pair, fov, vessels) == [MORE_BESIDE]
     assert quality_figures(pair, fov, vessels)["beside_share"] == pytest.approx(1, abs=0.05)
 
 
@@ -127,9 +131,9 @@ def test_a_view_thinner_than_its_small_copy_has_figures() -> None:
 
 def test_a_picture_without_a_border_and_a_small_one(phantom: Phantom) -> None:
     everywhere = np.ones_like(phantom.fov)
-    assert NO_BORDER in CHECK.assess(phantom.image, everywhere, phantom.vessels)
+    assert NO_BORDER in problems(phantom.image, everywhere, phantom.vessels)
     small = make_phantom(0, 350, 340)
-    assert TOO_SMALL in CHECK.assess(small.image, small.fov, small.vessels)
+    assert TOO_SMALL in problems(small.image, small.fov, small.vessels)
     assert estimate_fov(skimage.data.cat()).all(), "nothing of it looks like the end of a retina"
 
 
@@ -146,20 +150,19 @@ def test_what_is_cropped_is_cut_off(rows: tuple[float, float], columns: tuple[fl
     fov = disc(620, 620, 310, 310, 300)
     top, bottom, left, right = (10 + round(600 * share) for share in (*rows, *columns))
     seen = fov[top:bottom, left:right]
-    assert (CUT_OFF in CHECK.assess(np.full((*seen.shape, 3), 90, np.uint8), seen, seen)) is cut
+    assert (CUT_OFF in problems(np.full((*seen.shape, 3), 90, np.uint8), seen, seen)) is cut
 
 
 def test_several_problems_in_their_order(phantom: Phantom) -> None:
-    found = CHECK.assess(np.zeros_like(phantom.image), phantom.fov, np.zeros_like(phantom.fov))
+    found = problems(np.zeros_like(phantom.image), phantom.fov, np.zeros_like(phantom.fov))
     assert found == [TOO_DARK, TOO_BLURRED, LITTLE_CONTRAST, FEW_VESSELS]
-    assert found == [problem for problem in PROBLEMS if problem in found]
 
 
 def test_pixels_outside_the_field_of_view_change_nothing(phantom: Phantom) -> None:
     before = sharpness(phantom.image, phantom.fov)
     image = phantom.image.copy()
     image[~phantom.fov] = np.random.default_rng(0).integers(0, 256, (np.count_nonzero(~phantom.fov), 3))
-    assert CHECK.assess(image, phantom.fov, phantom.vessels | ~phantom.fov) == []
+    assert problems(image, phantom.fov, phantom.vessels | ~phantom.fov) == []
     assert sharpness(image, phantom.fov) == pytest.approx(before, rel=0.01), "a pixel of the rim at most is mixed"
 
 
@@ -170,14 +173,14 @@ def test_limits_by_hand() -> None:
     noise = np.random.default_rng(0).integers(-20, 21, (600, 600, 1))
     for level, dark in ((40, False), (10, True)):
         photograph = np.clip(noise + level, 0, 255).astype(np.uint8).repeat(3, axis=2)
-        assert (TOO_DARK in CHECK.assess(photograph, fov, mask)) is dark
+        assert (TOO_DARK in problems(photograph, fov, mask)) is dark
     photograph[:60] = 255  # 10 % burnt
-    assert TOO_BRIGHT in CHECK.assess(photograph, fov, mask)
-    assert TOO_BRIGHT not in replace(CHECK, burnt_share=0.11).assess(photograph, fov, mask)
-    assert FEW_VESSELS not in CHECK.assess(photograph, fov, mask)
-    assert FEW_VESSELS in replace(CHECK, smallest_vessel_share=0.021).assess(photograph, fov, mask)
-    assert MANY_VESSELS in replace(CHECK, largest_vessel_share=0.019).assess(photograph, fov, mask)
-    assert MANY_VESSELS in CHECK.assess(photograph, fov, fov), "the whole retina"
+    assert TOO_BRIGHT in problems(photograph, fov, mask)
+    assert TOO_BRIGHT not in problems(photograph, fov, mask, replace(CHECK, burnt_share=0.11))
+    assert FEW_VESSELS not in problems(photograph, fov, mask)
+    assert FEW_VESSELS in problems(photograph, fov, mask, replace(CHECK, smallest_vessel_share=0.021))
+    assert MANY_VESSELS in problems(photograph, fov, mask, replace(CHECK, largest_vessel_share=0.019))
+    assert MANY_VESSELS in problems(photograph, fov, fov), "the whole retina"
 
 
 def test_only_the_eye_counts_not_the_camera() -> None:
@@ -200,11 +203,11 @@ def test_nothing_to_see_is_not_sharp() -> None:
 
 def test_arrays_that_do_not_fit(phantom: Phantom) -> None:
     with pytest.raises(ValueError, match="of one size"):
-        CHECK.assess(phantom.image, phantom.fov, phantom.vessels[1:])
+        problems(phantom.image, phantom.fov, phantom.vessels[1:])
     with pytest.raises(ValueError, match="of one size"):
-        CHECK.assess(phantom.image[..., 0], phantom.fov, phantom.vessels)
+        problems(phantom.image[..., 0], phantom.fov, phantom.vessels)
     with pytest.raises(ValueError, match="field of view is empty"):
-        CHECK.assess(phantom.image, np.zeros_like(phantom.fov), phantom.vessels)
+        problems(phantom.image, np.zeros_like(phantom.fov), phantom.vessels)
 
 
 def check_photograph(path: Path, spoil: bool = True) -> None:
@@ -213,12 +216,12 @@ def check_photograph(path: Path, spoil: bool = True) -> None:
     fov = estimate_fov(image)
     tenth = np.zeros_like(fov)
     tenth[:, ::10] = True  # of the pixels are vessels
-    assert CHECK.assess(image, fov, tenth) == [], path.name
+    assert problems(image, fov, tenth) == [], path.name
     if not spoil:
         return
-    assert TOO_DARK in CHECK.assess(brightened(image, 0.2), fov, tenth), path.name
-    assert TOO_BRIGHT in CHECK.assess(brightened(image, offset=220), fov, tenth), path.name
-    assert CHECK.assess(blurred(image, 0.005 * fov_diameter(fov)), fov, tenth) in (
+    assert TOO_DARK in problems(brightened(image, 0.2), fov, tenth), path.name
+    assert TOO_BRIGHT in problems(brightened(image, offset=220), fov, tenth), path.name
+    assert problems(blurred(image, 0.005 * fov_diameter(fov)), fov, tenth) in (
         [TOO_BLURRED],
         [TOO_BLURRED, LITTLE_CONTRAST],
     ), path.name
