@@ -11,7 +11,8 @@ Map of the modules:
   ``classes`` (names and colours of vessel classes), ``photographs`` (without annotation), ``datasets`` (cache and
   order), ``learnt_cases`` (cases behind the weights).
 - Preprocessing: ``fov`` and ``rim`` (find the field of view), ``transforms``, ``augmentation``, ``arrays``.
-- The network: ``networks``, ``adaptation``, ``ensemble``, ``inference``, ``openvino_network``, ``export``, ``package``.
+- The network: ``networks``, ``adaptation``, ``ensemble``, ``inference``, ``openvino_network``, ``export``,
+  ``difference`` (from a converted one), ``package``.
 - Training: ``losses``, ``engines`` (the step, mixed precision), ``averaging``, ``handlers``, ``curves``,
   ``checkpoints``, ``training_state`` (to resume), ``settings`` (is it still the same training?), ``distributed``.
 - Evaluation: ``metrics`` (arrays in, figures out), ``scores``, ``evaluation``, ``tolerant``, ``second_observer``,

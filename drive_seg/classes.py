@@ -11,7 +11,7 @@ import numpy as np
 from drive_seg.errors import ArgumentError
 from drive_seg.names import alike
 
-__all__ = ["class_colours", "class_names", "classes_of_colours", "in_names"]
+__all__ = ["class_colours", "class_names", "classes_of_colours", "in_names", "vessel_kind"]
 
 Colour = tuple[int, int, int]
 
@@ -47,6 +47,15 @@ def in_names(name: str) -> str:
     'class_1'
     """
     return re.sub(r"\W+", "_", name.strip())
+
+
+def vessel_kind(name: str) -> str:
+    """``artery`` or ``vein`` for a class that is called so, in the singular or plural, else ``vessel``.
+
+    >>> vessel_kind("Arteries"), vessel_kind("class 1")
+    ('artery', 'vessel')
+    """
+    return {"artery": "artery", "arteries": "artery", "vein": "vein", "veins": "vein"}.get(name.lower(), "vessel")
 
 
 def class_colours(colours: Mapping[Any, Any]) -> dict[Colour, int]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from drive_seg import __version__
+from drive_seg.classes import vessel_kind
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 
@@ -33,8 +34,8 @@ def save_dicom_seg(mask: np.ndarray, names: Sequence[str], source: str | os.Path
 
     Args:
         mask: (H, W), class values; 0 is background.
-        names: of the vessel classes, each of which is a segment. One called artery or vein, in the singular or plural,
-            has that code; a class that is the only one needs no name.
+        names: of the vessel classes, each of which is a segment. Arteries and veins, see ``vessel_kind``, have codes
+            of their own; a class that is the only one needs no name.
         source: the photograph, a DICOM file of H rows and W columns.
         path: file to write, whole or not at all.
 
@@ -53,12 +54,8 @@ def save_dicom_seg(mask: np.ndarray, names: Sequence[str], source: str | os.Path
         ) from error
 
     algorithm = highdicom.AlgorithmIdentificationSequence("drive-seg", codes.DCM.ArtificialIntelligence, __version__)
-    known = {
-        ("artery", "arteries"): ("Retinal arteries", codes.SCT.Artery),
-        ("vein", "veins"): ("Retinal veins", codes.SCT.Vein),
-    }
-    coded = {spelling: kind for spellings, kind in known.items() for spelling in spellings}
-    kinds = [coded.get(name.lower(), (f"Retinal vessels, {name}", codes.SCT.BloodVessel)) for name in names]
+    known = {"artery": ("Retinal arteries", codes.SCT.Artery), "vein": ("Retinal veins", codes.SCT.Vein)}
+    kinds = [known.get(vessel_kind(name), (f"Retinal vessels, {name}", codes.SCT.BloodVessel)) for name in names]
     if len(names) == 1:
         kinds = [("Retinal vessels", codes.SCT.BloodVessel)]
     segments = [

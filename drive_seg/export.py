@@ -15,7 +15,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,7 @@ import torch
 from drive_seg.archives import write_archive
 from drive_seg.checkpoints import load_weights, save_checkpoint
 from drive_seg.configs import config_as_used, config_files, read_configs
+from drive_seg.difference import Compute, largest_difference
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 from drive_seg.networks import EXPORTED_SINCE, UNet
@@ -45,8 +46,6 @@ _NEEDED_FOR_ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 TOLERANCE = 1e-3
 """Largest accepted difference of a logit; in two logits, it changes a probability by 0.0005 at most."""
-
-Compute = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def export_network(
             else:
                 compute = _to_onnx(network, made)
             path = output_dir / made.name
-            difference = _largest_difference(network, compute)
+            difference = largest_difference(network, compute, _test_sizes(network))
             if not difference <= TOLERANCE:
                 raise DriveSegError(
                     f"{path}: is not written because its logits differ from the network's by {difference:.2g}, "
@@ -223,15 +222,7 @@ def _dynamic_shapes(network: UNet) -> dict[str, dict[int, Any]]:
     return {"x": {0: torch.export.Dim("batch"), **sides}}
 
 
-def _largest_difference(network: UNet, compute: Compute) -> float:
-    """The largest absolute difference of a logit on noise of even, odd and mixed sizes, or nan."""
+def _test_sizes(network: UNet) -> list[tuple[int, int, int]]:
+    """Images in a batch, heights and widths, even, odd and mixed; the last one is that of DRIVE's photographs."""
     least = network.smallest_exported_size
-    # The last one is that of DRIVE's photographs.
-    shapes = ((1, least, least), (2, least + 1, least + 3), (1, least + 6, 2 * least + 5), (1, 584, 565))
-    generator = torch.Generator().manual_seed(0)
-    differences = []
-    with torch.no_grad():
-        for batch, height, width in shapes:
-            image = torch.randn(batch, network.in_channels, height, width, generator=generator)
-            differences.append((compute(image) - network(image)).abs().max())
-    return float(torch.stack(differences).max())
+    return [(1, least, least), (2, least + 1, least + 3), (1, least + 6, 2 * least + 5), (1, 584, 565)]

@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from drive_seg.arrays import like, plain
+from drive_seg.difference import Compute, largest_difference
 from drive_seg.distributed import get_world_size, usable_cores
 from drive_seg.errors import DriveSegError
 from drive_seg.networks import EXPORTED_SINCE, DecoderStage, UNet
 
-__all__ = ["OpenVINONetwork", "choose_engine", "largest_difference", "openvino_network"]
+__all__ = ["OpenVINONetwork", "choose_engine", "difference_in_probability", "openvino_network"]
 
 ENGINES = ("auto", "torch", "openvino")
 PRECISIONS = {"auto": None, "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -153,7 +154,7 @@ class OpenVINONetwork(nn.Module):
         except RuntimeError:  # a version that does not know the bound
             compiled = core.compile_model(model, "CPU", self.properties)
         request = compiled.create_infer_request()
-        difference = largest_difference(self.network, lambda x: _infer(request, x), (padded,))
+        difference = difference_in_probability(self.network, lambda x: _infer(request, x), (padded,))
         if not difference <= TOLERANCE:
             raise DriveSegError(
                 f"engine: openvino's probabilities differ from torch's by up to {difference:.3f}, expected at most "
@@ -202,25 +203,16 @@ def openvino_network(
     return converted
 
 
-@torch.inference_mode()
-def largest_difference(
-    network: UNet, converted: Callable[[torch.Tensor], torch.Tensor], padded: Sequence[bool] = (False, True)
-) -> float:
-    """Largest absolute difference in probability between two networks, on noise, in float32; nan if any is nan.
+def difference_in_probability(network: UNet, converted: Compute, padded: Sequence[bool] = (False, True)) -> float:
+    """``largest_difference`` of the probabilities.
 
     Args:
         network, converted: called with the same images.
         padded: for each test image, whether its sides are such that the decoder has to pad.
     """
-    generator = torch.Generator().manual_seed(0)
-    differences = []
-    for odd in padded:
-        height, width = (max(16 * n, n * 2**network.depth) + extra * odd for n, extra in ((6, 1), (7, 19)))
-        noise = torch.randn(1, network.in_channels, height, width, generator=generator)
-        with torch.autocast("cpu", enabled=False):  # the graph for odd sides is checked when an inferer first needs it
-            both = [one(noise).softmax(dim=1) for one in (network, converted)]
-        differences.append((both[0] - both[1]).abs().max())
-    return torch.stack(differences).max().item()
+    sides = [[max(16 * n, n * 2**network.depth) + extra * odd for n, extra in ((6, 1), (7, 19))] for odd in padded]
+    sizes = [(1, height, width) for height, width in sides]
+    return largest_difference(network, converted, sizes, lambda logits: logits.softmax(dim=1))
 
 
 def _infer(request: Any, x: torch.Tensor) -> torch.Tensor:

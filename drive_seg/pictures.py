@@ -18,7 +18,7 @@ from monai.utils import ensure_tuple
 from PIL import Image
 
 from drive_seg.arrays import to_numpy
-from drive_seg.classes import class_names, in_names
+from drive_seg.classes import class_names, in_names, vessel_kind
 from drive_seg.dicom import is_dicom
 from drive_seg.dicom_seg import save_dicom_seg
 from drive_seg.errors import DriveSegError
@@ -37,9 +37,8 @@ ONE_CLASS = (0, 255, 200)
 CLASS_COLOURS = ((240, 228, 66), (0, 114, 178), (204, 121, 167), (86, 180, 233), (255, 255, 255))
 """Colours of several classes: yellow, blue, …"""
 
-ARTERY, VEIN = (255, 40, 120), (0, 135, 255)
-NAMED_COLOURS = {"artery": ARTERY, "arteries": ARTERY, "vein": VEIN, "veins": VEIN}
-"""Colours of classes with these names: red and blue by convention, a red that is not that of the retina."""
+KIND_COLOURS = {"artery": (255, 40, 120), "vein": (0, 135, 255)}
+"""Colours of arteries and veins: red and blue by convention, a red that is not that of the retina."""
 
 OPACITY = 0.6
 """Opacity of the colour over the photograph: the vessel's own shade stays visible through it."""
@@ -104,7 +103,7 @@ def overlay_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
     """
     if len(names) == 1:
         return [ONE_CLASS]
-    named = [NAMED_COLOURS.get(name.lower()) for name in names]
+    named = [KIND_COLOURS.get(vessel_kind(name)) for name in names]
     others = cycle(CLASS_COLOURS[::2] if any(named) else CLASS_COLOURS)  # no second blue beside veins
     return [colour or next(others) for colour in named]
 

@@ -24,7 +24,7 @@ from drive_seg import openvino_network as module
 from drive_seg.configs import config_files
 from drive_seg.errors import DriveSegError
 from drive_seg.networks import UNet
-from drive_seg.openvino_network import OpenVINONetwork, choose_engine, largest_difference, openvino_network
+from drive_seg.openvino_network import OpenVINONetwork, choose_engine, difference_in_probability, openvino_network
 from drive_seg.phantom import make_phantom
 from drive_seg.segmenter import Segmenter
 
@@ -54,13 +54,13 @@ def test_each_graph_is_checked_when_it_is_first_needed(
     network: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[tuple[bool, ...]] = []
-    check = module.largest_difference
+    check = module.difference_in_probability
 
     def record(one: UNet, other: Callable[[torch.Tensor], torch.Tensor], padded: tuple[bool, ...]) -> float:
         checked.append(padded)
         return check(one, other, padded)
 
-    monkeypatch.setattr(module, "largest_difference", record)
+    monkeypatch.setattr(module, "difference_in_probability", record)
     converted = openvino_network(network, "float32", tmp_path)
     converted(torch.zeros(1, 3, 40, 48))
     assert checked == [(False,)]
@@ -97,13 +97,13 @@ def test_the_check_is_of_sides_without_and_with_padding(depth: int) -> None:
         sizes.append((x.shape[2], x.shape[3]))
         return network(x)
 
-    assert largest_difference(network, record) == 0
+    assert difference_in_probability(network, record) == 0
     assert [any(side % 2**depth for side in size) for size in sizes] == [False, True]
 
 
 def test_nan_is_a_difference(network: UNet) -> None:
     spoilt = iter((torch.nan, 1.0))
-    assert math.isnan(largest_difference(network, lambda x: network(x) * next(spoilt)))
+    assert math.isnan(difference_in_probability(network, lambda x: network(x) * next(spoilt)))
 
 
 def test_the_check_is_in_float32(network: UNet) -> None:
@@ -117,12 +117,12 @@ def test_the_check_is_in_float32(network: UNet) -> None:
 
     with torch.autocast("cpu", torch.bfloat16):
         assert network(torch.zeros(1, 3, 16, 16)).dtype is torch.bfloat16
-        largest_difference(network, record)
+        difference_in_probability(network, record)
     assert types == [torch.float32] * 2
 
 
 def test_the_fast_precision_is_near(network: UNet, tmp_path: Path) -> None:
-    assert largest_difference(network, openvino_network(network, "auto", tmp_path)) < 0.02
+    assert difference_in_probability(network, openvino_network(network, "auto", tmp_path)) < 0.02
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
@@ -152,7 +152,7 @@ def test_other_weights_are_another_network(network: UNet, tmp_path: Path) -> Non
     openvino_network(network, "float32", tmp_path)
     with torch.no_grad():
         network.output.conv.bias += 1
-    assert largest_difference(network, openvino_network(network, "float32", tmp_path)) < 1e-4
+    assert difference_in_probability(network, openvino_network(network, "float32", tmp_path)) < 1e-4
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -160,11 +160,11 @@ def test_a_cache_that_is_damaged_or_in_the_way(network: UNet, tmp_path: Path) ->
     openvino_network(network, "float32", tmp_path)
     (xml,) = tmp_path.glob("*/network.xml")
     xml.write_text("no network")
-    assert largest_difference(network, openvino_network(network, "float32", tmp_path)) < 1e-4
+    assert difference_in_probability(network, openvino_network(network, "float32", tmp_path)) < 1e-4
     openvino.Core().read_model(xml)  # it has been replaced
     assert sum(1 for _ in tmp_path.iterdir()) == 1
     (tmp_path / "file").touch()
-    assert largest_difference(network, openvino_network(network, "float32", tmp_path / "file")) < 1e-4
+    assert difference_in_probability(network, openvino_network(network, "float32", tmp_path / "file")) < 1e-4
 
 
 def test_a_result_that_is_not_torchs_is_refused(network: UNet, tmp_path: Path) -> None:
@@ -269,4 +269,4 @@ def test_a_version_that_converts_padding_otherwise(
         return model
 
     monkeypatch.setattr(openvino, "convert_model", without_padding)
-    assert largest_difference(network, openvino_network(network, "float32", tmp_path)) < 1e-4
+    assert difference_in_probability(network, openvino_network(network, "float32", tmp_path)) < 1e-4

@@ -16,13 +16,12 @@ from drive_seg.classes import class_names
 from drive_seg.configs import bundle_root, config_files
 from drive_seg.errors import DriveSegError
 from drive_seg.pictures import (
-    ARTERY,
     CLASS_COLOURS,
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
+    KIND_COLOURS,
     ONE_CLASS,
     TRUE_POSITIVE,
-    VEIN,
     SaveVesselsd,
     agreement,
     overlay,
@@ -30,6 +29,8 @@ from drive_seg.pictures import (
     save_png,
 )
 from drive_seg.readers import read_image
+
+ARTERY, VEIN = KIND_COLOURS["artery"], KIND_COLOURS["vein"]
 
 
 def read(path: str | Path) -> tuple[str, np.ndarray]:
