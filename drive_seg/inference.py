@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,7 +52,7 @@ class PrecisionInferer(Inferer):
         return tree_map_only(torch.Tensor, lambda one: MetaTensor(one).copy_meta_from(inputs), logits)
 
 
-class LargeImageInferer(SlidingWindowInferer):
+class LargeImageInferer(Inferer):
     """Runs the network on the whole image if it fits into ``roi_size``, else in sliding windows.
 
     MONAI's ``SlidingWindowInferer`` pads a smaller side up to the window; the network takes any size.
@@ -64,21 +63,18 @@ class LargeImageInferer(SlidingWindowInferer):
     """
 
     def __init__(self, roi_size: Sequence[int] | int, **kwargs: Any) -> None:
-        super().__init__(roi_size=roi_size, **kwargs)
+        super().__init__()
+        self.roi_size = roi_size
+        self.kwargs = kwargs
+        SlidingWindowInferer(roi_size, **kwargs)  # refuses wrong ones here, not at the first large image
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Images (B, C, H, W) → logits (B, num_classes, H, W)."""
         sides = tuple(inputs.shape[2:])
-        limits = fall_back_tuple(self.roi_size, sides)
-        window = tuple(map(min, sides, limits))
+        window = tuple(map(min, sides, fall_back_tuple(self.roi_size, sides)))
         if window == sides:
             return network(inputs, *args, **kwargs)
-        if window == limits:
-            return super().__call__(inputs, network, *args, **kwargs)
-        fitting = copy.copy(self)
-        fitting.roi_size = window
-        fitting.roi_weight_map = None  # is for windows of roi_size
-        return fitting(inputs, network, *args, **kwargs)
+        return SlidingWindowInferer(window, **self.kwargs)(inputs, network, *args, **kwargs)
 
 
 class FlipInferer(Inferer):
