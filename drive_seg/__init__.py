@@ -19,7 +19,7 @@ Map of the modules:
   ``thresholds``, ``bootstrap``, ``compare``, ``report``, ``charts``, ``tables``.
 - Segmenting photographs: ``segmenter``, ``predict`` (folders), ``masks``, ``pictures``, ``dicom_seg``, ``gallery``,
   ``pages``, ``output_folder``, ``journal``, ``memory``.
-- Measurements: ``measures``, ``calibre``, ``measure_table``, ``quality``.
+- Measurements: ``measures``, ``centrelines``, ``calibre``, ``measure_table``, ``quality``.
 - Datasets: ``prepare`` and ``archives`` (public ones), ``phantom``, ``phantom_vessels``, ``phantom_photograph``.
 - Entry points: ``cli``, ``workflows``, ``configs``, ``demo``. Used everywhere: ``errors``, ``files``, ``versions``.
 """
