@@ -31,9 +31,6 @@ SMOOTHING = 0.005
 SHORTEST = 0.02
 """Arc length, as a share of the FOV's diameter, below which the tortuosity of a branch means little."""
 
-MM_PER_DEGREE = 0.3
-"""Millimetres on the retina of an average eye that a camera sees in a degree; 0.29 in Gullstrand's schematic eye."""
-
 OF_CLASSES = ("vessel_density_share", "skeleton_length", "calibre_mean", "calibre_p", "length_density")
 """Beginnings of the measures that make sense of a single vessel class. Crossings cut its vessels, so that branches and
 free ends, and what is measured along branches, are those of the cuts as much as those of the vessels."""
@@ -162,7 +159,8 @@ class MeasureVesselsd(Transform):
         quality: the check that names problems of a photograph.
         pixel_spacing_mm: size of a pixel on the retina, the same for all photographs; None: unknown.
         camera_angle: degrees that the field of view is across. The size of a pixel then follows from each photograph's
-            own diameter, by ``MM_PER_DEGREE``, so that photographs may differ in resolution; None: unknown.
+            own diameter, so that photographs may differ in resolution; None: unknown.
+        mm_per_degree: millimetres on the retina that a camera sees in a degree, needed with ``camera_angle``.
         pred_key: mask, (1, H, W), class values, 0 for background.
         fov_key: FOV mask, (1, H, W), non-zero inside.
         photograph_key: photograph, (3, H, W), uint8.
@@ -173,7 +171,8 @@ class MeasureVesselsd(Transform):
         class_names: names of the vessel classes, see ``drive_seg.classes.class_names``.
 
     Raises:
-        DriveSegError: if the spacing or the angle is not positive, or both are given.
+        DriveSegError: if the spacing, the angle or the millimetres are not positive, both of the first two are given,
+            or an angle without millimetres.
     """
 
     def __init__(
@@ -181,6 +180,7 @@ class MeasureVesselsd(Transform):
         quality: QualityCheck,
         pixel_spacing_mm: float | None = None,
         camera_angle: float | None = None,
+        mm_per_degree: float | None = None,
         pred_key: str = "pred",
         fov_key: str = "fov",
         photograph_key: str = "photograph",
@@ -190,9 +190,14 @@ class MeasureVesselsd(Transform):
     ) -> None:
         _check_positive("pixel_spacing_mm", pixel_spacing_mm, "millimetres")
         _check_positive("camera_angle", camera_angle, "degrees")
+        _check_positive("mm_per_degree", mm_per_degree, "millimetres")
         if pixel_spacing_mm is not None and camera_angle is not None:
             raise DriveSegError("pixel_spacing_mm, camera_angle: expected one of them, the other follows from it")
-        self.camera_angle = camera_angle
+        self.fov_mm = None
+        if camera_angle is not None:
+            if mm_per_degree is None:
+                raise DriveSegError("mm_per_degree: expected millimetres above 0 with camera_angle, got null")
+            self.fov_mm = mm_per_degree * camera_angle
         self.pixel_spacing_mm = pixel_spacing_mm
         self.quality = quality
         self.pred_key = pred_key
@@ -208,8 +213,8 @@ class MeasureVesselsd(Transform):
         mask = values > 0
         photograph = to_numpy(case[self.photograph_key]).transpose(1, 2, 0)
         diameter, spacing = fov_diameter(fov), self.pixel_spacing_mm
-        if self.camera_angle is not None:
-            spacing = MM_PER_DEGREE * self.camera_angle / diameter
+        if self.fov_mm is not None:
+            spacing = self.fov_mm / diameter
         figures = quality_figures(photograph, fov, mask)
         case[self.output_key] = {
             "width_px": fov.shape[1],

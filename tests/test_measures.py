@@ -325,7 +325,7 @@ def test_the_cameras_angle_gives_each_photograph_its_spacing() -> None:
     for side in (300, 600):
         phantom = make_phantom(1, side, side)
         case = case_of(phantom.vessels, phantom.image, phantom.fov)
-        row = MeasureVesselsd(CHECK, camera_angle=30)(case)["measures"]
+        row = MeasureVesselsd(CHECK, camera_angle=30, mm_per_degree=0.3)(case)["measures"]
         assert row["pixel_spacing_mm"] == pytest.approx(9 / row["fov_diameter_px"])
         assert row["skeleton_length_mm"] == pytest.approx(row["skeleton_length_px"] * row["pixel_spacing_mm"])
         assert "spacing" not in row["quality"]
@@ -353,6 +353,10 @@ def test_spacings_and_angles_that_a_config_must_not_have(wrong: object) -> None:
         MeasureVesselsd(CHECK, pixel_spacing_mm=wrong)  # type: ignore[arg-type]
     with pytest.raises(DriveSegError, match="camera_angle: expected degrees above 0 or null, got"):
         MeasureVesselsd(CHECK, camera_angle=wrong)  # type: ignore[arg-type]
+    with pytest.raises(DriveSegError, match="mm_per_degree: expected millimetres above 0 or null, got"):
+        MeasureVesselsd(CHECK, camera_angle=30, mm_per_degree=wrong)  # type: ignore[arg-type]
+    with pytest.raises(DriveSegError, match="mm_per_degree: expected millimetres above 0 with camera_angle, got null"):
+        MeasureVesselsd(CHECK, camera_angle=30)
 
 
 def test_class_values_are_vessels() -> None:
