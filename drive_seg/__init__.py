@@ -10,7 +10,8 @@ Map of the modules:
 - Cases: ``data`` (datalists), ``names`` (which files belong together), ``persons``, ``splits`` (what is scored, folds),
   ``classes`` (names and colours of vessel classes), ``photographs`` (without annotation), ``datasets`` (cache and
   order), ``learnt_cases`` (cases behind the weights).
-- Preprocessing: ``fov`` and ``rim`` (find the field of view), ``transforms``, ``augmentation``, ``arrays``.
+- Preprocessing: ``fov`` and ``rim`` (find the field of view), ``transforms``, ``scale_to_fov``, ``augmentation``,
+  ``arrays``.
 - The network: ``networks``, ``adaptation``, ``ensemble``, ``inference``, ``openvino_network``, ``export``,
   ``difference`` (from a converted one), ``package``.
 - Training: ``losses``, ``engines`` (the step, mixed precision), ``averaging``, ``handlers``, ``curves``,

@@ -142,7 +142,7 @@ def at_zooms(cases: Sequence[Case], zooms: Sequence[float]) -> list[dict[str, An
 
     Args:
         cases: as ``load_datalist`` returns them.
-        zooms: values for the ``zoom`` of a case, see ``drive_seg.transforms.ScaleToFOVd``.
+        zooms: values for the ``zoom`` of a case, see ``drive_seg.scale_to_fov.ScaleToFOVd``.
     """
     return [{**case, "zoom": zoom} for zoom in zooms for case in cases]
 

@@ -35,7 +35,7 @@ ROLES = ("training", "validation")
 _KEYS = {role: f"{role}_sha256" for role in ROLES}
 
 Scale = int | Sequence[int] | None
-"""A ``fov_diameter``: pixels, or the smallest and the largest, see ``drive_seg.transforms.ScaleToFOVd``."""
+"""A ``fov_diameter``: pixels, or the smallest and the largest, see ``drive_seg.scale_to_fov.ScaleToFOVd``."""
 
 
 def photograph_id(case: Mapping[str, Any]) -> str:

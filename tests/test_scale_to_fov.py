@@ -11,12 +11,8 @@ from builders import disc, fundus, tensor
 from monai.transforms import BorderPad, Compose, CopyItemsd, DeleteItemsd, Invertd, Resize, SpatialCrop
 
 from drive_seg.errors import DriveSegError
-from drive_seg.transforms import (
-    EnsureFOVd,
-    NormalizeInFOVd,
-    ScaleToFOVd,
-    resize,
-)
+from drive_seg.scale_to_fov import ScaleToFOVd, resize
+from drive_seg.transforms import EnsureFOVd, NormalizeInFOVd
 
 BOX = (10, 50, 5, 85)
 """Rows and columns of a field of view of 40×80 pixels in a photograph of 70×100."""

@@ -18,14 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from drive_seg.arrays import plain
 from drive_seg.augmentation import RandJPEGd
 from drive_seg.errors import ArgumentError, DriveSegError, user_error
+from drive_seg.scale_to_fov import ScaleToFOVd, resize
 from drive_seg.transforms import (
     EnsureFOVd,
     EnsureLabeld,
     IgnoreOutsideFOVd,
     NormalizeInFOVd,
-    ScaleToFOVd,
     normalize_in_fov,
-    resize,
 )
 
 

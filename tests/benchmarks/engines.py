@@ -26,8 +26,8 @@ from drive_seg.export import FILE_NAMES, export_network
 from drive_seg.inference import PrecisionInferer
 from drive_seg.networks import UNet
 from drive_seg.openvino_network import openvino_network
+from drive_seg.scale_to_fov import resize
 from drive_seg.segmenter import Segmenter
-from drive_seg.transforms import resize
 from drive_seg.workflows import quiet
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
