@@ -22,7 +22,8 @@ Map of the modules:
   ``pages``, ``output_folder``, ``journal``, ``memory``.
 - Measurements: ``measures``, ``centrelines``, ``calibre``, ``measure_table``, ``quality``.
 - Datasets: ``prepare`` and ``archives`` (public ones), ``phantom``, ``phantom_vessels``, ``phantom_photograph``.
-- Entry points: ``cli``, ``workflows``, ``configs``, ``demo``. Used everywhere: ``errors``, ``files``, ``versions``.
+- Entry points: ``cli`` and ``arguments``, ``workflows``, ``configs``, ``demo``. Used everywhere: ``errors``, ``files``,
+  ``versions``.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ torch and MONAI are imported inside the commands, so that ``drive-seg --help`` a
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Annotated
 import typer
 
 from drive_seg import __version__
+from drive_seg.arguments import expanded, with_flags
 from drive_seg.configs import bundle_root as shipped_bundle
 from drive_seg.configs import overlays, parse_overrides, path_value, split_overrides
 from drive_seg.errors import CommonError, user_error
@@ -343,8 +343,8 @@ def main(arguments: list[str] | None = None) -> None:
         if hasattr(getattr(sys, stream), "reconfigure"):  # a log file's encoding may lack the letters of a path
             getattr(sys, stream).reconfigure(errors="backslashreplace")
     if arguments is None:
-        arguments = _expanded(sys.argv[1:]) if os.name == "nt" else sys.argv[1:]
-    arguments = _with_flags(arguments)
+        arguments = expanded(sys.argv[1:]) if os.name == "nt" else sys.argv[1:]
+    arguments = with_flags(arguments)
     debug = "--debug" in arguments
     try:
         app(args=[argument for argument in arguments if argument != "--debug"])
@@ -360,28 +360,6 @@ def main(arguments: list[str] | None = None) -> None:
             time.sleep(_SPEAKING)
             sys.exit(1)
         sys.exit(f"drive-seg: {mendable}")
-
-
-def _expanded(arguments: list[str]) -> list[str]:
-    """Put the files that ``*`` and ``?`` stand for in their place, which Windows leaves to the programs.
-
-    Typer would replace environment variables, too, but ``$`` begins an expression in a config.
-    """
-    files = [it.replace("[", "[[]") for it in arguments]  # Windows has no sets of characters, but such folders
-    named = [sorted(glob.glob(it)) if set("*?") & set(it) else [] for it in files]  # noqa: PTH207 - or absolute
-    return [path for argument, paths in zip(arguments, named, strict=True) for path in paths or [argument]]
-
-
-def _with_flags(arguments: list[str]) -> list[str]:
-    """Turn MONAI's spelling ``--resume true`` or ``--resume=true`` into ``--resume``, and drop it for false."""
-    joined: list[str] = []
-    for argument in arguments:
-        if joined and joined[-1] == "--resume" and argument.lower() in ("true", "false"):
-            joined[-1] = f"--resume={argument}"
-        else:
-            joined.append(argument)
-    spelt = {"--resume=true": ["--resume"], "--resume=false": []}
-    return [part for argument in joined for part in spelt.get(argument.lower(), [argument])]
 
 
 def _speaks() -> bool:
