@@ -19,7 +19,7 @@ Map of the modules:
 - Evaluation: ``metrics`` (arrays in, figures out), ``scores``, ``evaluation``, ``tolerant``, ``second_observer``,
   ``thresholds``, ``bootstrap``, ``compare``, ``report``, ``charts``, ``tables``.
 - Segmenting photographs: ``segmenter``, ``predict`` (folders), ``masks``, ``pictures``, ``dicom_seg``, ``gallery``,
-  ``pages``, ``output_folder``, ``journal``, ``memory``.
+  ``pages``, ``output_folder``, ``journal``, ``result_tables``, ``memory``.
 - Measurements: ``measures``, ``centrelines``, ``calibre``, ``measure_table``, ``quality``.
 - Datasets: ``prepare`` and ``archives`` (public ones), ``phantom``, ``phantom_vessels``, ``phantom_photograph``.
 - Entry points: ``cli`` and ``arguments``, ``workflows``, ``configs``, ``demo``. Used everywhere: ``errors``, ``files``,

@@ -40,29 +40,16 @@ from drive_seg.distributed import (
     same_for_all,
 )
 from drive_seg.errors import DriveSegError, first_cause
-from drive_seg.files import (
-    csv_text,
-    encoded,
-    keep,
-    make_folder,
-    remove,
-    remove_leftovers,
-    sha256,
-    take_lock,
-    write_csv,
-    write_text,
-)
-from drive_seg.gallery import write_gallery
-from drive_seg.measure_table import table_row
+from drive_seg.files import make_folder, remove_leftovers, sha256, take_lock, write_text
 from drive_seg.output_folder import OutputFolder, entry_of
 from drive_seg.photographs import left_out, photograph_cases, with_fov_masks
-from drive_seg.pictures import PICTURES, overlay_colours
+from drive_seg.pictures import PICTURES
+from drive_seg.result_tables import SETTINGS, failures, write_tables
 from drive_seg.segmenter import Segmenter
 from drive_seg.versions import software
 
 __all__ = ["segment_photographs"]
 
-SETTINGS = "settings.json"
 PLACES = ("bundle_root", "dataset_dir", "output_dir", "checkpoint")
 """Config keys that say where things are."""
 
@@ -80,7 +67,7 @@ TRIES = 3
 """How often a photograph is begun at which its process may have ended; the others are finished first."""
 
 ENDED = (
-    "its process ended each of the three times that this photograph was worked on, perhaps for lack of memory; "
+    f"its process ended each of the {TRIES} times that this photograph was worked on, perhaps for lack of memory; "
     "to try it again, choose another output folder or save the photograph anew"
 )
 SEEN_LATE = 60.0
@@ -167,12 +154,12 @@ def _segment(
     rank, world_size = get_rank(), get_world_size()
     segmenter = Segmenter.from_config(files, values, many=True)  # even for one: its last bits depend on the threads
     for sentence in [*left_out(paths), *_without_mask(cases)] if rank == 0 else ():
-        print(sentence, file=sys.stderr)  # noqa: T201
+        _tell(sentence)
     made_with = _made_with(files, values, segmenter)
     paths_sha256 = hashlib.sha256(json.dumps(cases).encode()).hexdigest()  # because there may be a hundred thousand
     same_for_all({**made_with, "number of photographs": len(cases), "SHA-256 of the photographs' paths": paths_sha256})
-    settings = made_with["settings"]
-    classes = class_names(settings.get("num_classes", 2), settings.get("class_names"))
+    parser = read_configs(files, values)
+    classes = class_names(*(parser.get_parsed_content(key) for key in ("num_classes", "class_names")))
     about = {
         **made_with,
         "checkpoint": segmenter.checkpoint,
@@ -204,9 +191,11 @@ def _segment(
     for case in lost:  # deleted or changed by somebody, or the file system has lost it
         latest[case["case_id"]] = {**folder.identity(case), "failed": LOST}
         if rank == 0 and world_size == 1:
-            tqdm.write(f"drive-seg: {case['image']}: {LOST}", file=sys.stderr)
+            _tell(f"drive-seg: {case['image']}: {LOST}")
     if rank == 0:
-        _write_tables(output_dir, [*latest.values(), *_of_earlier_runs(folder, cases)], classes)
+        before = write_tables(output_dir, [*latest.values(), *_of_earlier_runs(folder, cases)], classes)
+        if before is not None:
+            _tell(f"{output_dir / 'vessels.csv'}: as it was measured before, kept as {before.name}")
         write_text(output_dir / SETTINGS, json.dumps(about, indent=2) + "\n")
         _tell_of_remarks([entry for entry in latest.values() if "failed" not in entry])
     if rank == 0 and world_size > 1 and lost:
@@ -217,7 +206,7 @@ def _segment(
             f"processes see, processes that do not end early{ended}, and photographs and results that stay as they are"
             "; see failed.csv, and run it again for the rest"
         )
-    return _failures(latest[case["case_id"]] for case in cases)
+    return failures(latest[case["case_id"]] for case in cases)
 
 
 def _to_do(
@@ -240,15 +229,15 @@ def _to_do(
             folder.journal(0).add({**folder.identity(case), "failed": ENDED})
             given_up.append(case)
     for case in given_up:
-        print(f"drive-seg: {case['image']}: {ENDED}", file=sys.stderr)  # noqa: T201
+        _tell(f"drive-seg: {case['image']}: {ENDED}")
     todo = [case for case in todo if begun.get(case["case_id"], 0) < TRIES]
     for copy in folder.keep_corrected(todo):
-        print(f"{copy}: a result that was changed by hand, kept under this name", file=sys.stderr)  # noqa: T201
+        _tell(f"{copy}: a result that was changed by hand, kept under this name")
     if finished := sum("failed" not in entry for entry in done.values()):
-        print(f"{finished} of {len(cases)} are done already in {folder.path}", file=sys.stderr)  # noqa: T201
+        _tell(f"{finished} of {len(cases)} are done already in {folder.path}")
     suspects = sorted((case for case in todo if case["case_id"] in begun), key=lambda case: begun[case["case_id"]])
     if suspects:
-        print(f"one at a time at the end, because a run has ended at them: {len(suspects)}", file=sys.stderr)  # noqa: T201
+        _tell(f"one at a time at the end, because a run has ended at them: {len(suspects)}")
     return cases, [case for case in todo if case["case_id"] not in begun], suspects
 
 
@@ -298,6 +287,11 @@ def _work(segmenter: Segmenter, folder: OutputFolder, groups: Iterable[Sequence[
         outcomes.close()  # ends the threads, before what they use goes
 
 
+def _tell(sentence: str) -> None:
+    """Print to stderr, as stdout is for what a command returns."""
+    print(sentence, file=sys.stderr)  # noqa: T201
+
+
 def _of_all(text: str) -> str:
     """What all processes say: machines may differ in what they have installed."""
     return ", ".join(sorted(set(gather(text))))
@@ -307,17 +301,18 @@ def _made_with(files: Sequence[str], values: Mapping[str, Any], segmenter: Segme
     """All that a result depends on besides the photograph; overrides that repeat the config change nothing."""
     config = without_descriptions(read_configs(files, values).get())
     config = {key: value for key, value in config.items() if key not in PLACES + OF_MONAI}
+    plain = {
+        key: value
+        for key, value in config.items()
+        if key != "imports" and not isinstance(value, dict) and not str(value).startswith(SPECIAL)
+    }
     return {
         "drive_seg": __version__,
         "weights_sha256": sha256(segmenter.checkpoint),
         "engine": _of_all(segmenter.engine),
-        "settings": {key: value for key, value in config.items() if _is_plain(value) and key != "imports"},
+        "settings": plain,
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
     }
-
-
-def _is_plain(value: Any) -> bool:
-    return not isinstance(value, dict) and not (isinstance(value, str) and value.startswith(SPECIAL))
 
 
 def _without_mask(cases: Sequence[Case]) -> list[str]:
@@ -343,10 +338,9 @@ def _of_earlier_runs(folder: OutputFolder, cases: Sequence[Case]) -> list[dict[s
     others = folder.other_cases(cases)
     entries = list(folder.latest(others).values())
     if len(entries) < len(others):
-        print(  # noqa: T201
+        _tell(
             f"{folder.path}: left out of its tables, because settings, photographs or results are no longer those of "
-            f"an earlier run: {len(others) - len(entries)} of {len(others)} photographs",
-            file=sys.stderr,
+            f"an earlier run: {len(others) - len(entries)} of {len(others)} photographs"
         )
     return entries
 
@@ -354,52 +348,4 @@ def _of_earlier_runs(folder: OutputFolder, cases: Sequence[Case]) -> list[dict[s
 def _tell_of_remarks(entries: Sequence[Mapping[str, Any]]) -> None:
     remarks = sum(bool(entry["measures"].get("quality")) for entry in entries)
     if remarks:
-        print(  # noqa: T201
-            f"photographs with a remark in the column quality of vessels.csv: {remarks} of {len(entries)}",
-            file=sys.stderr,
-        )
-
-
-def _failures(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    return [(entry["photograph"], entry["failed"]) for entry in entries if "failed" in entry]
-
-
-def _keep_what_gets_lost(table: Path, text: str) -> None:
-    """Keep a table before it loses lines: a run with other settings measures anew, and the rows may have taken days.
-
-    Bytes are compared, because somebody may have edited the table.
-    """
-    if not table.is_file() or set(table.read_bytes().split(b"\n")) <= set(encoded(text).split(b"\n")):
-        return
-    if (copy := keep(table, table.with_name(SETTINGS))) is not None:
-        print(f"{table}: as it was measured before, kept as {copy.name}", file=sys.stderr)  # noqa: T201
-
-
-def _write_tables(output_dir: Path, entries: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> None:
-    """Write the tables in order of the photographs' paths, whichever run each is from.
-
-    Args:
-        output_dir: folder of the results.
-        entries: of the journals.
-        classes: names of the vessel classes.
-    """
-    entries = sorted(entries, key=lambda entry: str(entry["photograph"]))
-    rows = [
-        table_row(entry["photograph"], entry["case_id"], entry["measures"])
-        for entry in entries
-        if entry.get("measures")
-    ]
-    table = output_dir / "vessels.csv"
-    text = csv_text(rows) if rows else ""
-    _keep_what_gets_lost(table, text)
-    if text:
-        write_text(table, text)
-    else:
-        remove(table)
-    listing, failed = output_dir / "failed.csv", _failures(entries)
-    if failed:
-        write_csv(listing, [{"photograph": photograph, "reason": reason} for photograph, reason in failed])
-    else:
-        remove(listing)
-    legend = dict(zip(classes, overlay_colours(classes), strict=True)) if len(classes) > 1 else {}
-    write_gallery(output_dir / "gallery.html", entries, legend)
+        _tell(f"photographs with a remark in the column quality of vessels.csv: {remarks} of {len(entries)}")
