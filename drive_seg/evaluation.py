@@ -255,7 +255,7 @@ class CaseScores:
             "machine": f"{platform.system()} {platform.machine()}",
             "command": shlex.join(sys.argv),
         }
-        return _plain(summary)
+        return _for_json(summary)
 
 
 def table_name(comparison: str) -> str:
@@ -272,12 +272,12 @@ def _case_summary(result: CaseResult, bins: int) -> dict[str, Any]:
     return {"case_id": result.case_id, **result.about, **size, "scores": figures}
 
 
-def _plain(value: Any) -> Any:
+def _for_json(value: Any) -> Any:
     """The same value for JSON, which has neither NaN nor infinity: they become null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _for_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_for_json(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, (str, int, bool, type(None))) else str(value)

@@ -34,7 +34,7 @@ _MOST_EXTENSIONS = 1 << 24
 
 def is_nifti(path: str | os.PathLike) -> bool:
     """Whether a file is NIfTI by its content, gzipped or not."""
-    with _open(path) as file:
+    with _open_nifti(path) as file:
         try:
             return _header_type(file.read(540)) is not None
         except (OSError, EOFError, zlib.error):
@@ -56,7 +56,7 @@ def read_nifti(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DriveSegError: if the file is not NIfTI, not a single slice or implausibly large, or its header is damaged.
     """
-    with _open(path) as file:
+    with _open_nifti(path) as file:
         block = file.read(540)
         header_type = _header_type(block)
         if header_type is None:
@@ -99,7 +99,7 @@ def save_nifti(mask: np.ndarray, path: str | os.PathLike, affine: np.ndarray | N
         temporary.write_bytes(gzip.compress(image.to_bytes(), mtime=0))  # same bytes whenever written
 
 
-def _open(path: str | os.PathLike) -> BinaryIO | gzip.GzipFile:
+def _open_nifti(path: str | os.PathLike) -> BinaryIO | gzip.GzipFile:
     with Path(path).open("rb") as file:
         gzipped = file.read(2) == _GZIP
     return gzip.open(path, "rb") if gzipped else Path(path).open("rb")

@@ -116,8 +116,8 @@ def write_report(results: Sequence[CaseResult], summary: Mapping[str, Any], path
             "annotated alone (false negative)": _css(FALSE_NEGATIVE),
             **({"both, of different classes": _css(WRONG_CLASS)} if summary["scoring"]["num_classes"] > 2 else {}),
         },
-        number=_number,
-        spread=_spread,
+        number=_printed,
+        spread=_printed_spread,
     )
     write_text(path, page)
 
@@ -209,14 +209,14 @@ def _css(colour: Sequence[int]) -> str:
     return "#" + "".join(f"{part:02x}" for part in colour)
 
 
-def _number(value: float | None, name: str = "dice") -> str:
+def _printed(value: float | None, name: str = "dice") -> str:
     """A figure as printed."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:.{DIGITS.get(name, 3)}f}"
 
 
-def _spread(spread: Mapping[str, Any] | None, name: str) -> str:
+def _printed_spread(spread: Mapping[str, Any] | None, name: str) -> str:
     if spread is None or spread["mean"] is None:
         return "–"
-    return _number(spread["mean"], name) + ("" if spread["sd"] is None else f" ± {_number(spread['sd'], name)}")
+    return _printed(spread["mean"], name) + ("" if spread["sd"] is None else f" ± {_printed(spread['sd'], name)}")

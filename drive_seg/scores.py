@@ -208,7 +208,7 @@ def score_case(
     for name, array in arrays.items():
         if array is not None and array.shape != label.shape:
             raise DriveSegError(
-                f"expected the {name} of case {case_id} in its annotation's size, {_size(label)}, got {_size(array)}"
+                f"expected the {name} of case {case_id} in its annotation's size, {_sides(label)}, got {_sides(array)}"
             )
     inside = fov != 0
     if not inside.any():
@@ -376,5 +376,5 @@ def _spread(values: Sequence[float], persons: Sequence[str], bootstrap: Bootstra
     }
 
 
-def _size(array: np.ndarray) -> str:
+def _sides(array: np.ndarray) -> str:
     return "×".join(map(str, array.shape[::-1]))

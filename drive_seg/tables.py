@@ -35,7 +35,9 @@ def print_scores(summary: Mapping[str, Any]) -> None:
     for heading in ("", "prediction", f"{100 * summary['scoring']['level']:g} % interval", *list(shown)[1:]):
         table.add_column(heading, justify="right" if heading else "left")
     for name, of_prediction in rows[PREDICTION]["per_image"].items():
-        prediction, *others = (_spread(name, row["per_image"].get(name), row["cases"]) for row in shown.values())
+        prediction, *others = (
+            _printed_spread(name, row["per_image"].get(name), row["cases"]) for row in shown.values()
+        )
         table.add_row(_with_unit(name), prediction, _interval(name, of_prediction["ci"]), *others)
     _print(table)
     for warning in protocol["warnings"]:
@@ -48,12 +50,12 @@ def print_comparison(compared: Mapping[str, Any]) -> None:
     for heading in ("", "first", "second", "change", f"{100 * compared['level']:g} % interval", "p"):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for name, row in compared["figures"].items():
-        means = [_number(name, row[key]) for key in ("first", "second")]
+        means = [_printed(name, row[key]) for key in ("first", "second")]
         few = of_fewer(row["cases"], len(compared["cases"])) if row["cases"] else ""
         table.add_row(
             f"{_with_unit(name)}{few}",
             *means,
-            _number(name, row["difference"], "+"),
+            _printed(name, row["difference"], "+"),
             _interval(name, row["ci"], "+"),
             _p_value(row["p"]),
         )
@@ -92,19 +94,19 @@ def _p_value(p: float) -> str:
     return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
 
 
-def _spread(name: str, spread: Mapping[str, Any] | None, cases: int) -> str:
+def _printed_spread(name: str, spread: Mapping[str, Any] | None, cases: int) -> str:
     if spread is None:
         return ""
     if spread["mean"] is None:
         return _UNDEFINED
-    sd = "" if spread["sd"] is None else f" ± {_number(name, spread['sd'])}"
-    return f"{_number(name, spread['mean'])}{sd}{of_fewer(spread['defined'], cases)}"
+    sd = "" if spread["sd"] is None else f" ± {_printed(name, spread['sd'])}"
+    return f"{_printed(name, spread['mean'])}{sd}{of_fewer(spread['defined'], cases)}"
 
 
 def _interval(name: str, ends: Sequence[float | None], sign: str = "") -> str:
     undefined = any(end is None or math.isnan(end) for end in ends)
-    return "" if undefined else " to ".join(_number(name, end, sign) for end in ends)
+    return "" if undefined else " to ".join(_printed(name, end, sign) for end in ends)
 
 
-def _number(name: str, value: float | None, sign: str = "") -> str:
+def _printed(name: str, value: float | None, sign: str = "") -> str:
     return _UNDEFINED if value is None or math.isnan(value) else f"{value:{sign}.{DIGITS.get(name, 4)}f}"

@@ -54,7 +54,7 @@ class EnsureFOVd(MapTransform):
         image = case[self.image_key]
         if self.fov_key in case:
             fov = as_tensor(case[self.fov_key])
-            _check_size(fov, self.fov_key, image)
+            _check_same_size(fov, self.fov_key, image)
             # JPEG leaves faint specks around a mask; a soft rim is split at half its height.
             levels = plain(fov)[:1]
             if levels.dtype is not torch.uint8:
@@ -120,7 +120,7 @@ class EnsureLabeld(MapTransform):
         case = dict(data)
         for key in self.key_iterator(case):
             label = as_tensor(case[key])
-            _check_size(label, key, case[self.image_key])
+            _check_same_size(label, key, case[self.image_key])
             numbers = plain(label)
             whole = numbers.to(torch.uint8)
             if numbers.dtype not in (torch.uint8, torch.bool) and (whole.double() != numbers.double()).any():
@@ -250,7 +250,7 @@ class IgnoreOutsideFOVd(MapTransform):
         return case
 
 
-def _check_size(partner: torch.Tensor, key: str, image: torch.Tensor) -> None:
+def _check_same_size(partner: torch.Tensor, key: str, image: torch.Tensor) -> None:
     if partner.shape[1:] != image.shape[1:]:
         raise DriveSegError(
             f"{_file_of(partner)}: {key}: expected the size of {_file_of(image)}, "
