@@ -115,7 +115,7 @@ class VesselMaskd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        threshold: float = 0.5,
+        threshold: float,
         probability_keys: KeysCollection = "probability",
         fov_key: str | None = None,
         allow_missing_keys: bool = False,

@@ -93,32 +93,32 @@ class TestVesselMask:
 
     def test_missing(self) -> None:
         case = {"b": torch.ones(1, 1, 1)}
-        out = VesselMaskd(["a", "b"], probability_keys=["pa", "pb"], allow_missing_keys=True)(case)
+        out = VesselMaskd(["a", "b"], 0.5, probability_keys=["pa", "pb"], allow_missing_keys=True)(case)
         assert out.keys() == {"b", "pb"} and out["pb"] is case["b"]
         with pytest.raises(KeyError):
-            VesselMaskd(["a", "b"], probability_keys=["pa", "pb"])(case)
+            VesselMaskd(["a", "b"], 0.5, probability_keys=["pa", "pb"])(case)
 
     def test_wrapper(self) -> None:
         vessel = torch.tensor([[[0.2, 0.9, 0.9]]])
         pred = MetaTensor(vessel)
         case = {"pred": pred, "fov": torch.tensor([[[1, 1, 0]]])}
-        assert VesselMaskd("pred")(case)["pred"].tolist() == [[[0, 1, 1]]]
+        assert VesselMaskd("pred", 0.5)(case)["pred"].tolist() == [[[0, 1, 1]]]
         assert VesselMaskd("pred", threshold=0.95)(case)["pred"].tolist() == [[[0, 0, 0]]]
-        out = VesselMaskd("pred", fov_key="fov", probability_keys="map")(case)
+        out = VesselMaskd("pred", 0.5, fov_key="fov", probability_keys="map")(case)
         assert out["pred"].tolist() == [[[0, 1, 0]]]
         assert torch.equal(out["map"], torch.tensor([[[0.2, 0.9, 0.0]]])), "no vessel is likely there either"
-        assert torch.equal(VesselMaskd("pred", probability_keys="map")(case)["map"], vessel)
+        assert torch.equal(VesselMaskd("pred", 0.5, probability_keys="map")(case)["map"], vessel)
         assert case.keys() == {"pred", "fov"} and case["pred"] is pred
 
     def test_the_mask_knows_its_photograph(self) -> None:
         """After which MONAI's ``SaveImaged`` calls its files."""
-        out = VesselMaskd("pred")({"pred": MetaTensor(torch.ones(1, 2, 2), meta={"filename_or_obj": "eye.tif"})})
+        out = VesselMaskd("pred", 0.5)({"pred": MetaTensor(torch.ones(1, 2, 2), meta={"filename_or_obj": "eye.tif"})})
         assert out["pred"].meta["filename_or_obj"] == out["probability"].meta["filename_or_obj"] == "eye.tif"
 
     def test_the_field_of_view_need_not_be_where_the_probabilities_are(self) -> None:
         """As after a network on a GPU, to which engines move the image alone."""
         case = {"pred": torch.zeros(1, 2, 3, device="meta"), "fov": torch.ones(1, 2, 3, dtype=torch.uint8)}
-        out = VesselMaskd("pred", fov_key="fov")(case)
+        out = VesselMaskd("pred", 0.5, fov_key="fov")(case)
         assert out["pred"].device.type == out["probability"].device.type == "meta"
         assert out["fov"].device.type == "cpu"
 
@@ -128,15 +128,15 @@ class TestVesselMask:
         with pytest.raises(
             DriveSegError, match=r"^pred: expected the size of fov, \(4, 6\), got \(2, 3\); .* MONAI tracks metadata"
         ):
-            VesselMaskd("pred", fov_key="fov")(case)
+            VesselMaskd("pred", 0.5, fov_key="fov")(case)
 
     def test_several_keys(self) -> None:
         maps = [torch.full((1, 1, 1), value) for value in (0.2, 0.8)]
-        out = VesselMaskd(["a", "b"], probability_keys=["pa", "pb"])({"a": maps[0], "b": maps[1]})
+        out = VesselMaskd(["a", "b"], 0.5, probability_keys=["pa", "pb"])({"a": maps[0], "b": maps[1]})
         assert (out["a"].item(), out["b"].item()) == (0, 1)
         assert out["pa"] is maps[0] and out["pb"] is maps[1]
         with pytest.raises(ValueError, match=r"^probability_keys: expected 2, one for each of keys, got 1$"):
-            VesselMaskd(["a", "b"], probability_keys="p")
+            VesselMaskd(["a", "b"], 0.5, probability_keys="p")
 
     @pytest.mark.parametrize("threshold", [-0.1, 1.1, 127])
     def test_threshold_is_a_probability(self, threshold: float) -> None:

@@ -125,9 +125,15 @@ def result(height: int = 5, width: int = 7, classes: int = 2) -> dict[str, Any]:
     return {"case_id": "a.b", "pred": pred, "probability": probability, "photograph": photograph}
 
 
+def saver_to(folder: Path, **changes: Any) -> SaveVesselsd:
+    """With the pictures that are written by default."""
+    defaults = {"pictures": ["vessels", "probability", "overlay", "thumbnail"], "thumbnail_side": 360}
+    return SaveVesselsd(str(folder), **{**defaults, **changes})
+
+
 def test_saved_files_hold_what_was_found(tmp_path: Path) -> None:
     case = result()
-    saved = SaveVesselsd(str(tmp_path / "out"))(case)["saved"]
+    saved = saver_to(tmp_path / "out")(case)["saved"]
     names = ["a.b_overlay.jpg", "a.b_probability.png", "a.b_thumbnail.jpg", "a.b_vessels.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert sorted(Path(path).name for path in saved.values()) == names
@@ -145,7 +151,7 @@ def test_saved_files_hold_what_was_found(tmp_path: Path) -> None:
 
 
 def test_several_classes_are_saved_as_class_values_that_can_be_seen(tmp_path: Path) -> None:
-    saver = SaveVesselsd(str(tmp_path), class_names=["artery", "vein"], save_nifti=True)
+    saver = saver_to(tmp_path, class_names=["artery", "vein"], save_nifti=True)
     saved = saver(result(classes=3))["saved"]
     mode, mask = read(saved["vessels"])
     assert mode == "P" and mask[1].tolist() == [0, 0, 2, 2, 2, 0, 0] and mask.sum() == 6
@@ -165,11 +171,11 @@ def test_several_classes_are_saved_as_class_values_that_can_be_seen(tmp_path: Pa
 def test_the_probability_of_each_class(tmp_path: Path) -> None:
     case = result(classes=3)
     case["probability"][1] /= 3
-    saved = SaveVesselsd(str(tmp_path), pictures="class_probabilities", class_names=["artery", "vein"])(case)["saved"]
+    saved = saver_to(tmp_path, pictures="class_probabilities", class_names=["artery", "vein"])(case)["saved"]
     assert [Path(path).name for path in saved.values()] == ["a.b_probability_artery.png", "a.b_probability_vein.png"]
     # 0.375 × 65535 = 24575.6, 0.125 × 65535 = 8191.9
     assert [read(path)[1][1, 2] for path in saved.values()] == [24576, 8192]
-    saved = SaveVesselsd(str(tmp_path), pictures="class_probabilities")(result())["saved"]
+    saved = saver_to(tmp_path, pictures="class_probabilities")(result())["saved"]
     assert [Path(path).name for path in saved.values()] == ["a.b_probability_class_1.png"]
 
 
@@ -177,7 +183,7 @@ def test_the_probability_of_each_class(tmp_path: Path) -> None:
 def test_probabilities_a_little_beyond_their_range_do_not_wrap(tmp_path: Path, vessel: float) -> None:
     case = result()
     case["probability"][0] = vessel
-    saved = SaveVesselsd(str(tmp_path))(case)["saved"]
+    saved = saver_to(tmp_path)(case)["saved"]
     assert set(np.unique(read(saved["probability"])[1])) == {65535 if vessel > 0.5 else 0}
 
 
@@ -185,7 +191,13 @@ def test_keys_and_names(tmp_path: Path) -> None:
     case = result()
     del case["case_id"]
     case = {f"my_{key}": value for key, value in case.items()}
-    saver = SaveVesselsd(str(tmp_path), "my_pred", "my_probability", "my_photograph", output_key="files")
+    saver = saver_to(
+        tmp_path,
+        pred_key="my_pred",
+        probability_key="my_probability",
+        photograph_key="my_photograph",
+        output_key="files",
+    )
     files = saver(case)["files"]
     assert Path(files["vessels"]).name == "a.b_vessels.png", "without a case id, the file's name is taken"
     assert "files" not in case
@@ -194,11 +206,11 @@ def test_keys_and_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("photograph", [torch.zeros(3, 5, 7), MetaTensor(torch.zeros(3, 5, 7))])
 def test_a_photograph_without_a_file_is_refused(tmp_path: Path, photograph: torch.Tensor) -> None:
     with pytest.raises(DriveSegError, match=r"^save: expected a photograph from a file, .* got an array$"):
-        SaveVesselsd(str(tmp_path))({**result(), "photograph": photograph})
+        saver_to(tmp_path)({**result(), "photograph": photograph})
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     wrong = {**result(), "pred": torch.zeros(1, 7, 5, dtype=torch.uint8)}
     with pytest.raises(DriveSegError, match=r"a\.b\.jpg: the mask has the size \(7, 5\), expected \(5, 7\)$"):
-        SaveVesselsd(str(tmp_path))(wrong)
+        saver_to(tmp_path)(wrong)
     assert not list(tmp_path.iterdir())

@@ -98,7 +98,7 @@ def test_masks_alone(bundle: Path, folder: Path, settings: dict[str, object], tm
     assert set(results(alone)) == {"0_vessels.png"} and not (alone / "gallery.html").exists()
     assert (alone / "0_vessels.png").read_bytes() == (out / "0_vessels.png").read_bytes()
     with pytest.raises(DriveSegError, match=r"pictures: expected some of vessels.*got 'masks'"):
-        SaveVesselsd(str(out), pictures=["masks"])
+        SaveVesselsd(str(out), pictures=["masks"], thumbnail_side=360)
 
 
 @pytest.mark.parametrize("key", ["dataset_dir", "save"])
