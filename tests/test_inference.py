@@ -165,6 +165,10 @@ class TestLargeImageInferer:
         network, images = pointwise(), torch.randn(3, 3, 20, 50)
         torch.testing.assert_close(LargeImageInferer((32, 32), sw_batch_size=2)(images, network), network(images))
 
+    def test_arguments_that_windows_do_not_have_are_refused_at_once(self) -> None:
+        with pytest.raises(TypeError, match="overlapping"):
+            LargeImageInferer((32, 32), overlapping=0.25)
+
 
 class TestFlipInferer:
     def test_mean_of_four(self) -> None:
