@@ -14,16 +14,16 @@ Map of the modules:
   ``arrays``.
 - The network: ``networks``, ``adaptation``, ``ensemble``, ``inference``, ``openvino_network``, ``export``,
   ``difference`` (from a converted one), ``package``.
-- Training: ``losses``, ``engines`` (the step, mixed precision), ``averaging``, ``handlers``, ``curves``,
-  ``checkpoints``, ``training_state`` (to resume), ``settings`` (is it still the same training?), ``distributed``.
+- Training: ``losses``, ``engines`` (the step), ``averaging``, ``handlers``, ``curves``, ``checkpoints``,
+  ``training_state`` (to resume), ``settings`` (is it still the same training?), ``distributed``.
 - Evaluation: ``metrics`` (arrays in, figures out), ``scores``, ``evaluation``, ``tolerant``, ``second_observer``,
   ``thresholds``, ``bootstrap``, ``compare``, ``report``, ``charts``, ``tables``.
 - Segmenting photographs: ``segmenter``, ``predict`` (folders), ``masks``, ``pictures``, ``dicom_seg``, ``gallery``,
   ``pages``, ``output_folder``, ``journal``, ``result_tables``, ``memory``.
 - Measurements: ``measures``, ``centrelines``, ``calibre``, ``measure_table``, ``quality``.
 - Datasets: ``prepare`` and ``archives`` (public ones), ``phantom``, ``phantom_vessels``, ``phantom_photograph``.
-- Entry points: ``cli`` and ``arguments``, ``workflows``, ``configs``, ``demo``. Used everywhere: ``errors``, ``files``,
-  ``versions``.
+- Entry points: ``cli`` and ``arguments``, ``workflows``, ``configs``, ``demo``. Used everywhere: ``devices`` (mixed
+  precision, too), ``errors``, ``files``, ``versions``.
 """
 
 from __future__ import annotations

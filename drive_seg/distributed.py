@@ -16,13 +16,12 @@ import torch
 from ignite.engine import Engine, Events
 from torch import distributed, nn
 
+from drive_seg.devices import best_device
 from drive_seg.errors import CommonError, DriveSegError, first_cause
 from drive_seg.settings import where_they_differ
 
 __all__ = [
     "FirstProcessBuffers",
-    "best_device",
-    "check_device",
     "from_first",
     "gather",
     "get_rank",
@@ -35,7 +34,6 @@ __all__ = [
     "same_for_all",
     "share_of_batch",
     "torchrun_job",
-    "usable_cores",
     "warn_of_launcher",
 ]
 
@@ -56,35 +54,6 @@ _groups = itertools.count()
 
 _store: distributed.Store | None = None
 """Where the processes of the present group leave notes for each other."""
-
-
-def best_device() -> torch.device:
-    """The accelerator (CUDA, XPU, …) for this process's local rank, or the CPU if there is none.
-
-    If there are more processes than accelerators, they share them. Apple's GPUs (MPS) are used only on request
-    (``--device mps``): nobody has run this project on them.
-    """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is None or accelerator.type == "mps":
-        return torch.device("cpu")
-    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
-
-
-def check_device(name: object) -> None:
-    """Check that the device of a given name is there.
-
-    Raises:
-        DriveSegError: if it is not, or if torch knows no such name.
-    """
-    try:
-        device = torch.device(name)  # type: ignore[call-overload]
-    except (RuntimeError, TypeError) as error:
-        raise DriveSegError(f"device: expected cpu, cuda, cuda:1 or another of torch's, got {name!r}") from error
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    kind, count = ("cpu", 0) if accelerator is None else (accelerator.type, torch.accelerator.device_count())
-    if device.type not in ("cpu", kind) or (device.type == kind and (device.index or 0) >= max(count, 1)):
-        there = "" if accelerator is None else f" or {kind} ({count} of them)"
-        raise DriveSegError(f"device: there is no {name} here, expected cpu{there}")
 
 
 def join_process_group(timeout: float | None = None, device: torch.device | str | None = None) -> None:
@@ -306,16 +275,6 @@ def get_world_size() -> int:
 def get_rank() -> int:
     """This process's rank, its number from 0; 0 without torchrun."""
     return int(os.environ.get("RANK", 0))
-
-
-def usable_cores() -> int:
-    """How many cores this process may count on, sharing the machine's with torchrun's other processes; at least 1."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // _processes_here())
-
-
-def _processes_here() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def warn_of_launcher() -> None:

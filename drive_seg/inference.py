@@ -11,7 +11,7 @@ from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from monai.utils import fall_back_tuple
 from torch.utils._pytree import tree_map_only
 
-from drive_seg.engines import autocast, fast_dtype, memory_format
+from drive_seg.devices import autocast, fast_dtype, memory_format
 from drive_seg.errors import ArgumentError, DriveSegError
 
 __all__ = ["FlipInferer", "LargeImageInferer", "PrecisionInferer"]
@@ -23,11 +23,11 @@ MIRRORINGS = [(dims, transposed) for transposed in (False, True) for dims in (()
 class PrecisionInferer(Inferer):
     """Runs another inferer in the device's fast precision and the network's fast memory format.
 
-    That is ``drive_seg.engines.memory_format``, unless the network has another ``memory_format``.
+    That is ``drive_seg.devices.memory_format``, unless the network has another ``memory_format``.
 
     Args:
         inferer: inferer that runs the network, MONAI's ``SimpleInferer`` by default.
-        precision: ``auto``, ``float32``, ``bfloat16`` or ``float16``, see ``drive_seg.engines.fast_dtype``.
+        precision: ``auto``, ``float32``, ``bfloat16`` or ``float16``, see ``drive_seg.devices.fast_dtype``.
     """
 
     def __init__(self, inferer: Inferer | None = None, precision: str = "auto") -> None:

@@ -20,8 +20,9 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from drive_seg.arrays import like, plain
+from drive_seg.devices import usable_cores
 from drive_seg.difference import Compute, largest_difference
-from drive_seg.distributed import get_world_size, usable_cores
+from drive_seg.distributed import get_world_size
 from drive_seg.errors import DriveSegError
 from drive_seg.networks import EXPORTED_SINCE, DecoderStage, UNet
 

@@ -24,8 +24,8 @@ from drive_seg.arrays import plain, to_numpy
 from drive_seg.checkpoints import load_weights
 from drive_seg.configs import read_configs
 from drive_seg.data import Case
-from drive_seg.distributed import check_device, get_rank, get_world_size, usable_cores
-from drive_seg.engines import number_type
+from drive_seg.devices import check_device, number_type, usable_cores
+from drive_seg.distributed import get_rank, get_world_size
 from drive_seg.errors import DriveSegError, first_cause, unwrapped, user_error
 from drive_seg.learnt_cases import another_scale
 from drive_seg.networks import UNet

@@ -12,8 +12,8 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from drive_seg.configs import SPECIAL, check_overrides, config_files, literal
+from drive_seg.devices import check_device
 from drive_seg.distributed import (
-    check_device,
     get_rank,
     get_world_size,
     leave_process_group,

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -18,13 +17,11 @@ from running import overrides, together, train
 from drive_seg import distributed
 from drive_seg.distributed import (
     _each_has_a_gpu,
-    best_device,
     join_process_group,
     lost_contact,
     meet,
     same_for_all,
     share_of_batch,
-    usable_cores,
     warn_of_launcher,
 )
 from drive_seg.errors import CommonError, DriveSegError, user_error
@@ -54,26 +51,6 @@ def test_a_training_says_so_before_it_begins(bundle: Path, tmp_path: Path) -> No
         train(bundle, overrides(tmp_path / "data", tmp_path / "out", batch_size=2, world_size=3))
     assert "batch_size: expected a multiple of 3" in str(user_error(raised.value))
     assert not (tmp_path / "out" / "last.pt").exists()
-
-
-def test_torchruns_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    for number, each in ((None, 8), (3, 2), (8, 1), (20, 1)):
-        if number:
-            monkeypatch.setenv("LOCAL_WORLD_SIZE", str(number))
-        assert usable_cores() == each
-
-
-@pytest.mark.parametrize(
-    ("there", "taken"), [(None, "cpu"), ("cuda", "cuda:1"), ("xpu", "xpu:1"), ("mps", "cpu")], ids=str
-)
-def test_the_device_that_is_taken(there: str | None, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes' worth of accelerators; Apple's are for those who ask for them."""
-    accelerator = None if there is None else torch.device(there)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: accelerator)
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert best_device() == torch.device(taken)
 
 
 BUFFERS = """

@@ -16,7 +16,7 @@ from running import SMALL_NETWORK, another_in_the_second_process, refused, run_b
 
 from drive_seg.checkpoints import WeightsCheckpointLoader
 from drive_seg.compare import read_summary
-from drive_seg.engines import fast_dtype
+from drive_seg.devices import fast_dtype
 from drive_seg.ensemble import Ensemble
 from drive_seg.errors import DriveSegError, user_error
 from drive_seg.evaluation import CaseScores

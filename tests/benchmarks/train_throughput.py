@@ -29,8 +29,8 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 
 from drive_seg.configs import bundle_root, config_files
-from drive_seg.distributed import best_device
-from drive_seg.engines import TrainingStep, fast_dtype
+from drive_seg.devices import best_device, fast_dtype
+from drive_seg.engines import TrainingStep
 from drive_seg.inference import PrecisionInferer
 from drive_seg.losses import DiceCELoss
 from drive_seg.memory import keep_freed_memory
