@@ -14,7 +14,7 @@ Map of the modules:
   ``arrays``.
 - The network: ``networks``, ``adaptation``, ``ensemble``, ``inference``, ``openvino_network``, ``export``,
   ``difference`` (from a converted one), ``package``.
-- Training: ``losses``, ``engines`` (the step), ``averaging``, ``handlers``, ``curves``, ``checkpoints``,
+- Training: ``losses``, ``engines`` (the step), ``averaging``, ``handlers``, ``history``, ``checkpoints``,
   ``training_state`` (to resume), ``settings`` (is it still the same training?), ``distributed``.
 - Evaluation: ``metrics`` (arrays in, figures out), ``scores``, ``evaluation``, ``tolerant``, ``second_observer``,
   ``thresholds``, ``bootstrap``, ``compare``, ``report``, ``charts``, ``tables``.

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock
 from ignite.engine import Engine, Events
 
+from drive_seg import __version__
 from drive_seg.checkpoints import load_checkpoint, save_checkpoint
 from drive_seg.distributed import gather, restart_count, same_for_all, torchrun_job
 from drive_seg.errors import DriveSegError, first_line
@@ -81,7 +82,8 @@ class TrainingState:
         Raises:
             DriveSegError: if another training uses the folder, if the state to resume from is of another network or
                 optimizer, of other settings or not the same for all processes, if these have different settings or
-                cases, or if there is an earlier training that is not to be resumed.
+                cases, or if there is an earlier training that is not to be resumed. If another version of drive-seg
+                wrote a state that is refused, both versions are named.
         """
         if self.writes:
             self._take_locks()
@@ -117,6 +119,7 @@ class TrainingState:
             return
         content = {name: part.state_dict() for name, part in self.parts.items()}
         content["settings"] = self.settings
+        content["version"] = __version__
         content["progress"] = {
             "epoch": state.epoch,
             "iteration": state.iteration,
@@ -148,6 +151,7 @@ class TrainingState:
                 raise DriveSegError(
                     f"{self.path}: {name}: expected {before}, with which the training was begun, got {now}; for "
                     "another training choose another output folder (--pretrained starts it from these weights)"
+                    f"{_of_another_version(content)}"
                 )
         try:
             for name, part in self.parts.items():
@@ -160,13 +164,19 @@ class TrainingState:
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise DriveSegError(
                 f"{self.path}: cannot be resumed from, it is not the state of a training with these settings "
-                f"({first_line(error)})"
+                f"({first_line(error)}){_of_another_version(content)}"
             ) from error
 
 
 def _epoch_of(content: Mapping[str, Any] | None) -> int | None:
     progress = None if content is None else content.get("progress")
     return progress.get("epoch") if isinstance(progress, Mapping) else None
+
+
+def _of_another_version(content: Mapping[str, Any]) -> str:
+    """Tells of the version that wrote a state, if it is not this one: what differs may not be of the user's making."""
+    version = content.get("version", "of another version")
+    return "" if version == __version__ else f"; the state was written by drive-seg {version}, this is {__version__}"
 
 
 def restarted(path: str | os.PathLike) -> bool:

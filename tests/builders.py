@@ -188,6 +188,25 @@ def evaluator_with(best: float = -1.0, best_epoch: int = -1, epoch: int = 0) -> 
     return evaluator
 
 
+def evaluator_after(metric: float, epoch: int) -> Engine:
+    """An evaluator whose last validation, of this epoch, is its best."""
+    evaluator = evaluator_with(metric, epoch, epoch)
+    evaluator.state.metrics = {"val_dice": metric}
+    evaluator.state.key_metric_name = "val_dice"
+    return evaluator
+
+
+def engine_without_work(losses: list[float]) -> Engine:
+    """An engine whose iterations have these losses."""
+    values = iter(losses)
+    return Engine(lambda engine, batch: {"loss": torch.tensor(next(values))})
+
+
+def optimizer(rate: float = 0.25) -> torch.optim.SGD:
+    """An optimizer of a single weight."""
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+
+
 KINDS = ("vessels.png", "probability.png", "overlay.jpg", "thumbnail.jpg")
 """What the names of a photograph's results end in by default."""
 

@@ -234,7 +234,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 OURS = {
-    "loss_of": "handlers",
+    "loss_of": "history",
     "case_described": "learnt_cases",
     "described": "settings",
     "network_described": "settings",

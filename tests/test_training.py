@@ -55,6 +55,7 @@ def test_resumed_training_ends_the_same_bit_for_bit(bundle: Path, five_phantoms:
     break_off(bundle, overrides(five_phantoms, parts, **values), 9)
     progress = torch.load(parts / "last.pt", weights_only=True)["progress"]
     assert progress["epoch"] == 4 and progress["best_metric"] > 0
+    (parts / "history.csv").write_text("epoch;loss\n1;0,5\n")  # as Excel may save it
 
     train(bundle, overrides(five_phantoms, parts, resume=True, **values))
     assert same_content(state_of(whole), state_of(parts))
@@ -200,11 +201,7 @@ def test_a_training_that_is_ended_early_is_validated_and_can_be_resumed(
 
     train(bundle, overrides(five_phantoms, whole, **values))
     train(bundle, overrides(five_phantoms, ended, resume=True, **values))
-    states = [state_of(folder) for folder in (whole, ended)]
-    for row in states[1]["history"]:
-        if int(row["epoch"]) not in (3, 6):
-            row["val_dice"] = ""  # the end was validated
-    assert same_content(*states)
+    assert same_content(state_of(whole), state_of(ended))
 
 
 def test_a_training_that_is_ended_as_it_starts_leaves_nothing(

@@ -12,9 +12,10 @@ from filelock import FileLock
 from ignite.engine import Engine, Events
 from running import another_in_the_second_process
 
-from drive_seg import training_state
+from drive_seg import __version__, training_state
 from drive_seg.checkpoints import load_checkpoint, save_checkpoint
 from drive_seg.errors import CommonError, DriveSegError
+from drive_seg.history import History
 from drive_seg.learnt_cases import learnt_cases, write_learnt_cases
 from drive_seg.training_state import TrainingState, restarted
 
@@ -209,6 +210,32 @@ def test_a_training_from_before_a_setting_was_kept_is_resumed(tmp_path: Path) ->
     path = tmp_path / "last.pt"
     Training(path, epochs=1).run()
     assert Training(path, resume=True, settings=SETTINGS).run().engine.state.iteration == 8
+
+
+@pytest.mark.parametrize(("version", "told"), [
+    ("0.0.9", f"; the state was written by drive-seg 0.0.9, this is {__version__}"),
+    (None, f"; the state was written by drive-seg of another version, this is {__version__}"),
+    (__version__, ""),
+])  # fmt: skip
+def test_a_refused_state_of_another_version_says_so(tmp_path: Path, version: str | None, told: str) -> None:
+    path = tmp_path / "last.pt"
+    settings = {"loss": "DiceCELoss(lambda_dice=1.0)"}
+    Training(path, epochs=1, settings=settings).run()
+    content = {**load_checkpoint(path), "version": version}
+    if version is None:
+        del content["version"]
+    save_checkpoint(content, path)
+    lacking = Training(path, resume=True, settings=settings)
+    lacking.state.parts["history"] = History(str(tmp_path / "history.csv"))
+    with pytest.raises(DriveSegError) as raised:
+        lacking.run()
+    assert str(raised.value).endswith(f"it is not the state of a training with these settings ('history'){told}")
+    with pytest.raises(DriveSegError) as raised:
+        Training(path, resume=True, settings={"loss": "DiceCELoss(include_background=True)"}).run()
+    assert str(raised.value).endswith(f"(--pretrained starts it from these weights){told}")
+    resumed = Training(path, resume=True, settings=settings).run()
+    assert resumed.engine.state.iteration == 8, "another version alone is no reason"
+    assert load_checkpoint(path)["version"] == __version__
 
 
 def test_the_folder_of_the_other_files_is_locked_too(tmp_path: Path) -> None:
