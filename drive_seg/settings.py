@@ -31,7 +31,7 @@ def described(part: Any) -> str:
         return f"{part.tolist()}"
     if isinstance(part, (list, tuple)):
         return f"[{', '.join(map(described, part))}]"
-    if isinstance(part, (bool, int, float, str, type(None))):
+    if isinstance(part, (bool, int, float, str, type(None), torch.dtype)):
         return repr(part)
     if hasattr(part, "__qualname__"):
         return str(part.__qualname__)
@@ -60,10 +60,12 @@ def network_described(network: nn.Module) -> str:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
-    plain = (bool, int, float, str, type(None), torch.Tensor, np.ndarray, partial, Transform, nn.Module, Metric)
-    if isinstance(value, plain):
+    numbers = (bool, int, float, torch.dtype, torch.Tensor, np.ndarray)
+    if isinstance(value, (*numbers, str, type(None), partial, Transform, nn.Module, Metric)):
         return True
     return callable(value) and hasattr(value, "__qualname__")
 

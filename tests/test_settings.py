@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from monai.data import ImageReader, PILReader
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import DiceMetric
-from monai.transforms import Compose, Lambdad, LoadImaged, RandFlipd
+from monai.transforms import Compose, EnsureTyped, Lambdad, LoadImaged, RandFlipd
 from torch import nn
 
 from drive_seg.losses import DiceCELoss
@@ -24,7 +25,7 @@ def val_dice(**arguments: Any) -> IgniteMetricHandler:
     return IgniteMetricHandler(metric_fn=DiceMetric(**arguments), output_transform=lambda output: output)
 
 
-def load(reader: PhotographReader, **arguments: Any) -> LoadImaged:
+def load(reader: ImageReader, **arguments: Any) -> LoadImaged:
     return LoadImaged("label", reader=reader, **arguments)
 
 
@@ -41,6 +42,8 @@ def load(reader: PhotographReader, **arguments: Any) -> LoadImaged:
     (torch.nn.CrossEntropyLoss(torch.tensor([1.0, 2.0])), torch.nn.CrossEntropyLoss(torch.tensor([1.0, 3.0]))),
     (load(PhotographReader("binary")), load(PhotographReader("classes"))),
     (load(PhotographReader()), load(PhotographReader(), dtype=torch.uint8)),
+    (load(PILReader(formats=["PNG"])), load(PILReader(formats=["TIFF"]))),
+    (EnsureTyped("image", dtype=torch.float32), EnsureTyped("image", dtype=torch.float16)),
     ({"a": val_dice(include_background=True)}, {"a": val_dice(include_background=False)}),
 ])  # fmt: skip
 def test_parts_that_differ(one: Any, other: Any) -> None:
