@@ -1,4 +1,4 @@
-"""Random transforms that MONAI lacks: JPEG compression artefacts and faster resampling."""
+"""Patches: their sizes, and random transforms that MONAI lacks, JPEG compression artefacts and faster resampling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,19 @@ from PIL import Image
 from drive_seg.arrays import to_numpy
 from drive_seg.errors import DriveSegError
 
-__all__ = ["RandAffineFloat32d", "RandJPEGd", "compress"]
+__all__ = ["RandAffineFloat32d", "RandJPEGd", "compress", "patch_sides"]
+
+
+def patch_sides(patch_size: Sequence[int] | int) -> list[int]:
+    """Height and width of a patch, in pixels, from both numbers or one for both.
+
+    Raises:
+        DriveSegError: if it is neither.
+    """
+    sides: list[Any] = list(patch_size) if isinstance(patch_size, (list, tuple)) else [patch_size] * 2
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise DriveSegError(f"patch_size: expected height and width, or one number for both, got {patch_size!r}")
+    return sides
 
 
 def compress(image: torch.Tensor, quality: int) -> torch.Tensor:

@@ -212,7 +212,7 @@ class BestModelSaver:
     Args:
         network: network whose weights are saved.
         path: file to write, such as ``models/model.pt``.
-        learnt_cases: lists what the weights have learnt beside them; None: there is no list.
+        learnt_cases: what the weights have learnt, to be listed beside them; None: there is no list.
     """
 
     def __init__(self, network: nn.Module, path: str, learnt_cases: LearntCases | None = None) -> None:
@@ -233,7 +233,8 @@ class BestModelSaver:
     def __call__(self, engine: Engine) -> None:
         """Save if this validation has become the best one."""
         if (engine.state.best_metric, engine.state.best_metric_epoch) != self._best:
-            with listed(self.path) if self.learnt_cases is None else self.learnt_cases.listed():
+            learnt = self.learnt_cases
+            with listed(self.path) if learnt is None else listed(self.path, learnt.photographs, learnt.fov_diameter):
                 save_checkpoint(self.network.state_dict(), self.path)
 
 

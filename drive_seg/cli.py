@@ -120,9 +120,9 @@ def train(
         **({} if fold is None else {"fold": fold}),
         **parse_overrides(context.args),
     }
-    from drive_seg.workflows import quiet, run_workflow
+    from drive_seg.workflows import run_workflow
 
-    quiet()
+    _begin()
     root = bundle_root or shipped_bundle()
     names = ["train", *overlays(root, config or (), "train"), *([] if fold is None else ["fold"])]
     parser = run_workflow(root, names, "training", overrides).parser
@@ -175,9 +175,9 @@ def evaluate(
         **parse_overrides(context.args),
     }
     from drive_seg.tables import print_scores
-    from drive_seg.workflows import evaluate_weights, quiet
+    from drive_seg.workflows import evaluate_weights
 
-    quiet()
+    _begin()
     root = bundle_root or shipped_bundle()
     laid_over = overlays(root, config or (), "train", "evaluate")
     scores = evaluate_weights(root, overrides, threshold, laid_over)
@@ -248,9 +248,8 @@ def predict(
     files, further = split_overrides(paths)
     overrides = {**_checkpoint(checkpoint), **further}
     from drive_seg.predict import segment_photographs
-    from drive_seg.workflows import quiet
 
-    quiet()
+    _begin()
     failed = segment_photographs(bundle_root or shipped_bundle(), files, output_dir, overrides, fov_dir=fov_dir)
     if not _speaks():
         return
@@ -267,9 +266,8 @@ def demo(output_dir: OutputDir = Path("drive-seg-demo"), bundle_root: BundleRoot
     Draws phantom photographs, trains on them briefly, scores the result, and segments a real photograph.
     """
     from drive_seg.demo import run_demo
-    from drive_seg.workflows import quiet
 
-    quiet()
+    _begin()
     run_demo(bundle_root or shipped_bundle(), output_dir, typer.echo)
 
 
@@ -300,9 +298,8 @@ def export(
     """
     overrides = {**_checkpoint(checkpoint), **parse_overrides(context.args)}
     from drive_seg.export import TOLERANCE, export_network
-    from drive_seg.workflows import quiet
 
-    quiet()
+    _begin()
     for exported in export_network(bundle_root or shipped_bundle(), output_dir, overrides, formats or ()):
         typer.echo(f"{exported.path}: largest difference of a logit {exported.difference:.2g} (accepted {TOLERANCE:g})")
 
@@ -328,9 +325,8 @@ def package(
     """
     from drive_seg.files import sha256
     from drive_seg.package import package_bundle
-    from drive_seg.workflows import quiet
 
-    quiet()
+    _begin()
     path = package_bundle(bundle_root or shipped_bundle(), output_dir, checkpoint, parse_overrides(context.args))
     typer.echo(f"bundle: {path}\nsha256: {sha256(path)}")
 
@@ -360,6 +356,15 @@ def main(arguments: list[str] | None = None) -> None:
             time.sleep(_SPEAKING)
             sys.exit(1)
         sys.exit(f"drive-seg: {mendable}")
+
+
+def _begin() -> None:
+    """Log for people, and warn of processes that know nothing of each other."""
+    from drive_seg.distributed import warn_of_launcher
+    from drive_seg.workflows import quiet
+
+    quiet()
+    warn_of_launcher()
 
 
 def _speaks() -> bool:

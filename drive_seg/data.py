@@ -23,7 +23,7 @@ from typing import Any
 from drive_seg.errors import DriveSegError
 from drive_seg.files import write_text
 from drive_seg.names import as_path, by_case, case_id, list_images
-from drive_seg.persons import every_nth_person, person
+from drive_seg.persons import person
 
 _logger = logging.getLogger(__name__)
 
@@ -212,7 +212,8 @@ def read_sections(root: Path, validation_every: int | None) -> dict[str, list[Ca
         if not isinstance(validation_every, int) or validation_every < 2:
             raise DriveSegError(f"validation_every: expected a whole number of at least 2, got {validation_every!r}")
         training = sections["training"]
-        held_out = every_nth_person(training, validation_every - 1, validation_every)
+        persons = list(dict.fromkeys(map(person, training)))
+        held_out = set(persons[validation_every - 1 :: validation_every])
         sections["validation"] = [case for case in training if person(case) in held_out]
         sections["training"] = [case for case in training if person(case) not in held_out]
     check_no_overlap(root, sections)

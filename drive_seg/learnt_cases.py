@@ -61,13 +61,12 @@ def case_described(case: Mapping[str, Any]) -> str:
 
 
 class LearntCases:
-    """The photographs that a training's weights come from, listed beside the weights whenever these are written.
+    """The photographs that a training's weights come from, to be ``listed`` beside these whenever they are written.
 
     Those that train the network are the cases of the trainer's dataset. It is saved in ``last.pt``, so that a resumed
     fine-tuning still knows what it began with.
 
     Args:
-        weights: file of the weights, such as ``models/model.pt``; the list has the same name, but ends in ``.json``.
         validation: cases that choose the epoch.
         pretrained: weights that the training starts from; their cases are listed, too, and if these are not known,
             there is no list. None: none.
@@ -80,12 +79,10 @@ class LearntCases:
 
     def __init__(
         self,
-        weights: str,
         validation: Sequence[Mapping[str, Any]],
         pretrained: str | None = None,
         fov_diameter: Scale = None,
     ) -> None:
-        self.weights = weights
         self.fov_diameter = fov_diameter
         self.validation = validation
         self.pretrained = pretrained
@@ -106,10 +103,6 @@ class LearntCases:
             return
         cases = dict(zip(ROLES, (engine.data_loader.dataset.data, self.validation), strict=True))
         self.photographs = {role: sorted({*map(photograph_id, cases[role]), *earlier[role]}) for role in ROLES}
-
-    def listed(self) -> contextlib.AbstractContextManager[None]:
-        """List the photographs once the block has written the weights, see ``listed``."""
-        return listed(self.weights, self.photographs, self.fov_diameter)
 
     def state_dict(self) -> dict[str, Any]:
         """The photographs that the training has begun with."""
@@ -166,9 +159,9 @@ def learnt_cases(weights: Sequence[str | os.PathLike]) -> dict[str, set[str]] | 
     learnt: dict[str, set[str]] = {role: set() for role in ROLES}
     for path in weights:
         try:
-            listed = json.loads(_list_of(path).read_text(encoding="utf-8"))
+            content = json.loads(_list_of(path).read_text(encoding="utf-8"))
             for role in ROLES:
-                learnt[role].update(map(str, listed[_KEYS[role]]))
+                learnt[role].update(map(str, content[_KEYS[role]]))
         except (OSError, ValueError, KeyError, TypeError):  # no such file, or one of something else
             return None
     return learnt

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-__all__ = ["every_nth_person", "person"]
+__all__ = ["person"]
 
 _SIDE = re.compile(r"(?<=\d)[LR]$|(?<=\d)O[DS]$|[ ._-]+(L|R|OD|OS|LE|RE|left|right)$", re.IGNORECASE)
 
@@ -23,8 +23,3 @@ def person(case: Mapping[str, str]) -> str:
     """
     name = case.get("person") or _SIDE.sub("", case["case_id"]) or case["case_id"]
     return unicodedata.normalize("NFC", name)
-
-
-def every_nth_person(cases: Sequence[Mapping[str, str]], first: int, step: int) -> set[str]:
-    """Every ``step``-th person in the order of the cases, starting at position ``first``, from 0."""
-    return set(list(dict.fromkeys(map(person, cases)))[first::step])

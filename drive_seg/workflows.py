@@ -19,7 +19,6 @@ from drive_seg.distributed import (
     leave_process_group,
     lost_contact,
     torchrun_job,
-    warn_of_launcher,
 )
 from drive_seg.errors import DriveSegError, first_cause, user_error
 from drive_seg.evaluation import CaseScores
@@ -37,7 +36,6 @@ def quiet() -> None:
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns that no logging file is used
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision, which is not used, is missing
     logging.getLogger("drive_seg").setLevel(logging.INFO)
-    warn_of_launcher()
 
 
 def run_workflow(root: Path, names: Sequence[str], run_id: str, overrides: Mapping[str, Any]) -> ConfigWorkflow:

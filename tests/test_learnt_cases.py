@@ -24,6 +24,7 @@ from drive_seg.learnt_cases import (
     case_described,
     learnt_cases,
     learnt_scale,
+    listed,
     photograph_id,
     write_learnt_cases,
 )
@@ -59,35 +60,38 @@ def started(learnt: LearntCases, training: list[dict[str, Any]], epoch: int = 0)
     trainer.run([0])
 
 
-def listed(path: Path, training: list[dict[str, Any]], *arguments: Any, **keywords: Any) -> LearntCases:
-    """What a training that has just written its weights lists."""
-    learnt = LearntCases(str(path), *arguments, **keywords)
+def trained(path: Path, training: list[dict[str, Any]], *arguments: Any, **keywords: Any) -> LearntCases:
+    """What a training has noted that has just written its weights."""
+    learnt = LearntCases(*arguments, **keywords)
     started(learnt, training)
-    with learnt.listed():
-        pass
+    write(path, learnt)
     return learnt
+
+
+def write(path: Path, learnt: LearntCases) -> None:
+    with listed(path, learnt.photographs, learnt.fov_diameter):
+        pass
 
 
 def test_what_weights_have_learnt(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"one")
     cases = [{"case_id": "1", "image": str(tmp_path / "1.png"), "zoom": zoom} for zoom in (1, 0.5)]
     a, b, c, e = (tmp_path / f"{name}.pt" for name in "abce")
-    listed(a, cases, [])
-    listed(b, [], cases)
+    trained(a, cases, [])
+    trained(b, [], cases)
     one = id_of(b"one")
     assert learnt_cases([a]) == {"training": {one}, "validation": set()}
     both = {"training": {one}, "validation": {one}}
     assert learnt_cases([a, b]) == both
-    begun = listed(e, [], cases, pretrained=str(a))
+    begun = trained(e, [], cases, pretrained=str(a))
     assert learnt_cases([e]) == both, "what it starts from has learnt some, too"
-    resumed = LearntCases(str(e), cases)
+    resumed = LearntCases(cases)
     resumed.load_state_dict(begun.state_dict())
-    with resumed.listed():
-        pass
+    write(e, resumed)
     assert learnt_cases([e]) == both, "a training that goes on has forgotten nothing"
-    listed(e, [], cases, pretrained="unknown.pt", fov_diameter=640)
+    trained(e, [], cases, pretrained="unknown.pt", fov_diameter=640)
     assert learnt_cases([e]) is None and learnt_scale([e]) == 640, "nobody knows what it has learnt before"
-    listed(e, [], cases, pretrained="unknown.pt")
+    trained(e, [], cases, pretrained="unknown.pt")
     assert not e.with_suffix(".json").exists()
     for content in ("", "[]", '{"training_sha256": 3}'):
         c.with_suffix(".json").write_text(content)
@@ -98,12 +102,11 @@ def test_photographs_that_vanish_in_the_course_of_a_training(tmp_path: Path) -> 
     photograph, earlier, weights = tmp_path / "Jane.png", tmp_path / "earlier.pt", tmp_path / "model.pt"
     photograph.write_bytes(b"one")
     write_learnt_cases(earlier, {"training": ["0123456789abcdef"], "validation": []})
-    learnt = LearntCases(str(weights), [], str(earlier))
+    learnt = LearntCases([], str(earlier))
     started(learnt, [{"case_id": "Jane", "image": str(photograph)}])
     photograph.unlink()
     earlier.with_suffix(".json").unlink()
-    with learnt.listed():
-        pass
+    write(weights, learnt)
     assert learnt_cases([weights]) == {"training": {"0123456789abcdef", id_of(b"one")}, "validation": set()}
 
 
@@ -111,12 +114,11 @@ def test_weights_from_elsewhere_are_not_known(tmp_path: Path) -> None:
     """A site of a federated training evaluates its server's weights, and trains from them in every round."""
     photograph, weights = tmp_path / "1.png", tmp_path / "model.pt"
     photograph.write_bytes(b"one")
-    learnt = LearntCases(str(weights), [], fov_diameter=640)
+    learnt = LearntCases([], fov_diameter=640)
     for begin, known in ((None, False), (0, True), (1, False)):
         if begin is not None:
             started(learnt, [{"image": str(photograph)}], begin)
-        with learnt.listed():
-            pass
+        write(weights, learnt)
         assert (learnt_cases([weights]) is not None) is known
         assert learnt_scale([weights]) == 640
 
@@ -148,9 +150,9 @@ def stop(*arguments: Any) -> None:
 
 def test_the_scale_that_weights_have_learnt(tmp_path: Path) -> None:
     a, b, unknown = (tmp_path / f"{name}.pt" for name in ("a", "b", "unknown"))
-    listed(a, [], [], fov_diameter=[640, 1280])
-    listed(b, [], [], fov_diameter=180)
-    listed(unknown, [], [])
+    trained(a, [], [], fov_diameter=[640, 1280])
+    trained(b, [], [], fov_diameter=180)
+    trained(unknown, [], [])
     assert learnt_scale([a]) == [640, 1280] and learnt_scale([a, a]) == [640, 1280]
     assert learnt_scale([unknown]) is learnt_scale([a, b]) is learnt_scale([]) is None
     assert learnt_cases([a]) == {"training": set(), "validation": set()}
@@ -220,7 +222,7 @@ def test_a_threshold_chosen_on_cases_that_trained_the_network_says_so(
     (held_out,) = load_datalist(five_phantoms, "validation")
     chosen = {"dataset_dir": str(five_phantoms), "checkpoint": str(tmp_path / "model.pt"), **of_network}
     for trained_on, told in (([held_out], True), ([], False)):
-        listed(tmp_path / "model.pt", trained_on, [])
+        trained(tmp_path / "model.pt", trained_on, [])
         caplog.clear()
         scores = evaluate_weights(bundle, {**chosen, "output_dir": str(tmp_path / str(told))}, threshold="auto")
         said = "the network was trained on 1 of the cases that chose it"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from drive_seg.persons import every_nth_person, person
+from drive_seg.persons import person
 
 
 @pytest.mark.parametrize(("name", "whose"), [
@@ -19,8 +19,3 @@ def test_whose_eye_it_is_by_name(name: str, whose: str) -> None:
 def test_spellings_of_accents_are_of_one_person() -> None:
     names = [{"case_id": "Jose\u0301_OD"}, {"case_id": "Jos\u00e9_OS"}, {"case_id": "1", "person": "Jose\u0301"}]
     assert {person(case) for case in names} == {"Jos\u00e9"}
-
-
-def test_persons_are_counted_and_not_eyes() -> None:
-    cases = [{"case_id": f"{number}{side}"} for number in range(1, 7) for side in "LR"]
-    assert every_nth_person(cases, 1, 3) == {"2", "5"}
