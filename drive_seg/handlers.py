@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.utils import manual_seed
 from monai.engines import Evaluator
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -91,10 +91,8 @@ class EpochSeed:
 
     def __call__(self, engine: Engine) -> None:
         """Seed."""
-        seed = int(np.random.SeedSequence([self.seed, engine.state.epoch]).generate_state(1)[0])
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - for third-party transforms that use the global state
-        torch.manual_seed(seed)
+        # Global states, too, which third-party transforms may use.
+        manual_seed(int(np.random.SeedSequence([self.seed, engine.state.epoch]).generate_state(1)[0]))
         if isinstance(self.dataset, SeededCacheDataset):
             self.dataset.set_epoch(engine.state.epoch)
 
