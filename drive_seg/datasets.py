@@ -77,7 +77,7 @@ class SeededCacheDataset(OrderlyCacheDataset):
             the transforms.
     """
 
-    def __init__(self, *args: Any, seed: int = 0, track_meta: bool = True, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, seed: int, track_meta: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.seed = seed
         self.track_meta = track_meta

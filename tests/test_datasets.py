@@ -87,7 +87,7 @@ from running import AddNoise
 
 from drive_seg.datasets import SeededCacheDataset
 
-samples = SeededCacheDataset([0.0] * 4, Compose([AddNoise(float)]), progress=False)
+samples = SeededCacheDataset([0.0] * 4, Compose([AddNoise(float)]), seed=0, progress=False)
 loader = DataLoader(samples, batch_size=1, num_workers=2, persistent_workers=True)
 drawn = []
 for epoch in (3, 4):
@@ -107,7 +107,7 @@ def test_workers_that_stay_are_told_the_epoch() -> None:
 
 def test_two_transforms_draw_different_numbers() -> None:
     def drawn(*transforms: Transform) -> float:
-        return SeededCacheDataset([0.0], Compose(transforms), cache_rate=0.0)[0]
+        return SeededCacheDataset([0.0], Compose(transforms), seed=0, cache_rate=0.0)[0]
 
     one = drawn(AddNoise(float))
     assert drawn(AddNoise(float), Compose([AddNoise(float)])) - one not in (0, one)
@@ -143,7 +143,7 @@ def test_only_patches_of_cached_cases_have_no_metadata(settings: dict[str, Any],
         def __call__(self, data: float) -> float:
             raise ValueError(f"tracked: {get_track_meta()}")
 
-    samples = SeededCacheDataset([0.0, 0.0], Compose([Fail(float)]), **settings)
+    samples = SeededCacheDataset([0.0, 0.0], Compose([Fail(float)]), seed=0, **settings)
     assert get_track_meta()
     with pytest.raises(RuntimeError) as caught:
         samples[1]
@@ -154,13 +154,13 @@ def test_only_patches_of_cached_cases_have_no_metadata(settings: dict[str, Any],
 def test_a_transform_that_needs_metadata() -> None:
     transform = Compose([OneOf([RandLambdad("image", abs)])])
     with pytest.raises(DriveSegError, match=r"^train#dataset#track_meta: expected true, which RandLambdad needs"):
-        SeededCacheDataset([{"image": torch.zeros(1, 2, 2)}], transform, track_meta=False, progress=False)
-    samples = SeededCacheDataset([{"image": -torch.ones(1, 2, 2)}], transform, progress=False)
+        SeededCacheDataset([{"image": torch.zeros(1, 2, 2)}], transform, seed=0, track_meta=False, progress=False)
+    samples = SeededCacheDataset([{"image": -torch.ones(1, 2, 2)}], transform, seed=0, progress=False)
     assert samples[0]["image"].sum() == 4
 
 
 def test_a_case_that_fills_up_the_last_batch_is_another_sample() -> None:
-    samples = SeededCacheDataset([0.0] * 3, Compose([AddNoise(float)]), progress=False)
+    samples = SeededCacheDataset([0.0] * 3, Compose([AddNoise(float)]), seed=0, progress=False)
 
     def drawn(processes: int) -> dict[int, set[float]]:
         values: dict[int, set[float]] = {case: set() for case in range(3)}

@@ -22,7 +22,7 @@ from drive_seg.handlers import AnnotatedClasses, EpochSeed, LastValidation, Trai
 
 def test_epoch_seed_makes_an_epoch_the_same_wherever_the_run_began() -> None:
     def draws(first_epoch: int) -> list[tuple[float, ...]]:
-        samples = SeededCacheDataset([0.0] * 4, Compose([AddNoise(float)]), cache_rate=0.0)
+        samples = SeededCacheDataset([0.0] * 4, Compose([AddNoise(float)]), seed=0, cache_rate=0.0)
         seen: list[tuple[float, ...]] = []
         engine = Engine(
             lambda engine, batch: seen.append(
@@ -88,7 +88,7 @@ def test_classes_that_no_annotation_has(
     caplog: pytest.LogCaptureFixture, num_classes: int, labels: list[list[int]], told: str
 ) -> None:
     cases = [{"label": torch.tensor(label, dtype=torch.uint8)} for label in labels]
-    dataset = SeededCacheDataset(cases, Compose([]), progress=False)
+    dataset = SeededCacheDataset(cases, Compose([]), seed=0, progress=False)
     engine = Engine(lambda engine, batch: None)
     AnnotatedClasses(dataset, num_classes, "av").attach(engine)
     for epochs in (1, 2):  # rounds of a federated training
