@@ -8,7 +8,7 @@ from monai.data import MetaTensor
 
 from drive_seg.errors import ArgumentError
 
-__all__ = ["as_tensor", "check_one_image", "like", "plain", "to_numpy", "zeros_and_ones"]
+__all__ = ["as_tensor", "check_one_image", "like", "to_numpy", "without_metadata", "zeros_and_ones"]
 
 
 def to_numpy(image: torch.Tensor | np.ndarray) -> np.ndarray:
@@ -16,7 +16,7 @@ def to_numpy(image: torch.Tensor | np.ndarray) -> np.ndarray:
     return np.asarray(image.detach().cpu()) if isinstance(image, torch.Tensor) else np.asarray(image)
 
 
-def plain(image: torch.Tensor | np.ndarray) -> torch.Tensor:
+def without_metadata(image: torch.Tensor | np.ndarray) -> torch.Tensor:
     """The same numbers as a tensor without metadata of files and transforms, and without their overhead."""
     return image.as_tensor() if isinstance(image, MetaTensor) else as_tensor(image)
 

@@ -11,19 +11,19 @@ import numpy as np
 from drive_seg.errors import ArgumentError
 from drive_seg.names import alike
 
-__all__ = ["class_colours", "class_names", "classes_of_colours", "in_names", "vessel_kind"]
+__all__ = ["classes_by_colour", "classes_of_colours", "in_names", "names_of_classes", "vessel_kind"]
 
 Colour = tuple[int, int, int]
 
 
-def class_names(num_classes: int, names: Sequence[str] | None = None) -> list[str]:
+def names_of_classes(num_classes: int, names: Sequence[str] | None = None) -> list[str]:
     """One name for every vessel class, in order of their values from 1 on.
 
     Args:
         num_classes: number of classes, background included.
         names: the names, as in the key ``class_names`` of a config; None: "class 1", "class 2", …
 
-    >>> class_names(3, ["artery", "vein"]), class_names(3)
+    >>> names_of_classes(3, ["artery", "vein"]), names_of_classes(3)
     (['artery', 'vein'], ['class 1', 'class 2'])
 
     Raises:
@@ -58,14 +58,14 @@ def vessel_kind(name: str) -> str:
     return {"artery": "artery", "arteries": "artery", "vein": "vein", "veins": "vein"}.get(name.lower(), "vessel")
 
 
-def class_colours(colours: Mapping[Any, Any]) -> dict[Colour, int]:
+def classes_by_colour(colours: Mapping[Any, Any]) -> dict[Colour, int]:
     """The class value that each colour stands for.
 
     Args:
         colours: one colour (red, green, blue) or several for a class value, as in the key ``class_colours`` of a
             config, where class values are texts.
 
-    >>> class_colours({"1": [255, 0, 0], "255": [[0, 255, 0], [255, 255, 255]]})
+    >>> classes_by_colour({"1": [255, 0, 0], "255": [[0, 255, 0], [255, 255, 255]]})
     {(255, 0, 0): 1, (0, 255, 0): 255, (255, 255, 255): 255}
 
     Raises:
@@ -93,7 +93,7 @@ def classes_of_colours(pixels: np.ndarray, colours: Mapping[Colour, int]) -> np.
 
     Args:
         pixels: (H, W, 3), uint8.
-        colours: as from ``class_colours``; black is 0, unless it is among them.
+        colours: as from ``classes_by_colour``; black is 0, unless it is among them.
 
     Returns:
         (H, W), uint8.

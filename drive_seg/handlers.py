@@ -13,8 +13,8 @@ from monai.engines import Evaluator
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from drive_seg.arrays import plain
-from drive_seg.classes import class_names as names_of_classes
+from drive_seg.arrays import without_metadata
+from drive_seg.classes import names_of_classes
 from drive_seg.datasets import OrderlyCacheDataset, SeededCacheDataset
 from drive_seg.errors import DriveSegError
 from drive_seg.history import learning_rate, loss_of
@@ -31,7 +31,7 @@ class AnnotatedClasses:
         dataset: the training dataset; without a cache nothing is checked, because all files would be read once more.
         num_classes: number of classes, background included; with 2, an annotation without vessels is told of already.
         annotation: name of the annotations, for the warning.
-        class_names: names of the vessel classes, see ``drive_seg.classes.class_names``.
+        class_names: names of the vessel classes, see ``drive_seg.classes.names_of_classes``.
 
     Raises:
         ArgumentError: if the names do not fit the number of classes.
@@ -55,7 +55,7 @@ class AnnotatedClasses:
         if engine.state.epoch > 0:
             return
         cached = self.dataset.cached if isinstance(self.dataset, OrderlyCacheDataset) else []
-        found = {value for case in cached for value in torch.unique(plain(case["label"])).tolist()}
+        found = {value for case in cached for value in torch.unique(without_metadata(case["label"])).tolist()}
         absent = [name for value, name in enumerate(self.names, start=1) if value not in found]
         if cached and absent:
             _logger.warning(

@@ -15,7 +15,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
-from drive_seg.arrays import check_one_image, like, plain, zeros_and_ones
+from drive_seg.arrays import check_one_image, like, without_metadata, zeros_and_ones
 from drive_seg.errors import ArgumentError, DriveSegError
 
 __all__ = ["VesselMaskd", "VesselProbabilitiesd", "vessel_mask", "vessel_probabilities"]
@@ -59,7 +59,7 @@ class VesselProbabilitiesd(MapTransform):
         """
         case = dict(data)
         for key in self.key_iterator(case):
-            probabilities = vessel_probabilities(plain(case[key]))
+            probabilities = vessel_probabilities(without_metadata(case[key]))
             if math.isnan(probabilities.sum().item()):
                 file = getattr(case[key], "meta", {}).get("filename_or_obj")
                 raise DriveSegError(
@@ -141,13 +141,13 @@ class VesselMaskd(MapTransform):
         for key, probability_key in self.key_iterator(case, self.probability_keys):
             probabilities = case[key]
             # Engines move the image to a GPU but not the masks.
-            fov = None if self.fov_key is None else plain(case[self.fov_key]).to(probabilities.device)
+            fov = None if self.fov_key is None else without_metadata(case[self.fov_key]).to(probabilities.device)
             if fov is not None and fov.shape[-2:] != probabilities.shape[-2:]:
                 raise DriveSegError(
                     f"{key}: expected the size of {self.fov_key}, {tuple(fov.shape[-2:])}, got "
                     f"{tuple(probabilities.shape[-2:])}; a change of size can only be undone while MONAI tracks "
                     "metadata (monai.data.set_track_meta)"
                 )
-            case[key] = like(vessel_mask(plain(probabilities), self.threshold, fov), probabilities)
+            case[key] = like(vessel_mask(without_metadata(probabilities), self.threshold, fov), probabilities)
             case[probability_key] = probabilities if fov is None else probabilities * zeros_and_ones(fov)
         return case

@@ -17,8 +17,7 @@ from scipy import ndimage
 from drive_seg.arrays import to_numpy
 from drive_seg.calibre import calibres
 from drive_seg.centrelines import Centrelines, centrelines
-from drive_seg.classes import class_names as names_of_classes
-from drive_seg.classes import in_names
+from drive_seg.classes import in_names, names_of_classes
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import fov_box, fov_diameter
 from drive_seg.quality import QualityCheck, quality_figures
@@ -168,7 +167,7 @@ class MeasureVesselsd(Transform):
             ``pixel_spacing_mm`` if it is known, the measures, the ``quality_figures``, ``quality``, the problems
             joined by "; ", empty if there are none, and the measures of single classes.
         num_classes: number of classes, background included.
-        class_names: names of the vessel classes, see ``drive_seg.classes.class_names``.
+        class_names: names of the vessel classes, see ``drive_seg.classes.names_of_classes``.
 
     Raises:
         DriveSegError: if the spacing, the angle or the millimetres are not positive, both of the first two are given,

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.torch_version import TorchVersion
 
-from drive_seg.arrays import like, plain
+from drive_seg.arrays import like, without_metadata
 from drive_seg.devices import usable_cores
 from drive_seg.difference import Compute, largest_difference
 from drive_seg.distributed import get_world_size
@@ -218,7 +218,7 @@ def difference_in_probability(network: UNet, converted: Compute, padded: Sequenc
 
 def _infer(request: Any, x: torch.Tensor) -> torch.Tensor:
     # OpenVINO rearranges the image for its first convolution faster than PyTorch would.
-    return torch.from_numpy(request.infer([plain(x).float().contiguous().numpy()], share_inputs=True)[0])
+    return torch.from_numpy(request.infer([without_metadata(x).float().contiguous().numpy()], share_inputs=True)[0])
 
 
 def _convert(network: UNet) -> Any:

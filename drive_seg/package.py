@@ -11,7 +11,7 @@ from typing import Any
 
 from drive_seg.archives import write_archive
 from drive_seg.checkpoints import load_checkpoint
-from drive_seg.classes import class_names
+from drive_seg.classes import names_of_classes
 from drive_seg.configs import check_overrides, config_as_used, config_files, config_keys, path_value, read_configs
 from drive_seg.errors import DriveSegError, unwrapped
 from drive_seg.export import FILE_NAMES, export_network
@@ -155,7 +155,7 @@ def _configs_of_others(root: Path, overrides: Mapping[str, Any], others: Path | 
     train = config_files(root, "train")
     parser = read_configs(train, _known(overrides, *train))
     classes, named = (parser.get_parsed_content(key) for key in ("num_classes", "class_names"))
-    vessel_classes = class_names(classes, named)
+    vessel_classes = names_of_classes(classes, named)
     if classes != metadata["network_data_format"]["outputs"]["pred"]["num_channels"] or named is not None:
         names = {str(value): name for value, name in enumerate(["background", *vessel_classes])}
         formats = metadata["network_data_format"]

@@ -18,7 +18,7 @@ from monai.utils import ensure_tuple
 from PIL import Image
 
 from drive_seg.arrays import to_numpy
-from drive_seg.classes import class_names, in_names, vessel_kind
+from drive_seg.classes import in_names, names_of_classes, vessel_kind
 from drive_seg.dicom import is_dicom
 from drive_seg.dicom_seg import save_dicom_seg
 from drive_seg.errors import DriveSegError
@@ -182,7 +182,7 @@ class SaveVesselsd(Transform):
         save_dicom_seg: also write the mask of a DICOM photograph as a DICOM Segmentation object; other photographs have
             no patient and study for it to refer to.
         fov_key: field of view, (1, H, W), non-zero inside; only needed for its picture.
-        class_names: names of the vessel classes, see ``drive_seg.classes.class_names``.
+        class_names: names of the vessel classes, see ``drive_seg.classes.names_of_classes``.
 
     Raises:
         DriveSegError: if ``pictures`` names any other picture.
@@ -238,7 +238,7 @@ class SaveVesselsd(Transform):
         if mask.shape != pixels.shape[:2]:
             raise DriveSegError(f"{source}: the mask has the size {mask.shape}, expected {pixels.shape[:2]}")
         name = str(case.get("case_id", picture_name(source)))
-        classes = class_names(len(probability) + 1, self.class_names)
+        classes = names_of_classes(len(probability) + 1, self.class_names)
         colours = overlay_colours(classes)
         if {"overlay", "thumbnail"}.intersection(self.pictures):
             pixels = np.ascontiguousarray(pixels)

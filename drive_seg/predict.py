@@ -24,7 +24,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from drive_seg import __version__
-from drive_seg.classes import class_names, in_names
+from drive_seg.classes import in_names, names_of_classes
 from drive_seg.configs import SPECIAL, config_files, path_value, read_configs, without_descriptions
 from drive_seg.data import Case
 from drive_seg.distributed import (
@@ -159,7 +159,7 @@ def _segment(
     paths_sha256 = hashlib.sha256(json.dumps(cases).encode()).hexdigest()  # because there may be a hundred thousand
     same_for_all({**made_with, "number of photographs": len(cases), "SHA-256 of the photographs' paths": paths_sha256})
     parser = read_configs(files, values)
-    classes = class_names(*(parser.get_parsed_content(key) for key in ("num_classes", "class_names")))
+    classes = names_of_classes(*(parser.get_parsed_content(key) for key in ("num_classes", "class_names")))
     about = {
         **made_with,
         "checkpoint": segmenter.checkpoint,

@@ -17,8 +17,7 @@ from monai.utils import ensure_tuple
 from PIL import Image, UnidentifiedImageError
 
 from drive_seg.bit_depth import to_8_bit
-from drive_seg.classes import Colour, classes_of_colours
-from drive_seg.classes import class_colours as classes_by_colour
+from drive_seg.classes import Colour, classes_by_colour, classes_of_colours
 from drive_seg.dicom import is_dicom, read_dicom
 from drive_seg.errors import ArgumentError, DriveSegError
 from drive_seg.nifti import is_nifti, read_nifti
@@ -44,7 +43,7 @@ class PhotographReader(PILReader):
 
     Args:
         content: what the files hold and how pixels become numbers, see ``read_image``.
-        class_colours: colours by class value, see ``drive_seg.classes.class_colours``.
+        class_colours: colours by class value, see ``drive_seg.classes.classes_by_colour``.
     """
 
     def __init__(self, content: str = "photograph", class_colours: Mapping[str, Any] | None = None) -> None:
@@ -98,7 +97,7 @@ def read_image(
             or the lower one if none is zero, and the foreground is 1.
             ``classes``: an annotation of several classes, uint8, (H, W), raw values or palette indices; with
             ``class_colours``, files with a palette or three channels are read by their colours.
-        class_colours: colours by class value, see ``drive_seg.classes.class_colours``.
+        class_colours: colours by class value, see ``drive_seg.classes.classes_by_colour``.
 
     Raises:
         DriveSegError: naming the file, if it cannot be read.

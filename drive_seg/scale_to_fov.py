@@ -12,7 +12,7 @@ from monai.transforms import InvertibleTransform, MapTransform, create_translate
 from monai.transforms.utils import scale_affine
 from monai.utils import MetaKeys, TraceKeys, ensure_tuple, ensure_tuple_rep
 
-from drive_seg.arrays import like, plain, to_numpy
+from drive_seg.arrays import like, to_numpy, without_metadata
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import fov_box
 
@@ -98,7 +98,7 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         Affines follow, as those of MONAI's spatial transforms do.
         """
         case = dict(data)
-        rows, columns = fov_box(to_numpy(plain(case[self.fov_key]))[0] > 0)
+        rows, columns = fov_box(to_numpy(without_metadata(case[self.fov_key]))[0] > 0)
         box = (rows.start, rows.stop, columns.start, columns.stop)
         height, width = rows.stop - rows.start, columns.stop - columns.start
         scale = self._scale(max(height, width)) * float(case.get(self.zoom_key, 1.0))
@@ -110,7 +110,7 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
         )
         for key, nearest in self.key_iterator(case, self.nearest):
             image = case[key]
-            pixels = plain(image)
+            pixels = without_metadata(image)
             cropped = resize(pixels[:, rows, columns], size, nearest)
             scaled = MetaTensor(torch.nn.functional.pad(cropped, [self.margin] * 4))
             if isinstance(image, MetaTensor):
@@ -136,7 +136,7 @@ class ScaleToFOVd(MapTransform, InvertibleTransform):
             extra = trace[TraceKeys.EXTRA_INFO]
             top, bottom, left, right = extra["box"]
             height, width = trace[TraceKeys.ORIG_SIZE]
-            inner = plain(image)[:, self.margin : -self.margin or None, self.margin : -self.margin or None]
+            inner = without_metadata(image)[:, self.margin : -self.margin or None, self.margin : -self.margin or None]
             box = resize(inner, (bottom - top, right - left), extra["nearest"])
             whole = torch.nn.functional.pad(box, [left, width - right, top, height - bottom])
             case[key] = like(whole, image)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from drive_seg.bootstrap import Bootstrap
-from drive_seg.classes import class_names, in_names
+from drive_seg.classes import in_names, names_of_classes
 from drive_seg.errors import DriveSegError
 from drive_seg.fov import fov_diameter
 from drive_seg.metrics import (
@@ -93,7 +93,7 @@ class Scoring:
                 raise DriveSegError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         if list(self.calibre_edges) != sorted(set(self.calibre_edges)) or min(self.calibre_edges, default=1) <= 0:
             raise DriveSegError(f"calibre_edges: expected rising shares above 0, got {list(self.calibre_edges)}")
-        class_names(self.num_classes, self.class_names)
+        names_of_classes(self.num_classes, self.class_names)
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def _score(
 def _classes(scored: np.ndarray, reference: np.ndarray, counted: np.ndarray, scoring: Scoring) -> ClassCounts | None:
     if scoring.num_classes == 2:
         return None
-    names = [in_names(name) for name in class_names(scoring.num_classes, scoring.class_names)]
+    names = [in_names(name) for name in names_of_classes(scoring.num_classes, scoring.class_names)]
     return ClassCounts.of(scored, reference, counted, names)
 
 

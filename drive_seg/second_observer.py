@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.transforms import Transform
 
-from drive_seg.arrays import like, plain
+from drive_seg.arrays import like, without_metadata
 from drive_seg.errors import DriveSegError, unwrapped
 
 __all__ = ["SecondObserverd"]
@@ -65,7 +65,7 @@ class SecondObserverd(Transform):
         with unwrapped():
             for transform in reading:
                 case = transform(case)
-        values = plain(case[self.key])
+        values = without_metadata(case[self.key])
         if self.num_classes > 2 and len(values[values > 0].unique()) == 1:
             case[self.key] = like((values > 0).to(torch.uint8) * self.ignore_index, case[self.key])
         return case

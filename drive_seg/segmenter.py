@@ -20,7 +20,7 @@ from monai.inferers import Inferer
 from monai.transforms import Compose, LoadImaged
 from torch import nn
 
-from drive_seg.arrays import plain, to_numpy
+from drive_seg.arrays import to_numpy, without_metadata
 from drive_seg.checkpoints import load_weights
 from drive_seg.configs import read_configs
 from drive_seg.data import Case
@@ -286,7 +286,7 @@ def _channel_first(picture: str | os.PathLike | np.ndarray, name: str, channels:
         raise DriveSegError(f"{name}: expected an array {expected}, got {picture.dtype}")
     if channels == 1:
         picture = np.asarray(np.nan_to_num(picture) != 0, dtype=np.uint8)[..., None]
-    return MetaTensor(plain(np.ascontiguousarray(picture.transpose(2, 0, 1))))
+    return MetaTensor(without_metadata(np.ascontiguousarray(picture.transpose(2, 0, 1))))
 
 
 @contextmanager

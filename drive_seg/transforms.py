@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey
 
-from drive_seg.arrays import as_tensor, check_one_image, like, plain, to_numpy, zeros_and_ones
+from drive_seg.arrays import as_tensor, check_one_image, like, to_numpy, without_metadata, zeros_and_ones
 from drive_seg.errors import ArgumentError, DriveSegError
 from drive_seg.fov import estimate_fov
 
@@ -56,7 +56,7 @@ class EnsureFOVd(MapTransform):
             fov = as_tensor(case[self.fov_key])
             _check_same_size(fov, self.fov_key, image)
             # JPEG leaves faint specks around a mask; a soft rim is split at half its height.
-            levels = plain(fov)[:1]
+            levels = without_metadata(fov)[:1]
             if levels.dtype is not torch.uint8:
                 levels = levels.float().nan_to_num()
             inside = levels > levels.max() / 2
@@ -71,10 +71,10 @@ class EnsureFOVd(MapTransform):
                 )
         else:
             try:
-                inside = torch.from_numpy(estimate_fov(to_numpy(plain(image)).transpose(1, 2, 0)))[None]
+                inside = torch.from_numpy(estimate_fov(to_numpy(without_metadata(image)).transpose(1, 2, 0)))[None]
             except ValueError as error:
                 raise DriveSegError(f"{_file_of(image)}: {self.image_key}: {error}") from error
-        mask = plain(inside).to(plain(image).device, torch.uint8)
+        mask = without_metadata(inside).to(without_metadata(image).device, torch.uint8)
         case[self.fov_key] = MetaTensor(mask, meta=dict(getattr(image, "meta", {})))
         return case
 
@@ -121,7 +121,7 @@ class EnsureLabeld(MapTransform):
         for key in self.key_iterator(case):
             label = as_tensor(case[key])
             _check_same_size(label, key, case[self.image_key])
-            numbers = plain(label)
+            numbers = without_metadata(label)
             whole = numbers.to(torch.uint8)
             if numbers.dtype not in (torch.uint8, torch.bool) and (whole.double() != numbers.double()).any():
                 raise DriveSegError(f"{_file_of(label)}: {key}: expected whole numbers from 0 to 255, got others")
@@ -151,8 +151,8 @@ class EnsureLabeld(MapTransform):
 
 
 def _tell_of_odd_share(label: torch.Tensor, key: Hashable, fov: torch.Tensor | None) -> None:
-    inside = torch.ones(1) if fov is None else plain(fov) != 0
-    share = float((plain(label) != 0).logical_and(inside).sum() / inside.expand(label.shape).sum())
+    inside = torch.ones(1) if fov is None else without_metadata(fov) != 0
+    share = float((without_metadata(label) != 0).logical_and(inside).sum() / inside.expand(label.shape).sum())
     if not 0 < share <= MOST_VESSELS:
         _logger.warning(
             "%s: %s: %.0f %% of the field of view are vessels, please check it", _file_of(label), key, 100 * share
@@ -203,7 +203,9 @@ class NormalizeInFOVd(MapTransform):
         """The case with its images normalised, (C, H, W), float32."""
         case = dict(data)
         for key in self.key_iterator(case):
-            case[key] = like(normalize_in_fov(plain(case[key]), plain(case[self.fov_key])), case[key])
+            case[key] = like(
+                normalize_in_fov(without_metadata(case[key]), without_metadata(case[self.fov_key])), case[key]
+            )
         return case
 
 
@@ -246,7 +248,7 @@ class IgnoreOutsideFOVd(MapTransform):
             label = label.to(torch.uint8) if label.dtype is torch.bool else label
             if not label.is_floating_point() and torch.iinfo(label.dtype).max < self.ignore_index:
                 raise DriveSegError(f"{_file_of(label)}: {key}: cannot hold {self.ignore_index}, got {label.dtype}")
-            case[key] = label.masked_fill(plain(case[self.fov_key]) == 0, self.ignore_index)
+            case[key] = label.masked_fill(without_metadata(case[self.fov_key]) == 0, self.ignore_index)
         return case
 
 

@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 from PIL import Image
 from running import SMALL, refused, run_bundle, small_overrides, succeeds
 
-from drive_seg.classes import class_colours, class_names
+from drive_seg.classes import classes_by_colour, names_of_classes
 from drive_seg.errors import DriveSegError
 
 
@@ -33,8 +33,8 @@ def coloured(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_names_of_the_vessel_classes() -> None:
-    assert class_names(2) == ["class 1"]
-    assert class_names(3, ("artery", "vein ")) == ["artery", "vein"]
+    assert names_of_classes(2) == ["class 1"]
+    assert names_of_classes(3, ("artery", "vein ")) == ["artery", "vein"]
 
 
 @pytest.mark.parametrize("names", [
@@ -43,7 +43,7 @@ def test_names_of_the_vessel_classes() -> None:
 ])  # fmt: skip
 def test_names_that_do_not_fit_the_number_of_classes(names: object) -> None:
     with pytest.raises(DriveSegError, match=r"class_names: expected 2 different names, .* num_classes 3"):
-        class_names(3, names)
+        names_of_classes(3, names)
 
 
 @pytest.mark.parametrize(("colours", "message"), [
@@ -57,7 +57,7 @@ def test_names_that_do_not_fit_the_number_of_classes(names: object) -> None:
 ])  # fmt: skip
 def test_colours_that_are_none(colours: Any, message: str) -> None:
     with pytest.raises(DriveSegError, match=message):
-        class_colours(colours)
+        classes_by_colour(colours)
 
 
 def test_vessels_of_unknown_class_teach_and_cost_nothing(bundle: Path, coloured: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from drive_seg.classes import class_names
+from drive_seg.classes import names_of_classes
 from drive_seg.configs import bundle_root, config_files
 from drive_seg.errors import DriveSegError
 from drive_seg.pictures import (
@@ -76,7 +76,7 @@ def test_overlay_colours_vessels_only() -> None:
 @pytest.mark.parametrize("classes", [2, 3, 7])
 def test_overlay_of_several_classes(classes: int) -> None:
     photograph, mask = np.full((1, classes + 1, 3), 100, np.uint8), np.arange(classes + 1, dtype=np.uint8)[None]
-    colours = overlay_colours(class_names(classes + 1))
+    colours = overlay_colours(names_of_classes(classes + 1))
     assert colours == [CLASS_COLOURS[value % 5] for value in range(classes)]
     drawn = overlay(photograph, mask, colours)
     assert drawn[0].tolist() == [[100] * 3] + [[round(40 + 0.6 * part) for part in colour] for colour in colours]
