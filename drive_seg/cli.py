@@ -54,7 +54,7 @@ DatasetDirs = Annotated[
         "--dataset-dir",
         "--dataset_dir",
         help="Folder in the DRIVE layout, training|test/{images,1st_manual,mask}, with or without dataset.json. "
-        "Given several times, a network learns from all of them.",
+        "May be given several times, to train on all.",
     ),
 ]
 ScoredDir = Annotated[
@@ -62,7 +62,8 @@ ScoredDir = Annotated[
     typer.Option(
         "--dataset-dir",
         "--dataset_dir",
-        help="Folder in the DRIVE layout, training|test/{images,1st_manual,mask}, with or without dataset.json.",
+        help="Folder in the DRIVE layout, training|test/{images,1st_manual,mask}, with or without dataset.json. "
+        "One only: datasets are scored one at a time.",
     ),
 ]
 OutputDir = Annotated[Path, typer.Option("--output-dir", "--output_dir", help="Folder to write into.")]
@@ -135,7 +136,7 @@ def train(
 @app.command(
     context_settings=_OVERRIDABLE,
     epilog=_further(
-        "evaluate.json and bundle/configs/train", "--flips true (four mirror images)",
+        "evaluate.json and bundle/configs/train", "--flips true (the photograph and three mirror images)",
         "--adaptation 0.5 (as predict runs it)", "--fold 1/5",
         "--section validation", "--second_annotation 2nd_manual", "--device cpu",
     ),
@@ -191,7 +192,7 @@ def evaluate(
 @app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder of an evaluation, or its summary.json.", show_default=False)],
-    second: Annotated[Path, typer.Argument(help="The one to compare with it.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Second evaluation.", show_default=False)],
     region: Annotated[str, typer.Option(help="fov: inside the field of view; whole: the whole image.")] = "fov",
     output: Annotated[Path | None, typer.Option(help="CSV file for every case's differences.")] = None,
 ) -> None:
@@ -199,7 +200,7 @@ def compare(
 
     Prints the mean difference with its interval and the p value of a Wilcoxon signed-rank test.
 
-    Example: drive-seg compare runs/plain runs/flips --output differences.csv
+    Example: drive-seg compare scores/plain scores/flips --output differences.csv
     """
     from drive_seg.compare import compare as compare_summaries
     from drive_seg.compare import read_summary
@@ -216,9 +217,9 @@ def compare(
 @app.command(
     context_settings=_OVERRIDABLE,
     epilog=_further(
-        "inference", "--flips true (four mirror images)", "--threshold 0.4",
+        "inference", "--flips true (the photograph and three mirror images)", "--threshold 0.4",
         "--adaptation 0 (a camera of the training data)",
-        "--fov_diameter 640", "--pixel_spacing_mm 0.0098 (size of a pixel on the retina)",
+        "--fov_diameter 640", "--camera_angle 45 (degrees across; lengths also in millimetres)",
         "--measure false", "--pictures \"['vessels']\"",
         "--save_nifti true", "--save_dicom_seg true", "--engine torch", "--device cpu",
     ),
@@ -239,6 +240,8 @@ def predict(
     bundle_root: BundleRoot = None,
 ) -> None:
     """Segment photographs: a mask, a probability map and an overlay of each, at its own size, and gallery.html.
+
+    The gallery needs the extra: pip install 'drive-seg\\[report]'.
 
     OUTPUT_DIR/vessels.csv lists each one's measures (density, length, calibre, branching, tortuosity) and quality.
     A photograph that cannot be segmented is reported and listed in OUTPUT_DIR/failed.csv; the rest are still segmented.
@@ -319,7 +322,8 @@ def package(
 ) -> None:
     """Pack the bundle with its weights into a zip file that python -m monai.bundle download takes.
 
-    If you pack your own weights, the figures and the model card, which describe the shipped weights, are left out.
+    If you pack your own weights, docs/ and the figures, which describe the shipped weights, are left out;
+    docs/README.md is then a short text for you to complete.
 
     Example: drive-seg package --checkpoint runs/chase/model.pt --output-dir release
     """

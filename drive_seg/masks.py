@@ -64,7 +64,7 @@ class VesselProbabilitiesd(MapTransform):
                 file = getattr(case[key], "meta", {}).get("filename_or_obj")
                 raise DriveSegError(
                     f"{'' if file is None else f'{file}: '}the network gave pixels that are not a number, expected "
-                    "probabilities; in half precision, try --precision float32"
+                    "probabilities; in half precision, try --precision float32, in training a lower --learning_rate"
                 )
             case[key] = like(probabilities, case[key])
         return case

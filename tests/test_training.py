@@ -270,14 +270,22 @@ def test_folders_may_be_paths(bundle: Path, five_phantoms: Path, tmp_path: Path)
         assert (tmp_path / written).is_file()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(bundle: Path, five_phantoms: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("val_interval", "message"), [
+    (1, "the network gave pixels that are not a number"),
+    (4, "expected a finite number"),
+], ids=["validation", "loss"])  # fmt: skip
+def test_a_network_that_gives_no_numbers_stops_the_run(
+    bundle: Path, five_phantoms: Path, tmp_path: Path, val_interval: int, message: str
+) -> None:
     values = overrides(five_phantoms, tmp_path, learning_rate=1e30, warmup_steps=0, batch_size=4)
     with pytest.raises(Exception) as raised:
-        run_workflow(bundle, ["train"], "training", values)
+        run_workflow(bundle, ["train"], "training", {**values, "val_interval": val_interval})
     assert isinstance(user_error(raised.value), DriveSegError)
-    assert "expected a finite number" in str(user_error(raised.value))
-    weights = torch.load(tmp_path / "last.pt", weights_only=True)["network"]
-    assert weights and all(value.isfinite().all() for value in weights.values())
+    assert message in str(user_error(raised.value)) and "lower" in str(user_error(raised.value))
+    assert not (tmp_path / "model.pt").exists()
+    if val_interval > 1:
+        weights = torch.load(tmp_path / "last.pt", weights_only=True)["network"]
+        assert weights and all(value.isfinite().all() for value in weights.values())
 
 
 @pytest.mark.slow
