@@ -21,7 +21,7 @@ from drive_seg.predict import segment_photographs
 from drive_seg.readers import read_image
 from drive_seg.workflows import run_workflow
 
-__all__ = ["run_demo"]
+__all__ = ["RETINA", "run_demo"]
 
 RETINA = Path(skimage.data.data_dir) / "retina.jpg"
 """A photograph in the public domain (CC0) that comes with scikit-image."""

@@ -6,14 +6,10 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from builders import touch
+from builders import ids, touch
 
 from drive_seg.errors import DriveSegError
 from drive_seg.photographs import left_out, photograph_cases, with_fov_masks
-
-
-def ids(cases: list[dict[str, str]]) -> list[str]:
-    return [case["case_id"] for case in cases]
 
 
 def test_names_of_nifti_files_have_two_suffixes(tmp_path: Path) -> None:
