@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 from PIL import Image
 from running import SMALL, overrides, run_bundle, small_overrides, table, workflow_of
+from skimage import measure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from drive_seg.networks import UNet
@@ -108,6 +109,19 @@ def test_two_datasets_at_several_sizes_train_with_the_strong_augmentation(
     )
     workflow.run()
     assert (tmp_path / "model.pt").is_file()
+
+
+def test_vessels_stay_whole_in_small_copies_for_any_camera(bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    pieces = {}
+    for overlay in ("train", "any_camera"):
+        parser = ConfigParser(read(bundle, "train"))
+        parser.update({**read(bundle, overlay), **SMALL, "bundle_root": str(bundle), "dataset_dir": str(phantoms)})
+        load = Compose(
+            parser.get_parsed_content("read_case") + parser.get_parsed_content("train#deterministic_transforms")
+        )
+        label = load({**parser.get_parsed_content("train#cases")[0], "zoom": 0.25})["label"][0]
+        pieces[overlay] = measure.label((label == 1).numpy(), connectivity=2).max()
+    assert pieces["any_camera"] < pieces["train"]
 
 
 def test_nothing_is_learnt_or_validated_outside_the_field_of_view(bundle: Path, phantoms: Path, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from builders import disc, fundus, tensor
 from monai.transforms import BorderPad, Compose, CopyItemsd, DeleteItemsd, Invertd, Resize, SpatialCrop
+from skimage import measure
 
 from drive_seg.errors import DriveSegError
-from drive_seg.scale_to_fov import ScaleToFOVd, resize
+from drive_seg.scale_to_fov import ScaleToFOVd, resize, shrink_annotation
 from drive_seg.transforms import EnsureFOVd, NormalizeInFOVd
 
 BOX = (10, 50, 5, 85)
@@ -41,6 +42,39 @@ class TestResize:
     def test_type_stays(self, dtype: torch.dtype) -> None:
         assert resize(torch.zeros(3, 5, 6, dtype=dtype), (8, 3)).dtype is dtype
         assert resize(torch.zeros(1, 5, 6, dtype=dtype), (8, 3), nearest=True).shape == (1, 8, 3)
+
+
+class TestShrinkAnnotation:
+    def test_a_thin_vessel_stays_whole_and_a_pixel_wide(self) -> None:
+        label = torch.zeros(1, 120, 120, dtype=torch.uint8)
+        for step in range(120):
+            label[0, step, min(119, step // 2)] = 1  # a quarter of a pixel wide afterwards
+        shrunk = shrink_annotation(label, (30, 30))
+        assert shrunk.dtype is torch.uint8
+        assert resize(label, (30, 30), nearest=True).sum() < 25, "most of it would be lost"
+        assert set(np.nonzero(shrunk[0].numpy())[0]) == set(range(30)), "every row that it crosses"
+        assert measure.label(shrunk[0].numpy(), connectivity=2).max() == 1
+        assert shrunk.sum() <= 45
+
+    def test_a_wide_vessel_keeps_its_width(self) -> None:
+        label = torch.zeros(1, 80, 80, dtype=torch.uint8)
+        label[0, 20:44] = 1
+        expected = torch.zeros(1, 20, 20, dtype=torch.uint8)
+        expected[0, 5:11] = 1
+        assert torch.equal(shrink_annotation(label, (20, 20)), expected)
+
+    def test_classes_and_what_counts_for_nothing_stay(self) -> None:
+        label = torch.zeros(1, 80, 80, dtype=torch.uint8)
+        label[0, :20] = 255
+        label[0, 40] = 1
+        label[0, 60:70] = 2
+        shrunk = shrink_annotation(label, (20, 20))[0]
+        assert (shrunk[:5] == 255).all() and (shrunk[10] == 1).all() and (shrunk[16] == 2).all()
+        assert (shrunk[6:10] == 0).all() and (shrunk[11:15] == 0).all()
+        assert set(shrunk.unique().tolist()) == {0, 1, 2, 255}
+
+    def test_nothing_drawn(self) -> None:
+        assert not shrink_annotation(torch.zeros(1, 50, 40), (7, 9)).any()
 
 
 def boxed_case() -> dict[str, Any]:
@@ -106,6 +140,17 @@ class TestScaleToFOV:
         out = ScaleToFOVd("label", 160, margin=0, nearest=True)(case)["label"]
         box = case["label"].numpy()[:, 10:50, 5:85]
         np.testing.assert_array_equal(out.numpy(), box.repeat(2, axis=1).repeat(2, axis=2))
+
+    def test_an_annotation_is_shrunk_but_not_enlarged_in_its_own_way(self) -> None:
+        case = boxed_case()
+        box = case["label"].as_tensor()[:, 10:50, 5:85]
+        transform = ScaleToFOVd(["label", "fov"], [20, 160], nearest=True, annotation_key="label", margin=2)
+        for zoom, size in ((0.5, (20, 40)), (2.0, (80, 160))):
+            expected = shrink_annotation(box, size) if zoom < 1 else resize(box, size, nearest=True)
+            out = transform({**case, "zoom": zoom})
+            assert torch.equal(out["label"][:, 2:-2, 2:-2].as_tensor(), expected)
+            fov = resize(case["fov"].as_tensor()[:, 10:50, 5:85], size, nearest=True)
+            assert torch.equal(out["fov"][:, 2:-2, 2:-2].as_tensor(), fov)
 
     def test_the_fov_itself_may_be_among_the_keys(self) -> None:
         case = boxed_case()
