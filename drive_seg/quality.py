@@ -99,9 +99,9 @@ class QualityCheck:
         smallest_vessel_share, largest_vessel_share: share of the field of view that is vessel, 0 to 1, below which
             there is hardly any and above which there are implausibly many. The manual annotations have 6 % to 13 %.
         connected_share: ``connected_share`` below which the vessels are in pieces, as in pictures of anything else and
-            where noise hides them. Masks by the shipped weights have at least 0.86 for 70 of the photographs, at least
-            0.54 for views of 20 degrees cut out of 14 of them, and at most 0.44 for eight of scikit-image's pictures of
-            other things, cut round.
+            where noise hides them. Masks by the shipped weights have at least 0.82 for the photographs. Those by
+            earlier weights had at least 0.54 for views of 20 degrees cut out of 14 of them, and at most 0.44 for
+            eight of scikit-image's pictures of other things, cut round.
         smallest_mm, largest_mm: range of plausible diameters of the field of view on the retina; outside it, the pixel
             spacing cannot be right. Cameras see 20 to 200 degrees, of about 0.3 mm each.
     """
