@@ -71,15 +71,20 @@ def main() -> None:
     arguments = parser.parse_args()
     quiet()
     checkpoint = {} if arguments.checkpoint is None else {"checkpoint": arguments.checkpoint}
-    cases = {
-        folder: [shrunk(case, arguments.diameter) for case in validation_cases(folder)]
-        for folder in arguments.dataset_dir
-    }
+    cases = {}
     print("vessels' share of the field of view, annotations:")
-    for folder, several in cases.items():
-        by_area = mean(float(case.by_area[case.fov].mean()) for case in several)
-        as_drawn = mean(float(case.as_drawn[case.fov].mean()) for case in several)
-        print(f"{folder}, {len(several)} images: {by_area:.4f} by area, {as_drawn:.4f} as drawn")
+    for folder in arguments.dataset_dir:
+        annotated = validation_cases(folder)
+        cases[folder] = [shrunk(case, arguments.diameter) for case in annotated]
+        shares = {
+            "as annotated": [case.label[case.fov] for case in annotated],
+            "by area": [case.by_area[case.fov] for case in cases[folder]],
+            "as drawn": [case.as_drawn[case.fov] for case in cases[folder]],
+        }
+        row = ", ".join(
+            f"{mean(float(inside.mean()) for inside in several):.4f} {name}" for name, several in shares.items()
+        )
+        print(f"{folder}, {len(annotated)} images: {row}")
     print("| enlarged to, pixels | " + " | ".join(f"{name}: by area | as drawn | share" for name in cases) + " |")
     print("| --- |" + " --- | --- | --- |" * len(cases))
     for smallest in arguments.smallest:
