@@ -98,7 +98,7 @@ def in_a_process(folder: Path, settings: dict[str, Any], engine: str, bare: bool
         str(folder),
         json.dumps({**settings, "engine": engine}),
     ]
-    done = subprocess.run([*words, *(["bare"] if bare else [])], capture_output=True, text=True, check=True)
+    done = subprocess.run([*words, *(["bare"] if bare else [])], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
