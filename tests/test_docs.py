@@ -162,3 +162,5 @@ def test_readme_and_card_state_the_figures_of_the_metadata() -> None:
             )
             assert (dice, auc) in {figures[:2] for figures in stated}, f"{dice} and {auc} of {title}{adapted}"
             assert dice in readme and auc in readme
+    (compared,) = re.findall(r"\bdice +(0\.\d{4}) ", readme)  # in half precision
+    assert float(compared) == pytest.approx(metadata["eval_metrics"]["mean_dice_chase_db1"], abs=5e-4)
