@@ -70,7 +70,8 @@ def shrink_annotation(label: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         np.maximum(largest, share, out=largest)
         if value != 0:
             rows, columns = np.nonzero(skeletonize(of_class))
-            places = rows * size[0] // height, columns * size[1] // width
+            # the pixels in which the centres of the large ones lie
+            places = (2 * rows + 1) * size[0] // (2 * height), (2 * columns + 1) * size[1] // (2 * width)
             centrelines[places] = np.where(centrelines[places] == 0, value, centrelines[places])  # the first class
     return torch.from_numpy(np.where(shrunk == 0, centrelines, shrunk)[None]).to(label.device)
 

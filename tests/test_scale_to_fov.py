@@ -63,6 +63,19 @@ class TestShrinkAnnotation:
         expected[0, 5:11] = 1
         assert torch.equal(shrink_annotation(label, (20, 20)), expected)
 
+    @pytest.mark.parametrize("size", [35, 50, 70, 90])
+    def test_a_line_of_one_pixel_stays_at_its_place_and_one_pixel_wide(self, size: int) -> None:
+        moved = []
+        for column in range(20, 80):
+            label = torch.zeros(1, 50, 100, dtype=torch.uint8)
+            label[0, :, column] = 1
+            shrunk = shrink_annotation(label, (25, size))[0]
+            assert (shrunk == shrunk[:1]).all()
+            (places,) = np.nonzero(shrunk[0].numpy())
+            assert len(places) == 1
+            moved.append(places[0] + 0.5 - (column + 0.5) * size / 100)
+        assert abs(np.mean(moved)) < 0.05 and np.abs(moved).max() <= 0.5
+
     def test_classes_and_what_counts_for_nothing_stay(self) -> None:
         label = torch.zeros(1, 80, 80, dtype=torch.uint8)
         label[0, :20] = 255
