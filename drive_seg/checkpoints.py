@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         raise DriveSegError(f"{path}: is a folder, expected a checkpoint in it, such as {path / 'model.pt'}")
     if not path.is_file():
         raise DriveSegError(f"{path}: there is no such checkpoint")
+    _check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes may make torch raise anything
@@ -70,6 +73,21 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise DriveSegError(f"{path}: expected a dictionary, got {type(content).__name__}")
     return dict(content)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what ``torch.load`` takes: an archive with damaged bytes, whose checksums it ignores, and TorchScript."""
+    if not zipfile.is_zipfile(path):  # the format of old versions, or no checkpoint
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise DriveSegError(f"{path}: is TorchScript, expected weights, such as model.pt")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, zlib.error) as error:
+        raise DriveSegError(f"{path}: is not a checkpoint of tensors and plain values ({first_line(error)})") from error
+    if damaged is not None:
+        raise DriveSegError(f"{path}: is damaged, {damaged} in it differs from its checksum")
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike) -> nn.Module:

@@ -253,7 +253,7 @@ def _check_key(key: str, known: Mapping[str, Any], where: str = "") -> Any:
 
 def _check_number(key: str, value: Any, default: Any) -> None:
     """Check no more than this: the part that takes a value knows best what else it may be."""
-    if isinstance(default, bool) and isinstance(value, str) and not value.startswith(SPECIAL):
+    if isinstance(default, bool) and _is_no_truth(value):
         raise DriveSegError(f"{key}: expected true or false, got {value!r}")
     several = isinstance(default, list) and bool(default) and all(_is_number(item) for item in default)
     if not (several or _is_number(default)) or value is None:
@@ -267,6 +267,13 @@ def _check_number(key: str, value: Any, default: Any) -> None:
     if not all(_is_number(item) or (isinstance(item, str) and item.startswith(SPECIAL)) for item in items):
         expected = "numbers" if several else "a number"
         raise DriveSegError(f"{key}: expected {expected}, such as {default} in the config, got {value!r}")
+
+
+def _is_no_truth(value: Any) -> bool:
+    """Whether a value stands for neither true nor false; 8 mirror images, for one, are more than true."""
+    if isinstance(value, str):
+        return not value.startswith(SPECIAL)
+    return value is None or (type(value) is int and value in (0, 1))
 
 
 def _is_number(value: Any) -> bool:

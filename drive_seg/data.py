@@ -35,6 +35,9 @@ DATASET_JSON = "dataset.json"
 _NO_FILES = ("case_id", "person")
 """Keys of a case in ``dataset.json`` that describe it; all other values are paths."""
 
+_OF_OTHERS = ("image", *_NO_FILES)
+"""Keys of a case that no folder of annotations may have as its name."""
+
 _OTHER_NAMES = {"label": FIRST_MANUAL, "mask": "fov"}
 """Names in MONAI's datalists, and what they are called here."""
 
@@ -222,7 +225,7 @@ def read_sections(root: Path, validation_every: int | None) -> dict[str, list[Ca
 
 def _read_drive_section(folder: Path) -> list[Case]:
     images = by_case(list_images(folder / "images"))
-    cases: dict[str, Case] = {key: {"case_id": key, "image": str(path.resolve())} for key, path in images.items()}
+    cases: dict[str, Case] = {key: {"case_id": key, "image": _itself(path)} for key, path in images.items()}
     if not folder.is_dir():
         return []
     partner_dirs = (p for p in folder.iterdir() if p.is_dir() and p.name != "images" and not p.name.startswith("."))
@@ -230,6 +233,13 @@ def _read_drive_section(folder: Path) -> list[Case]:
         partners = by_case(list_images(partner_dir))
         if not partners:
             continue
+        for known in (FIRST_MANUAL, SECOND_MANUAL, "mask"):
+            if partner_dir.name != known and partner_dir.name.lower() == known:
+                raise DriveSegError(f"{partner_dir}: expected the name {known}")
+        if partner_dir.name in _OF_OTHERS:
+            raise DriveSegError(
+                f"{partner_dir}: expected another name, a folder beside images holds annotations or masks"
+            )
         for key in sorted(images.keys() - partners.keys()):
             raise DriveSegError(
                 f"{images[key]} has no partner in {partner_dir}, expected {_named(key)} there "
@@ -239,8 +249,20 @@ def _read_drive_section(folder: Path) -> list[Case]:
         for key in sorted(partners.keys() - images.keys()):
             raise DriveSegError(f"{partners[key]} has no image in {folder / 'images'}, expected {_named(key)} there")
         for key, path in partners.items():
-            cases[key]["fov" if partner_dir.name == "mask" else partner_dir.name] = str(path.resolve())
+            cases[key]["fov" if partner_dir.name == "mask" else partner_dir.name] = _itself(path)
     return [cases[key] for key in sorted(cases)]
+
+
+def _itself(path: Path) -> str:
+    """The absolute path that links lead to.
+
+    Raises:
+        DriveSegError: if there cannot be such a file.
+    """
+    try:
+        return str(path.resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # such as a link to itself or a name that is too long
+        raise DriveSegError(f"{str(path)!r}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _named(key: str) -> str:
@@ -251,7 +273,7 @@ def _named(key: str) -> str:
 def _read_dataset_json(path: Path) -> dict[str, list[Case]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows adds a byte-order mark
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DriveSegError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict) or not any(section in content for section in SECTIONS):
         raise DriveSegError(f"{path}: expected an object with the keys {', '.join(SECTIONS)}")
@@ -282,13 +304,16 @@ def _read_json_section(path: Path, section: str, items: Any) -> list[Case]:
         for key, value in item.items():
             if key in _NO_FILES:
                 continue
-            file = (path.parent / value).resolve()
-            if not file.is_file():
+            try:
+                file = _itself(path.parent / value)
+            except DriveSegError as error:
+                raise DriveSegError(f"{where}: {key}: {error}") from error
+            if not Path(file).is_file():
                 raise DriveSegError(f"{where}: {key}: there is no file {file}")
             name = str(_OTHER_NAMES.get(key, key))
-            if case.get(name, str(file)) != str(file):
+            if case.get(name, file) != file:
                 raise DriveSegError(f"{where}: {key}: expected one file as {name}, got {case[name]} and {file}")
-            case[name] = str(file)
+            case[name] = file
         if case["case_id"] in cases:
             raise DriveSegError(f"{where}: case {case['case_id']} is listed twice")
         cases[case["case_id"]] = case

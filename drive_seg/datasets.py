@@ -62,8 +62,9 @@ class _Failure:
 class SeededCacheDataset(OrderlyCacheDataset):
     """``OrderlyCacheDataset`` whose random transforms depend on the seed, the epoch and the case alone.
 
-    The patches of an epoch are thus the same in one process or eight, with workers or without, and in a resumed run. A
-    case that ``WholeBatchSampler`` takes once more in an epoch gets other random numbers.
+    The patches of an epoch are thus the same in one process or eight, with worker processes or without (but not with
+    worker threads, which share the transforms), and in a resumed run. A case that ``WholeBatchSampler`` takes once more
+    in an epoch gets other random numbers.
 
     Args:
         seed: any whole number from 0.
@@ -96,7 +97,7 @@ class SeededCacheDataset(OrderlyCacheDataset):
         self._epoch.fill_(epoch)
 
     def _transform(self, index: int) -> Any:
-        number = index + len(self) * getattr(index, "repetition", 0)
+        number = index % len(self) + len(self) * getattr(index, "repetition", 0)
         state = np.random.SeedSequence([self.seed, self.epoch, number]).generate_state(1)
         _reseed(self.transform, int(state[0]))
         if self.track_meta or self.runtime_cache or self.hash_as_key or index % len(self) >= self.cache_num:

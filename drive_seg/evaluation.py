@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from ignite.engine import Engine, Events
 
 from drive_seg.arrays import to_numpy
 from drive_seg.bootstrap import Bootstrap
 from drive_seg.distributed import gather, same_for_all
 from drive_seg.errors import CommonError, DriveSegError
-from drive_seg.files import remove, sha256, write_csv, write_text
+from drive_seg.files import remove, remove_leftovers, sha256, take_lock, write_csv, write_text
 from drive_seg.learnt_cases import another_scale, learnt_cases, photograph_id
 from drive_seg.persons import person
 from drive_seg.scores import (
@@ -41,6 +42,9 @@ __all__ = ["CaseScores"]
 FEW = 20
 """Persons below which percentile intervals are noticeably too narrow, see ``drive_seg.bootstrap.Bootstrap``."""
 
+WRITTEN = frozenset({*COMPARISONS, "metrics", "summary", "report", "threshold"})
+"""Names, without suffix, of what an evaluation writes."""
+
 OF_MACHINE = ("dataset_dir", "threshold_source", "device")
 """What may differ between processes: where their machines have the files and what computes."""
 
@@ -56,7 +60,7 @@ class CaseScores:
     to repeat them. If several processes share the cases, the first one writes.
 
     Args:
-        output_dir: folder to write into; tables of an earlier evaluation there are removed.
+        output_dir: folder to write into, one evaluation at a time; tables of an earlier one there are removed.
         scoring: what to compute for a case.
         bootstrap: how to compute the intervals.
         protocol: how the figures came about, to be stated: ``threshold``, ``threshold_source``, ``reference``, ….
@@ -83,6 +87,7 @@ class CaseScores:
         self.settings = dict(settings)
         self.config_files = [Path(file) for file in config_files]
         self.writes = writes
+        self._lock = FileLock(self.output_dir / ".evaluation.lock")
         self.results: list[CaseResult] = []
         self.unscored: dict[str, str] = {}
         self.summary: dict[str, Any] = {}
@@ -93,13 +98,19 @@ class CaseScores:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         # Not when the run is completed: by then MONAI's handlers for MLflow and TensorBoard have logged the metrics.
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._release_and_raise)
 
     def reset(self, engine: Engine) -> None:
         """Forget an earlier run; its files stay until this one's are there, since it may yet fail.
 
         Raises:
-            DriveSegError: if processes score with different settings.
+            DriveSegError: if processes score with different settings, or another evaluation uses the folder.
         """
+        if self.writes:
+            take_lock(self._lock)
+            remove_leftovers(self.output_dir, WRITTEN)
+            if not engine.has_event_handler(self.release, Events.COMPLETED):  # after all others, such as the report's
+                engine.add_event_handler(Events.COMPLETED, self.release)
         about = {**self.protocol, **self.settings, **vars(self.scoring)}
         same_for_all({name: value for name, value in about.items() if name not in OF_MACHINE})
         self.results, self.unscored, self.summary = [], {}, {}
@@ -148,6 +159,14 @@ class CaseScores:
                     for name, spread in row["per_image"].items()
                 ),
             )
+
+    def release(self, engine: Engine) -> None:
+        """Release the folder for another evaluation."""
+        self._lock.release()
+
+    def _release_and_raise(self, engine: Engine, error: BaseException) -> None:
+        self.release(engine)
+        raise error
 
     def raise_if_incomplete(self) -> None:
         """Raise an error if a case could not be scored, once all processes have finished writing.

@@ -40,9 +40,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     would slow down thousands of pictures.
 
     Raises:
-        DriveSegError: if the folder cannot be written to or the disk is full.
+        DriveSegError: if the folder cannot be written to, the disk is full, or ``path`` is a device or a pipe, which
+            must not be replaced.
     """
     path = Path(path)
+    # /dev/stdout is a link, which may lead to a file
+    if (path.exists() and not (path.is_file() or path.is_dir())) or path.absolute().parent == Path("/dev"):
+        raise DriveSegError(f"{path}: is a device or a pipe, expected a file")
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,10 +205,15 @@ def keep(path: str | os.PathLike, *described_by: Path) -> Path | None:
     """
     path = Path(path)
     ending = f"_{sha256(path)[:8]}"
-    copy = path.with_stem(path.stem + ending)
+    copy = _with_ending(path, ending)
     if copy.exists():
         return None
     for file in (*filter(Path.is_file, described_by), path):
-        with replacing(file.with_stem(file.stem + ending)) as temporary:
+        with replacing(_with_ending(file, ending)) as temporary:
             shutil.copyfile(file, temporary)
     return copy
+
+
+def _with_ending(path: Path, ending: str) -> Path:
+    suffix = path.name[-len(".nii.gz") :] if path.name.lower().endswith(".nii.gz") else path.suffix
+    return path.with_name(path.name.removesuffix(suffix) + ending + suffix)

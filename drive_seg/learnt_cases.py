@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
+from drive_seg.distributed import get_rank
 from drive_seg.files import remove, sha256, write_text
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "photograph_id",
     "write_learnt_cases",
 ]
+
+_logger = logging.getLogger(__name__)
 
 ROLES = ("training", "validation")
 _KEYS = {role: f"{role}_sha256" for role in ROLES}
@@ -102,7 +106,15 @@ class LearntCases:
             self.photographs = None
             return
         cases = dict(zip(ROLES, (engine.data_loader.dataset.data, self.validation), strict=True))
-        self.photographs = {role: sorted({*map(photograph_id, cases[role]), *earlier[role]}) for role in ROLES}
+        found = {role: set(map(photograph_id, cases[role])) for role in ROLES}
+        both = len(set.intersection(*found.values()))
+        if both and get_rank() == 0:
+            _logger.warning(
+                "%d photographs for validation are copies of ones that are trained on: the validation Dice will "
+                "be too high",
+                both,
+            )
+        self.photographs = {role: sorted(found[role] | earlier[role]) for role in ROLES}
 
     def state_dict(self) -> dict[str, Any]:
         """The photographs that the training has begun with."""

@@ -62,13 +62,20 @@ def picture_name(path: str | os.PathLike) -> str:
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """Image files directly in ``folder``, sorted by name; hidden files, other kinds and folders are left out."""
+    """Image files directly in ``folder``, sorted by name; hidden files, other kinds and folders are left out.
+
+    Raises:
+        DriveSegError: if the folder may not be read.
+    """
     folder = Path(folder)
-    if not folder.is_dir():
-        return []
     endings = tuple(IMAGE_SUFFIXES)
-    named = (p for p in folder.iterdir() if p.name.lower().endswith(endings) and not p.name.startswith("."))
-    return sorted(p for p in named if not p.is_dir())  # a broken link is told of when it is read
+    try:
+        if not folder.is_dir():
+            return []
+        named = (p for p in folder.iterdir() if p.name.lower().endswith(endings) and not p.name.startswith("."))
+        return sorted(p for p in named if not p.is_dir())  # a broken link is told of when it is read
+    except OSError as error:
+        raise DriveSegError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from error
 
 
 def by_case(paths: Sequence[Path]) -> dict[str, Path]:

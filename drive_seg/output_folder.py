@@ -26,8 +26,13 @@ __all__ = ["OutputFolder", "entry_of"]
 
 JOURNALS = "progress_*.jsonl"
 
-CORRECTED = frozenset({"vessels", "fov"})
-"""Results that people correct by hand."""
+CORRECTED = {
+    "vessels": "_vessels.png",
+    "fov": "_fov.png",
+    "nifti": "_vessels.nii.gz",
+    "dicom_seg": "_vessels.dcm",
+}
+"""Results that people correct by hand, and how their files' names end in ``drive_seg.pictures.SaveVesselsd``."""
 
 CLOCK_NS = 2_000_000_000
 """Difference of modification times that says nothing: network shares and USB sticks round the time of a file, to 2 s at
@@ -109,20 +114,23 @@ class OutputFolder:
         """Sizes of the journals, which grow as long as a process works."""
         return [path.stat().st_size for path in sorted(self.path.glob(JOURNALS))]
 
-    def keep_corrected(self, cases: Sequence[Case]) -> list[Path]:
-        """Copy masks and fields of view that somebody has changed since they were written, which may be hours of work.
+    def keep_corrected(self, cases: Sequence[Case]) -> list[tuple[Path, Path]]:
+        """Copy masks and fields of view that somebody may have changed, which may be hours of work.
+
+        Those are all that are not as they were written, and all of which no journal tells.
 
         Args:
             cases: those whose results are about to be replaced.
 
         Returns:
-            The copies, see ``drive_seg.files.keep``.
+            Pairs of a file and its copy, see ``drive_seg.files.keep``. Where the new result turns out to be the same,
+            the copy may be deleted.
         """
         names = {case["case_id"] for case in cases}
-        written: dict[str, list[list[int]]] = {}
+        written: dict[str, list[list[int]]] = {f"{name}{end}": [] for name in names for end in CORRECTED.values()}
         for entry in self._outcomes():
             if entry["case_id"] in names:
-                for kind in CORRECTED.intersection(entry.get("saved", {})):
+                for kind in CORRECTED.keys() & entry.get("saved", {}).keys():
                     name = entry["saved"][kind]
                     written.setdefault(name, []).append(entry["stamps"][name])
         changed = [
@@ -130,7 +138,7 @@ class OutputFolder:
             for name, stamps in sorted(written.items())
             if (self.path / name).is_file() and not any(_is_as_written(self.path / name, stamp) for stamp in stamps)
         ]
-        return [copy for file in changed if (copy := keep(file)) is not None]
+        return [(file, copy) for file in changed if (copy := keep(file)) is not None]
 
     def other_cases(self, cases: Sequence[Case]) -> list[Case]:
         """Photographs of earlier runs, whatever the settings, that are not among ``cases`` and still exist."""

@@ -30,19 +30,23 @@ def photograph_cases(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> 
         without suffix; where several would be the same, the suffix is added, then the folder's name, then a hash.
 
     Raises:
-        DriveSegError: if a path does not exist or there is no photograph at all.
+        DriveSegError: if a path does not exist or may not be read, or there is no photograph at all.
     """
     files: dict[Path, Path] = {}  # by the file that links resolve to; the value keeps the given name
     paths = as_path(paths)
     for path in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else map(as_path, paths)):
-        if path.is_dir():
+        try:
+            is_folder, is_file = path.is_dir(), path.is_file()
+        except OSError as error:  # in a folder that may not be read
+            raise DriveSegError(f"{path}: cannot be read ({error.strerror or error})") from error
+        if is_folder:
             found = list_images(path)
             if not found:
                 within = "; folders in it are not searched" if any(p.is_dir() for p in path.iterdir()) else ""
                 raise DriveSegError(
                     f"{path}: holds no photograph, expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}{within}"
                 )
-        elif path.is_file():
+        elif is_file:
             found = [path]
         else:
             raise DriveSegError(f"{path}: there is no such file or folder")

@@ -40,7 +40,7 @@ from drive_seg.distributed import (
     same_for_all,
 )
 from drive_seg.errors import DriveSegError, first_cause
-from drive_seg.files import make_folder, remove_leftovers, sha256, take_lock, write_text
+from drive_seg.files import make_folder, remove, remove_leftovers, sha256, take_lock, write_text
 from drive_seg.output_folder import OutputFolder, entry_of
 from drive_seg.photographs import left_out, photograph_cases, with_fov_masks
 from drive_seg.pictures import PICTURES
@@ -171,7 +171,7 @@ def _segment(
     }
     settings_id = hashlib.sha256(json.dumps(made_with).encode()).hexdigest()[:16]
     found = _to_do(OutputFolder(output_dir, settings_id), cases, classes) if rank == 0 else None
-    cases, todo, suspects = from_first(found)
+    cases, todo, suspects, corrected = from_first(found)
     folder = OutputFolder(output_dir, settings_id)
     share = todo[rank::world_size]
     # By one process: torchrun ends the others with one that is killed, and their photographs would be suspects, too.
@@ -187,6 +187,11 @@ def _segment(
         time.sleep(1)
         folder = OutputFolder(output_dir, settings_id)
         latest = folder.latest(cases)
+    for file, copy in corrected if rank == 0 else ():
+        if file.is_file() and sha256(file) == sha256(copy):  # not corrected after all
+            remove(copy)
+        else:
+            _tell(f"{copy}: a result that was changed by hand, kept under this name")
     lost = [case for case in cases if case["case_id"] not in latest]
     for case in lost:  # deleted or changed by somebody, or the file system has lost it
         latest[case["case_id"]] = {**folder.identity(case), "failed": LOST}
@@ -211,8 +216,13 @@ def _segment(
 
 def _to_do(
     folder: OutputFolder, cases: Sequence[Case], classes: Sequence[str]
-) -> tuple[list[Case], list[Case], list[Case]]:
-    """Cases, named as their results; those without, and apart from them those at which a process may have ended."""
+) -> tuple[list[Case], list[Case], list[Case], list[tuple[Path, Path]]]:
+    """What there is to do, and what was kept before.
+
+    Returns:
+        Cases, named as their results; those without, and apart from them those at which a process may have ended; and
+        as ``OutputFolder.keep_corrected``.
+    """
     cases = folder.named_as_before(cases)  # a folder may have gained a photograph since
     kinds = (*KINDS, *(f"probability_{in_names(name)}" for name in classes))
     pictures = {f"{case['case_id']}_{kind}" for case in cases for kind in kinds}
@@ -231,14 +241,13 @@ def _to_do(
     for case in given_up:
         _tell(f"drive-seg: {case['image']}: {ENDED}")
     todo = [case for case in todo if begun.get(case["case_id"], 0) < TRIES]
-    for copy in folder.keep_corrected(todo):
-        _tell(f"{copy}: a result that was changed by hand, kept under this name")
+    corrected = folder.keep_corrected(todo)
     if finished := sum("failed" not in entry for entry in done.values()):
         _tell(f"{finished} of {len(cases)} are done already in {folder.path}")
     suspects = sorted((case for case in todo if case["case_id"] in begun), key=lambda case: begun[case["case_id"]])
     if suspects:
         _tell(f"one at a time at the end, because a run has ended at them: {len(suspects)}")
-    return cases, [case for case in todo if case["case_id"] not in begun], suspects
+    return cases, [case for case in todo if case["case_id"] not in begun], suspects, corrected
 
 
 def _work(segmenter: Segmenter, folder: OutputFolder, groups: Iterable[Sequence[Case]], total: int) -> None:

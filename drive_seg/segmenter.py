@@ -286,7 +286,8 @@ def _channel_first(picture: str | os.PathLike | np.ndarray, name: str, channels:
         raise DriveSegError(f"{name}: expected an array {expected}, got {picture.dtype}")
     if channels == 1:
         picture = np.asarray(np.nan_to_num(picture) != 0, dtype=np.uint8)[..., None]
-    return MetaTensor(without_metadata(np.ascontiguousarray(picture.transpose(2, 0, 1))))
+    # In the memory order of a picture from a file: in another one, the last bits of the resized picture differ.
+    return MetaTensor(without_metadata(np.array(picture, order="C").transpose(2, 0, 1)))
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import warnings
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -149,6 +151,28 @@ def test_half_a_checkpoint_is_refused(tmp_path: Path, share: float) -> None:
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(DriveSegError, match=r"model\.pt: is not a checkpoint"):
         load_checkpoint(path)
+
+
+def test_a_checkpoint_with_other_bytes_in_the_middle_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    save_checkpoint(small().state_dict(), path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+    place = content.index(largest.filename.encode()) + len(largest.filename) + largest.file_size // 2
+    content[place] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)  # takes it without a word
+    with pytest.raises(DriveSegError, match=rf"model\.pt: is damaged, {largest.filename} in it differs"):
+        load_checkpoint(path)
+
+
+def test_torchscript_is_no_checkpoint(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "model.ts")
+    with pytest.raises(DriveSegError, match=r"model\.ts: is TorchScript, expected weights, such as model\.pt$"):
+        load_checkpoint(tmp_path / "model.ts")
 
 
 def test_a_missing_checkpoint_and_a_bare_tensor(tmp_path: Path) -> None:

@@ -90,14 +90,14 @@ def test_paths_and_overrides_are_parted(arguments: list[str], paths: list[str], 
     assert split_overrides(arguments) == (paths, overrides)
 
 
-@pytest.mark.parametrize("value", ["no", "False "])
-def test_what_is_true_or_false(tmp_path: Path, value: str) -> None:
-    """A text would be true, whatever it says."""
+@pytest.mark.parametrize("value", ["no", "False ", 0, 1, None])
+def test_what_is_true_or_false(tmp_path: Path, value: Any) -> None:
+    """A text would be true, whatever it says; MONAI takes no number for either."""
     config = tmp_path / "config.json"
     config.write_text('{"measure": true}')
-    for fine in (False, 0, "$@a > 1", "@a"):
+    for fine in (False, 8, "$@a > 1", "@a"):
         check_overrides([str(config)], {"measure": fine})
-    with pytest.raises(DriveSegError, match=f"^measure: expected true or false, got '{value}'$"):
+    with pytest.raises(DriveSegError, match=f"^measure: expected true or false, got {value!r}$"):
         check_overrides([str(config)], {"measure": value})
 
 

@@ -166,6 +166,12 @@ def link(name: str, target: str) -> Callable[[Path], None]:
     (remove_folder("training/1st_manual"), "has no annotation '1st_manual', expected one for every training case"),
     (link("training/images/22_training.tif", "test/images/01_test.tif"),
      "{root}: {root}/test/images/01_test.tif is in training and in test, expected it in one of them"),
+    (add(*(f"training/image/{n}.gif" for n in range(21, 27))), "{root}/training/image: expected another name, "),
+    (add(*(f"training/person/{n}.gif" for n in range(21, 27))), "{root}/training/person: expected another name, "),
+    (add(*(f"training/2nd_Manual/{n}.gif" for n in range(21, 27))),
+     "{root}/training/2nd_Manual: expected the name 2nd_manual"),
+    (link("training/images/22_training.tif", "training/images/22_training.tif"),
+     "'{root}/training/images/22_training.tif': cannot be read ("),
 ])  # fmt: skip
 def test_files_that_do_not_fit(small: Path, change: Callable[[Path], None], message: str) -> None:
     change(small)

@@ -75,6 +75,7 @@ def test_samples_follow_from_seed_epoch_and_case_alone(transforms: str) -> None:
     forwards = [samples[index] for index in range(4)]
     backwards = [samples[index] for index in reversed(range(4))][::-1]
     assert forwards == backwards and len(set(forwards)) == 4
+    assert [samples[index] for index in range(-4, 0)] == forwards
     samples.set_epoch(4)
     assert set(forwards).isdisjoint(samples[index] for index in range(4))
     assert set(forwards).isdisjoint(dataset(seed=1)[index] for index in range(4))

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from builders import shipped_bootstrap, shipped_scoring
+from builders import shipped_bootstrap, shipped_scoring, touch
+from ignite.engine import Engine
 from monai.networks.nets import BasicUNet
 from PIL import Image
 from running import SMALL_NETWORK, another_in_the_second_process, refused, run_bundle, save_weights, table
@@ -102,6 +103,27 @@ def test_an_evaluation_that_fails_leaves_the_earlier_one(
     evaluate_weights(bundle, {**values, "section": "training"})
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert left == before.keys() - {"second_observer.csv", "prediction_against_second.csv"}, "of these, none has one"
+
+
+def test_two_evaluations_do_not_share_a_folder(
+    bundle: Path, phantoms: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    values = {"dataset_dir": str(phantoms), "checkpoint": weights, "output_dir": str(out), **SMALL_NETWORK}
+    touch(out / ".metrics.0123abcd.csv")
+    collect = CaseScores.collect
+
+    def once_more(scores: CaseScores, engine: Engine) -> None:
+        with pytest.raises(RuntimeError) as raised:
+            evaluate_weights(bundle, values)
+        assert "out: another run is writing into this folder, " in str(user_error(raised.value))
+        collect(scores, engine)
+
+    monkeypatch.setattr(CaseScores, "collect", once_more)
+    evaluate_weights(bundle, values)
+    assert not (out / ".metrics.0123abcd.csv").exists(), "what a killed evaluation had left"
+    monkeypatch.undo()
+    evaluate_weights(bundle, values)
 
 
 def test_one_case_at_a_time(bundle: Path, phantoms: Path, weights: str, tmp_path: Path) -> None:
@@ -265,7 +287,8 @@ def test_processes_that_would_score_otherwise(
 def test_a_bad_case_leaves_the_others_scored(tmp_path: Path) -> None:
     weights = save_weights(tmp_path / "model.pt")
     scores = CaseScores(str(tmp_path), shipped_scoring(), shipped_bootstrap(), {}, {})
-    engine: Any = SimpleNamespace(state=SimpleNamespace(metrics={}, loaded_weights=[weights]))
+    engine: Any = Engine(lambda *_: None)
+    engine.state = SimpleNamespace(metrics={}, loaded_weights=[weights])
     scores.reset(engine)
     label, fov = torch.zeros(1, 20, 30), torch.ones(1, 20, 30)
     label[:, 8:11] = 1

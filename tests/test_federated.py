@@ -203,6 +203,8 @@ def write_job(job: Path, bundle: Path, sites: Mapping[str, Path]) -> None:
             "lr_scheduler#t_total": arguments["train_kwargs"]["lr_scheduler#t_total"].replace("10", str(ROUNDS)),
         }
         arguments["eval_kwargs"] = {**values, "ckpt_dir": str(folder / "global")}
+        assert arguments["best_model_filepath"] == "/runs/site/local/model.pt", "not the bundle's"
+        arguments["best_model_filepath"] = str(folder / "local" / "model.pt")
         apps[f"app_{name}"] = (name, algo)
     for app, (target, config) in apps.items():
         (job / app / "config").mkdir(parents=True)

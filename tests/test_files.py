@@ -96,6 +96,15 @@ def test_a_folder_that_is_a_file(old: Path) -> None:
         write_text(old / "new.txt", "")
 
 
+def test_a_device_or_a_pipe_stays_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/stdout")):
+        with pytest.raises(DriveSegError, match=f"^{path}: is a device or a pipe, expected a file$"):
+            write_text(path, "")
+    assert (tmp_path / "pipe").is_fifo() and names(tmp_path) == ["link", "pipe"]
+
+
 def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "file.txt").mkdir()
     with pytest.raises(DriveSegError, match=r"file\.txt: cannot be written \("):

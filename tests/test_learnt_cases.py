@@ -98,6 +98,19 @@ def test_what_weights_have_learnt(tmp_path: Path) -> None:
         assert learnt_cases([a, c]) is None
 
 
+def test_a_copy_of_a_training_photograph_among_those_for_validation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cases = [{"case_id": name, "image": str(tmp_path / f"{name}.png")} for name in ("1", "2", "3")]
+    for case, content in zip(cases, (b"one", b"two", b"one"), strict=True):
+        Path(case["image"]).write_bytes(content)
+    trained(tmp_path / "a.pt", cases[:1], cases[1:2])
+    assert not caplog.messages
+    trained(tmp_path / "b.pt", cases[:1], cases[1:])
+    (message,) = caplog.messages
+    assert message.startswith("1 photographs for validation are copies of ones that are trained on")
+
+
 def test_photographs_that_vanish_in_the_course_of_a_training(tmp_path: Path) -> None:
     photograph, earlier, weights = tmp_path / "Jane.png", tmp_path / "earlier.pt", tmp_path / "model.pt"
     photograph.write_bytes(b"one")

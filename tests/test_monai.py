@@ -19,6 +19,7 @@ from ignite.metrics import Average
 from jsonschema import ValidationError, validate
 from monai.bundle import ConfigWorkflow, create_workflow, load, verify_metadata, verify_net_in_out
 from monai.data import CacheDataset, Dataset
+from monai.fl.utils.constants import ModelType
 from monai.fl.utils.exchange_object import ExchangeObject
 from monai.transforms import AsDiscreted, Compose, CopyItemsd
 from PIL import Image
@@ -315,6 +316,8 @@ def test_the_cards_examples(copied: Path, phantoms: Path, tmp_path: Path, monkey
     assert (tmp_path / "bundle" / "eval" / "eye_vessels.png").is_file()
     algo = names["algo"]
     assert algo.trainer.state.max_epochs == 5
+    best = algo.model_filepaths[ModelType.BEST_MODEL]
+    assert best == str(tmp_path / "runs" / "site" / "local" / "model.pt"), "not the bundle's"
     schedule = algo.train_workflow.parser.get_parsed_content("lr_scheduler")
     assert schedule.lr_lambdas[0].__self__.t_total == 10 * 5 * len(algo.trainer.data_loader)
     metrics = algo.evaluate(ExchangeObject(weights=names["network"].state_dict())).metrics

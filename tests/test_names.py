@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from builders import touch
 
+from drive_seg.errors import DriveSegError
 from drive_seg.names import case_id, list_images, picture_name
 
 
@@ -46,3 +48,12 @@ def test_list_images(tmp_path: Path) -> None:
     (tmp_path / "i.png").symlink_to(tmp_path / "gone.png")
     assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.TIF", "e.nii", "f.NII.GZ", "h.dcm", "i.png"]
     assert list_images(tmp_path / "nothing") == []
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DriveSegError, match=f"^{tmp_path}: cannot be read \\(Permission denied\\)$"):
+        list_images(tmp_path)

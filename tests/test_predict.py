@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from builders import KINDS, outcomes, predict_command, results, times, wait_for
@@ -88,6 +89,35 @@ def test_what_was_corrected_by_hand_is_kept(
     assert f"{copy}: a result that was changed by hand" in capsys.readouterr().err
     segment_photographs(bundle, [folder / "0.png", folder / "1.png"], out, {**settings, "threshold": 0.4})
     assert list(out.glob("?_vessels_*.png")) == [copy], "what this project wrote itself is not kept"
+
+
+def test_what_was_corrected_in_an_editor_of_nifti_is_kept(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path
+) -> None:
+    out, values = tmp_path / "out", {**settings, "save_nifti": True}
+    segment_photographs(bundle, [folder / "0.png"], out, values)
+    corrected = nibabel.Nifti1Image(np.ones((141, 150, 1), np.uint8), np.eye(4))
+    nibabel.save(corrected, out / "0_vessels.nii.gz")
+    segment_photographs(bundle, [folder / "0.png"], out, values)
+    (copy,) = out.glob("0_vessels_*.nii.gz")
+    assert (np.asarray(nibabel.load(copy).dataobj) == 1).all()
+    assert not (np.asarray(nibabel.load(out / "0_vessels.nii.gz").dataobj) == 1).all()
+
+
+def test_without_a_journal_only_what_was_corrected_is_kept(
+    bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a copy of a folder, whose files are of another time, or where corrected masks were put beforehand."""
+    out, photographs = tmp_path / "out", [folder / "0.png", folder / "1.png"]
+    segment_photographs(bundle, photographs, out, settings)
+    (out / "progress_0.jsonl").unlink()
+    mask = np.full((150, 141), 255, np.uint8)
+    Image.fromarray(mask).save(out / "0_vessels.png")
+    capsys.readouterr()
+    segment_photographs(bundle, photographs, out, settings)
+    (copy,) = out.glob("?_vessels_*.png")
+    assert np.array_equal(np.asarray(Image.open(copy)), mask) and copy.name.startswith("0_")
+    assert capsys.readouterr().err.count("a result that was changed by hand") == 1
 
 
 def test_masks_alone(bundle: Path, folder: Path, settings: dict[str, object], tmp_path: Path) -> None:

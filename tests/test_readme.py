@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -47,13 +48,16 @@ def test_constraints_pin_every_dependency() -> None:
 def test_python_example(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (example,) = (block for language, block in BLOCKS if language == "python")
     monkeypatch.chdir(tmp_path)
-    save_png(make_phantom(0, 150, 141).image, tmp_path / "eye.jpg")
+    phantom = make_phantom(0, 150, 141)
+    save_png(phantom.image, tmp_path / "eye.jpg")
+    save_png(phantom.vessels.astype(np.uint8) * 255, tmp_path / "corrected" / "eye_vessels.png")
     names: dict[str, Any] = {}
     exec(compile(example, "README.md", "exec"), names)  # the README is ours
     result = names["result"]
     assert isinstance(result, Segmentation)
     assert result.mask.shape == result.probability.shape == result.fov.shape == (150, 141)
     assert "vessel_density_share" in names["measured"]
+    assert 0.05 < names["measures"]["vessel_density_share"] < 0.3
 
 
 @pytest.mark.slow

@@ -45,7 +45,9 @@ def photograph(tmp_path: Path) -> Path:
     return path
 
 
-def test_an_array_gives_what_its_file_gives(segment: Segmenter, photograph: Path) -> None:
+@pytest.mark.parametrize("diameter", [128, 230])
+def test_an_array_gives_what_its_file_gives(weights: Path, photograph: Path, diameter: int) -> None:
+    segment = drive_seg.load(weights, **{**SMALL, "fov_diameter": diameter})
     from_file = segment(photograph)
     from_array = segment(np.asarray(Image.open(photograph)))
     for name in ("mask", "probability", "fov"):
