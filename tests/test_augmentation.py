@@ -56,6 +56,13 @@ def test_random_but_repeatable(image: torch.Tensor) -> None:
     assert len({round(one.double().sum().item(), 6) for one in first}) > 5, "qualities differ"
 
 
+def test_the_worst_and_the_best_quality_are_drawn_too(image: torch.Tensor) -> None:
+    transform = RandJPEGd("image", quality=[20, 21], prob=1.0).set_random_state(0)
+    drawn = [transform({"image": image})["image"] for _ in range(20)]
+    of_each = [sum(torch.equal(one, compress(image, quality)) for one in drawn) for quality in (20, 21)]
+    assert min(of_each) > 0 and sum(of_each) == 20
+
+
 @pytest.mark.parametrize("quality", [[0, 50], [50, 20], [20, 100], [20]])
 def test_quality(quality: list[int]) -> None:
     with pytest.raises(DriveSegError, match="quality: expected the worst and the best"):

@@ -310,3 +310,43 @@ def test_a_bad_case_leaves_the_others_scored(tmp_path: Path) -> None:
     assert len((tmp_path / "second_observer.csv").read_text().splitlines()) == 3
     with pytest.raises(DriveSegError, match=r"1 of 3 cases could not be scored \(case1\)"):
         scores.raise_if_incomplete()
+
+
+def evaluated(tmp_path: Path, cases: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """Summary of cases that are scored without a network."""
+    scoring = shipped_scoring(surfaces=False, whole_image=False, **changes)
+    scores = CaseScores(str(tmp_path), scoring, shipped_bootstrap(samples=10), {}, {})
+    engine: Any = SimpleNamespace(state=SimpleNamespace(metrics={}))
+    about = {"section": "test", "fov_source": "estimated", "photograph": "none.tif"}
+    for case in cases:
+        engine.state.batch = [{**about, **case}]
+        engine.state.output = [{key: case[key] for key in ("pred", "probability")}]
+        scores.collect(engine)
+    scores.finish(engine)
+    return scores.summary
+
+
+def test_an_artery_or_a_vein_is_a_vessel(tmp_path: Path) -> None:
+    """0.3 + 0.3 is more than the background's 0.4 + 0.1, although no class is likelier than 0.3."""
+    vessels = torch.tensor([[[1, 2, 0, 0]]])
+    probability = torch.tensor([[[0.3, 0.3, 0.4, 0.4]], [[0.3, 0.3, 0.1, 0.1]]])
+    case = {"case_id": "a", "reference": vessels, "fov": torch.ones(1, 1, 4), "pred": vessels}
+    summary = evaluated(tmp_path, [{**case, "probability": probability}], num_classes=3)
+    figures = summary["rows"][0]["per_image"]
+    assert figures["roc_auc"]["mean"] == figures["average_precision"]["mean"] == 1
+    # Half of the pixels have 0.6 and are all vessels, half have 0.5 and none is.
+    assert figures["ece"]["mean"] == pytest.approx((0.4 + 0.5) / 2, abs=1e-4)
+
+
+@pytest.mark.parametrize(("ids", "told"), [
+    ([f"{number:02d}" for number in range(20)], False),
+    ([f"{number:02d}{side}" for number in range(10) for side in "LR"], True),
+])  # fmt: skip
+def test_few_persons_make_the_interval_too_narrow_however_many_photographs(
+    tmp_path: Path, ids: list[str], told: bool
+) -> None:
+    plane = torch.eye(4)[None]
+    case = {"reference": plane, "fov": torch.ones(1, 4, 4), "pred": plane, "probability": plane}
+    protocol = evaluated(tmp_path, [{**case, "case_id": case_id} for case_id in ids])["protocol"]
+    assert (protocol["cases"], protocol["persons"]) == (20, 10 if told else 20)
+    assert protocol["interval"].endswith("with so few persons it is too narrow") is told

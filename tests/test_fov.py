@@ -125,6 +125,30 @@ def test_what_is_no_circle_is_drawn_as_its_convex_hull() -> None:
     assert (ndimage.label(found)[1], ndimage.label(~found)[1]) == (1, 1)
 
 
+def lit(fov: np.ndarray) -> np.ndarray:
+    return np.where(fov[..., None], np.array([180, 90, 40]), 2).astype(np.uint8)
+
+
+def test_what_is_no_circle_is_in_its_place_at_full_resolution() -> None:
+    """The copy that is searched has pixels of 8: the ends of the hull are no more exact than that, its centre is."""
+    rows, columns = np.ogrid[:1500, :2000]
+    ellipse = ((rows - 700) / 550) ** 2 + ((columns - 980) / 880) ** 2 <= 1
+    found = estimate_fov(lit(ellipse))
+    assert np.abs(np.argwhere(found).mean(axis=0) - (700, 980)).max() < 1
+    assert overlap(found, ellipse) > 0.985
+
+
+def test_a_straight_cut_is_found_from_end_to_end() -> None:
+    """All of it says where it is, since in its middle a vessel of 50 pixels is as dark as what is cut off."""
+    rows, columns = np.ogrid[:1500, :2000]
+    beyond = np.cos(0.3) * (rows - 750) + np.sin(0.3) * (columns - 1000) - 600
+    along = np.cos(0.3) * (columns - 1000) - np.sin(0.3) * (rows - 750)
+    fov = disc(1500, 2000, 750, 1000, 700) & (beyond <= 0)
+    found = estimate_fov(lit(fov & ((np.abs(along) > 25) | (beyond < -80))))
+    # The cut is 2 · √(700² - 600²) = 721 long, so that a pixel of it is 721 of 1.5 million: 0.0005.
+    assert overlap(found, fov) > 0.999
+
+
 def test_mask_has_no_holes_and_no_islands() -> None:
     found = estimate_fov(photograph(CENTRED))
     assert ndimage.label(found)[1] == 1

@@ -153,6 +153,35 @@ def test_a_rough_border_has_no_branches() -> None:
     assert (found["branch_points"], found["end_points"]) == (1, 3)
 
 
+def test_what_is_left_of_a_twig_may_be_roughness_itself() -> None:
+    """A T on a vessel 20 pixels wide: its arms, shorter than it is thick, go first, and then its stem."""
+    vessels = np.zeros((SIZE, SIZE), bool)
+    vessels[140:160, 20:280] = True
+    vessels[137:140, 149:152] = vessels[132:137, 145:156] = True
+    found = measure_vessels(vessels, EVERYWHERE)
+    assert (found["branch_points"], found["end_points"]) == (0, 2)
+
+
+def test_the_calibre_is_not_measured_where_lines_cross() -> None:
+    vessels = np.zeros((SIZE, SIZE), bool)
+    vessels[150, 110:191] = vessels[110:191, 150] = True
+    found = measure_vessels(vessels, EVERYWHERE)
+    # Four arms of 40 pixels. From where they cross, the background is √2 away, which counts in the pixel beside it.
+    assert found["branch_points"] == 1
+    assert found["calibre_mean_px"] == pytest.approx(1.5 + 4 * (2 * math.sqrt(2) - 2) / 160)
+
+
+@pytest.mark.parametrize(("diameter", "bent"), [(300, True), (3000, False)])
+def test_waves_of_less_than_a_hundredth_of_the_diameter_are_roughness(diameter: int, bent: bool) -> None:
+    """A zigzag of 24 pixels: 8 % of 300 and 0.8 % of 3000."""
+    vessels = np.zeros((60, diameter), bool)
+    columns = np.arange(20, diameter - 20)
+    row = 26 + np.rint(np.abs(columns % 24 - 12) / 2).astype(int)
+    for line in (row - 1, row, row + 1):
+        vessels[line, columns] = True
+    assert (measure_vessels(vessels, np.ones_like(vessels))["tortuosity"] > 1.02) is bent
+
+
 def test_drawn_by_hand() -> None:
     vessels = np.zeros((SIZE, SIZE), bool)
     vessels[100, 50:151] = True
@@ -194,6 +223,12 @@ def test_pixels_outside_the_field_of_view_change_nothing() -> None:
     inside = measure_vessels(phantom.vessels & phantom.fov, phantom.fov)
     noise = np.random.default_rng(0).random(phantom.fov.shape) < 0.3
     same(measure_vessels(phantom.vessels | (noise & ~phantom.fov), phantom.fov), inside)
+
+
+def test_black_around_the_photograph_changes_nothing() -> None:
+    phantom = make_phantom(3, 200, 190)
+    larger = [np.pad(array, 150) for array in (phantom.vessels, phantom.fov)]
+    same(measure_vessels(*larger), measure_vessels(phantom.vessels, phantom.fov))
 
 
 def test_turned_and_mirrored_alike() -> None:

@@ -256,5 +256,8 @@ def test_counts_by_calibre() -> None:
     thin, wide = calibre_counts(Vessels(pred), Vessels(label), [5])
     assert thin == Confusion(35, 20, 35, 0)
     assert (wide.true_positives, wide.false_positives, wide.false_negatives) == (9 * 70, 0, 0)
+    # At 1.5 and 9.5, what the thin and the wide vessel measure, the next class begins.
+    found, all_drawn = calibre_counts(Vessels(pred), Vessels(label), [1.5, 9.5])[1:]
+    assert (found, all_drawn) == (thin, wide)
     nothing = Vessels(np.zeros_like(label))
     assert calibre_counts(nothing, nothing, [5]) == [Confusion(0, 0, 0, 0)] * 2

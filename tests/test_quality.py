@@ -174,8 +174,9 @@ def test_limits_by_hand() -> None:
     for level, dark in ((40, False), (10, True)):
         photograph = np.clip(noise + level, 0, 255).astype(np.uint8).repeat(3, axis=2)
         assert (TOO_DARK in problems(photograph, fov, mask)) is dark
-    photograph[:60] = 255  # 10 % burnt
+    photograph[:30], photograph[30:60] = 255, 250  # 10 % burnt
     assert TOO_BRIGHT in problems(photograph, fov, mask)
+    assert quality_figures(photograph, fov, mask)["burnt_share"] == pytest.approx(0.1, abs=0.005)
     assert TOO_BRIGHT not in problems(photograph, fov, mask, replace(CHECK, burnt_share=0.11))
     assert FEW_VESSELS not in problems(photograph, fov, mask)
     assert FEW_VESSELS in problems(photograph, fov, mask, replace(CHECK, smallest_vessel_share=0.021))
@@ -188,7 +189,10 @@ def test_only_the_eye_counts_not_the_camera() -> None:
     of_large = sharpness(large.image, large.fov)
     halved = np.asarray(Image.fromarray(large.image).resize((700, 700), Image.Resampling.BOX))
     assert sharpness(halved, small.fov) == pytest.approx(of_large, rel=0.05)
-    assert sharpness(brightened(large.image, 0.5), large.fov) == pytest.approx(of_large, rel=0.05)
+    half = brightened(large.image, 0.5)
+    assert sharpness(half, large.fov) == pytest.approx(of_large, rel=0.05)
+    contrasts = [quality_figures(image, large.fov, large.fov)["contrast"] for image in (half, large.image)]
+    assert contrasts[0] == pytest.approx(contrasts[1], rel=0.05)
     values = [sharpness(blurred(large.image, share * 1400), large.fov) for share in (0.002, 0.004, 0.008)]
     assert of_large > values[0] > values[1] > values[2]
 

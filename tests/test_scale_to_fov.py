@@ -212,6 +212,17 @@ class TestScaleToFOV:
         for other in (*mirrored, *moved):
             assert np.abs(other - case["image"].numpy())[:, fov].mean() > 1.3 * difference
 
+    def test_the_way_back_interpolates_all_but_class_values(self) -> None:
+        """80 columns, rising by 1 each, become 20 and 80 again; a step that is a class value stays one."""
+        case = boxed_case()
+        case["image"] = tensor(np.broadcast_to(np.arange(100, dtype=np.float32), (1, 70, 100)).copy())
+        case["label"] = tensor((np.arange(100) >= 45) * np.ones((1, 70, 1), np.uint8) * 255)
+        transform = ScaleToFOVd(["image", "label"], 20, nearest=[False, True])
+        back = transform.inverse(transform(case))
+        inner = (slice(None), slice(10, 50), slice(9, 81))  # without the ends of the slope, where nothing follows
+        torch.testing.assert_close(back["image"][inner].as_tensor(), case["image"][inner].as_tensor(), atol=0.3, rtol=0)
+        assert set(back["label"].unique().tolist()) == {0, 255}
+
     @pytest.mark.parametrize(("diameter", "dice"), [(None, 1.0), (61, 0.75), (230, 0.95)])
     def test_inverted_as_the_bundle_does(self, diameter: int | None, dice: float) -> None:
         preprocessing = Compose([

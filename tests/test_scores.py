@@ -81,6 +81,32 @@ def test_whole_image_counts_all_pixels_and_predicts_nothing_outside() -> None:
     assert scores[SECOND_OBSERVER][WHOLE].figures(15)["dice"] == pytest.approx(expected)
 
 
+def test_the_prediction_against_the_second_observer_by_hand() -> None:
+    probability = np.array([[0.9, 0.7, 0.6, 0.1, 0.2]])
+    pred, second = probability >= 0.5, np.array([[1, 0, 0, 0, 1]])
+    scoring = shipped_scoring(surfaces=False, against_second=True)
+    scores = scored("1", pred, pred, np.ones_like(pred), probability, second, scoring=scoring).scores
+    figures = scores[AGAINST_SECOND][FOV].figures(15)
+    # One of three predicted pixels is the observer's, one of the observer's two is predicted.
+    assert (figures["precision"], figures["sensitivity"]) == (1 / 3, 1 / 2)
+    # The observer's pixel at 0.9 is above all three others, the one at 0.2 above one.
+    assert figures["roc_auc"] == pytest.approx(4 / 6) and "roc_auc" not in scores[SECOND_OBSERVER][FOV].figures(15)
+
+
+def test_a_vessel_beyond_the_field_of_view_is_missing_on_the_whole_image() -> None:
+    label, fov = np.array([[1, 1, 0, 1]]), np.array([[1, 1, 1, 0]])
+    scores = scored("1", label, label, fov, scoring=shipped_scoring(surfaces=False)).scores[PREDICTION]
+    assert [scores[region].figures(15)["betti0_error"] for region in (FOV, WHOLE)] == [0, 1]
+
+
+def test_calibres_are_shares_of_the_field_of_view_and_not_of_the_picture() -> None:
+    """A tenth is 2 of 20 pixels, less than the vessel's 3, and not 10 of 100."""
+    fov, vessel = np.zeros((2, 100, 100), bool)
+    fov[40:60, 40:60] = vessel[48:51] = True
+    result = scored("1", vessel, vessel, fov, scoring=shipped_scoring(surfaces=False, calibre_edges=[0.1]))
+    assert [counts.true_positives for counts in result.scores[PREDICTION][FOV].calibres] == [0, 3 * 20]
+
+
 def test_what_is_left_out_on_request() -> None:
     case = arrays()
     scores = scored("1", **case, scoring=shipped_scoring(surfaces=False, whole_image=False)).scores
@@ -162,10 +188,11 @@ def test_vessels_of_unknown_class_are_vessels_only() -> None:
     assert figures["dice"] == pytest.approx(2 * 5 / (5 + 6)) and figures["class_accuracy"] == pytest.approx(2 / 3)
     assert figures["precision_class_1"] == 1 and figures["precision_class_2"] == 1 / 2
     assert np.flatnonzero(result.mask("pred_class")).tolist() == [5]
-    # A reference without any known class says nothing of classes.
-    unknown = scored("a", pred, np.full_like(label, 255), np.ones_like(label), scoring=scoring)
+    # A reference without any known class says nothing of classes, not even beside its vessels.
+    label = np.array([[255, 255, 255, 0, 255, 0]], np.uint8)
+    unknown = scored("a", pred, label, np.ones_like(label), scoring=scoring)
     figures = unknown.scores[PREDICTION][FOV].figures(15)
-    assert figures["dice"] == pytest.approx(2 * 5 / (5 + 6)) and math.isnan(figures["precision_class_1"])
+    assert figures["dice"] == pytest.approx(2 * 4 / (5 + 4)) and math.isnan(figures["precision_class_2"])
 
 
 def test_figures_of_classes_of_a_second_observer_and_pooled() -> None:
@@ -213,9 +240,19 @@ def test_both_eyes_of_a_person_are_one_in_the_interval() -> None:
     results = [scored(name, **case) for name in ("01L", "01R")]
     row = summarise(results, shipped_scoring(), shipped_bootstrap())[0]
     assert row["cases"] == 2 and all(map(math.isnan, row["per_image"]["dice"]["ci"]))
+    for calibre in row["calibres"]:
+        assert all(math.isnan(end) for name in ("dice", "sensitivity") for end in calibre[name]["ci"])
     results.append(scored("02L", **case))
     row = summarise(results, shipped_scoring(), shipped_bootstrap())[0]
     assert row["per_image"]["dice"]["ci"] == pytest.approx([row["per_image"]["dice"]["mean"]] * 2)
+
+
+def test_a_case_without_a_figure_leaves_the_others_their_persons() -> None:
+    results = [scored(name, **arrays(seed)) for seed, name in enumerate(("01L", "01R", "02L"))]
+    results[0] = scored("01L", **{**arrays(), "label": np.zeros(SIZE, bool)})
+    spread = summarise(results, shipped_scoring(), shipped_bootstrap())[0]["per_image"]["dice"]
+    dice = sorted(result.scores[PREDICTION][FOV].figures(15)["dice"] for result in results[1:])
+    assert spread["defined"] == 2 and spread["ci"] == pytest.approx(dice), "of two persons, either may be drawn twice"
 
 
 def test_a_mean_says_over_how_many_cases() -> None:

@@ -106,6 +106,18 @@ def test_the_threshold_is_chosen_inside_the_field_of_view(tmp_path: Path) -> Non
     assert 0.1 < choice.choice["threshold"] <= 0.6 and choice.choice["dice"] == 1
 
 
+def test_an_artery_or_a_vein_is_above_the_threshold_as_a_vessel(tmp_path: Path) -> None:
+    """The vessel, 0.3 + 0.3, and the background, 0.4 + 0.1, are told apart by any threshold from 0.51 to 0.6."""
+    choice = ThresholdChoice(str(tmp_path / "threshold.json"), "data", "validation", [], steps=100)
+    engine = Engine(lambda engine, batch: None)
+    label, fov = torch.tensor([[[1, 0]]]), torch.ones(1, 1, 2)
+    engine.state.batch = [{"case_id": "21", "section": "validation", "reference": label, "fov": fov}]
+    engine.state.output = [{"probability": torch.tensor([[[0.3, 0.4]], [[0.3, 0.1]]])}]
+    choice.collect(engine)
+    choice.finish(engine)
+    assert 0.5 < choice.choice["threshold"] <= 0.6 and choice.choice["dice"] == 1
+
+
 def test_best_threshold_by_hand() -> None:
     # Vessels at 0.7 and 0.6, background at 0.65 and 0.1: from 0.11 to 0.60 Dice is 4 / 5, above at most 2 / 3.
     probability, label = np.array([[0.7, 0.6, 0.65, 0.1]]), np.array([[True, True, False, False]])

@@ -246,8 +246,9 @@ class TestNormalize:
         assert not torch.equal(image, other)
         assert torch.equal(normalize_in_fov(image, inside), normalize_in_fov(other, inside))
 
-    def test_a_constant_channel_becomes_0(self) -> None:
-        image = torch.stack([torch.full((5, 5), 117.0), torch.arange(25.0).reshape(5, 5)])
+    @pytest.mark.parametrize("constant", [117.0, 0.1])  # the mean of the latter is rounded
+    def test_a_constant_channel_becomes_0(self, constant: float) -> None:
+        image = torch.stack([torch.full((5, 5), constant), torch.arange(25.0).reshape(5, 5)])
         fov = torch.ones(1, 5, 5)
         fov[0, 0, 0] = 0
         image[0, 0, 0] = 3
