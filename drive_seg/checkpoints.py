@@ -19,7 +19,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from drive_seg.distributed import same_for_all
+from drive_seg.distributed import gather, same_for_all
 from drive_seg.errors import DriveSegError, first_line
 from drive_seg.files import replacing, sha256
 from drive_seg.learnt_cases import LearntCases, listed
@@ -206,7 +206,9 @@ class PretrainedWeights:
             DriveSegError: if the file is missing, its weights do not fit the network, the network has no layer named
                 output to keep, or processes have different weights.
         """
-        if self.path is None or engine.state.epoch > 0 or (self.resume and self.state.exists()):
+        if self.path is None or engine.state.epoch > 0:
+            return
+        if any(gather(self.resume and self.state.exists())):  # if not for all, TrainingState will say so
             return
         weights = self.network.state_dict()
         own = {name: weights[name] for name in weights if self.new_output_layer and name.startswith("output.")}

@@ -17,7 +17,7 @@ from drive_seg import __version__
 from drive_seg.arguments import expanded, with_flags
 from drive_seg.configs import bundle_root as shipped_bundle
 from drive_seg.configs import overlays, parse_overrides, path_value, split_overrides
-from drive_seg.errors import CommonError, user_error
+from drive_seg.errors import CommonError, first_cause, user_error
 
 app = typer.Typer(
     help="Segment the vessels in colour fundus photographs.",
@@ -353,7 +353,9 @@ def main(arguments: list[str] | None = None) -> None:
             typer.echo("drive-seg: stopped", err=True)
         raise
     except Exception as error:
-        mendable = user_error(error)
+        mendable, cause = user_error(error), first_cause(error)
+        if not debug and mendable is None and isinstance(cause, PermissionError) and cause.filename is not None:
+            sys.exit(f"drive-seg: {cause.filename}: cannot be read or written ({cause.strerror})")
         if debug or mendable is None:
             raise
         if isinstance(mendable, CommonError) and not _speaks():

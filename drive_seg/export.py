@@ -158,7 +158,7 @@ def _to_torchscript(network: UNet, path: Path, config: str, metadata: str) -> Co
     # writes a module's constants in the order of a set of strings: the bytes would differ every time.
     done = subprocess.run(
         [sys.executable, "-m", "monai.bundle", "ckpt_export", "--args_file", str(arguments)],
-        env={**os.environ, "PYTHONHASHSEED": "0"},
+        env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"},  # another monai may lie in the working folder
         capture_output=True,
         text=True,
     )

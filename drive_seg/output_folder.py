@@ -146,7 +146,7 @@ class OutputFolder:
         found: dict[str, Case] = {}
         for entry in self._outcomes():
             name, photograph = entry["case_id"], entry["photograph"]
-            if name not in names and photograph not in photographs and Path(photograph).exists():
+            if name not in names and photograph not in photographs and _exists(Path(photograph), if_unknown=False):
                 mask = {"fov": entry["fov"][0]} if entry.get("fov") else {}
                 found[name] = {"case_id": name, "image": photograph, **mask}
         return list(found.values())
@@ -162,7 +162,7 @@ class OutputFolder:
             name, photograph = alike(entry["case_id"]), Path(entry["photograph"])
             if name not in wanted or "failed" in entry or not self._has(entry):
                 continue
-            if photograph.exists() and not _same_file(photograph, Path(wanted[name])):
+            if _exists(photograph, if_unknown=True) and not _same_file(photograph, Path(wanted[name])):
                 raise DriveSegError(
                     f"{self.path}: {entry['case_id']} is of {photograph}, whose results those of {wanted[name]} would "
                     "replace; expected another output folder"
@@ -221,6 +221,13 @@ def _is_of(entry: Entry, identity: Entry) -> bool:
     if before is None or now is None:
         return before is now
     return before[0] == now[0] and _same_stamp(before[1:], now[1:])
+
+
+def _exists(path: Path, if_unknown: bool) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # on a share that is not connected, say, or in somebody's folder
+        return if_unknown
 
 
 def _same_file(one: Path, other: Path) -> bool:

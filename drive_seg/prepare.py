@@ -26,7 +26,7 @@ from drive_seg.data import DATASET_JSON, FIRST_MANUAL, Case, write_dataset_json
 from drive_seg.errors import DriveSegError
 from drive_seg.files import replacing
 from drive_seg.fov import estimate_fov
-from drive_seg.rasters import grey_levels
+from drive_seg.rasters import FORMATS, grey_levels
 
 LABELS = {"0": "background", "1": "vessel"}
 
@@ -349,7 +349,7 @@ def _write_case(
 def _open(path: Path, content: bytes, size: tuple[int, int]) -> Image.Image:
     """The decoded picture; its size is checked first, which is cheap and bounds the memory."""
     try:
-        picture = Image.open(io.BytesIO(content))
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
         if picture.size != size:
             raise DriveSegError(f"{path}: expected {_size(size)} pixels, got {_size(picture.size)}")
         picture.load()

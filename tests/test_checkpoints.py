@@ -20,6 +20,7 @@ from ignite.metrics import Average
 from monai.engines import SupervisedEvaluator
 from running import another_in_the_second_process
 
+from drive_seg import checkpoints
 from drive_seg.checkpoints import (
     BestModelSaver,
     PretrainedWeights,
@@ -312,6 +313,16 @@ def test_what_a_training_starts_from(tmp_path: Path, path: str | None, resume: b
     network.load_state_dict(small(seed=3).state_dict())
     engine.run([0], max_epochs=2)
     assert same_weights(network, small(seed=3)), "loaded again in a later round"
+
+
+def test_a_state_that_only_another_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None loads the weights then, so that all come to what refuses this state together."""
+    save_checkpoint(small(seed=1).state_dict(), tmp_path / "model.pt")
+    monkeypatch.setattr(checkpoints, "gather", lambda mine: [mine, True])
+    network, engine = small(seed=2), Engine(lambda engine, batch: None)
+    PretrainedWeights(network, str(tmp_path / "model.pt"), str(tmp_path / "last.pt"), resume=True).attach(engine)
+    engine.run([0], max_epochs=1)
+    assert same_weights(network, small(seed=2))
 
 
 def test_pretrained_weights_that_do_not_fit(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -98,6 +99,15 @@ def test_debug_shows_the_traceback(arguments: list[str], capsys: pytest.CaptureF
         main(arguments)
     without = [argument for argument in arguments if argument != "--debug"]
     assert refused(without, capsys) == f"drive-seg: {raised.value}"
+
+
+def test_what_may_not_be_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder / "summary.json"))
+
+    monkeypatch.setattr("drive_seg.compare.read_summary", refuse)
+    message = refused(["compare", "locked", "other"], capsys)
+    assert message == f"drive-seg: {Path('locked') / 'summary.json'}: cannot be read or written (Permission denied)"
 
 
 @pytest.mark.parametrize(("given", "meant"), [

@@ -123,9 +123,13 @@ def test_no_paths_of_the_machine_inside(exported: Path, name: str) -> None:
         assert str(path).encode() not in content
 
 
-def test_torchscript_is_the_same_every_time(exported: Path, weights: Path, bundle: Path, tmp_path: Path) -> None:
+def test_torchscript_is_the_same_every_time(
+    exported: Path, weights: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Types get other names in a process that has compiled other networks before.
     torch.jit.script(UNet(base_channels=2, depth=2))
+    (tmp_path / "monai.py").write_text("raise RuntimeError('another')\n")
+    monkeypatch.chdir(tmp_path)
     (again,) = export_network(bundle, tmp_path, {"checkpoint": str(weights), **SMALL}, ["torchscript"])
     assert again.path.read_bytes() == (exported / "model.ts").read_bytes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import unicodedata
@@ -226,7 +227,8 @@ def test_times_that_a_share_rounds(
     assert listed(out) == ["0.png"] and "1 of 1 are done already" in capsys.readouterr().err
     change_times(4)
     segment_photographs(bundle, [folder / "0.png"], out, settings)
-    assert "0_vessels_" in capsys.readouterr().err, "somebody has written it later"
+    assert "done already" not in capsys.readouterr().err, "somebody has written it later"
+    assert not list(out.glob("0_vessels_*")), "the same, as it turns out"
 
 
 def test_times_of_photographs_that_a_share_rounds(tmp_path: Path) -> None:
@@ -257,6 +259,27 @@ def test_times_of_photographs_that_a_share_rounds(tmp_path: Path) -> None:
         os.utime(path, ns=(0, 11_900_000_000))
     del case["fov"]
     assert known() == (False, False), "its field of view is estimated now"
+
+
+def test_photographs_on_a_share_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "share" / "1.png", tmp_path / "2.png", tmp_path / "out" / "1_vessels.png")
+    case = {"case_id": "1", "image": str(tmp_path / "share" / "1.png")}
+    folder = OutputFolder(tmp_path / "out", "settings")
+    status = (tmp_path / "out" / "1_vessels.png").stat()
+    stamps = {"1_vessels.png": [status.st_size, status.st_mtime_ns]}
+    folder.journal(0).add({**folder.identity(case), "saved": {"vessels": "1_vessels.png"}, "stamps": stamps})
+    exists = Path.exists
+
+    def disconnected(path: Path) -> bool:
+        if "share" in path.parts:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", disconnected)
+    assert OutputFolder(tmp_path / "out", "settings").other_cases([]) == []
+    namesake = {"case_id": "1", "image": str(tmp_path / "2.png")}
+    with pytest.raises(DriveSegError, match=r"1 is of .*share/1\.png, whose results those of .*2\.png would replace"):
+        OutputFolder(tmp_path / "out", "settings").refuse_to_replace([namesake])
 
 
 def test_a_folder_grows_as_long_as_a_process_works(tmp_path: Path) -> None:

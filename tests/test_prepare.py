@@ -186,6 +186,15 @@ def test_truncated_photograph(source: Path, tmp_path: Path) -> None:
         prepare(SMALL["chase_db1"], source, tmp_path / "out")
 
 
+def test_a_format_whose_reader_starts_another_program(source: Path, tmp_path: Path) -> None:
+    postscript = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 {SIZE[0]} {SIZE[1]}\n%%EndComments\nshowpage\n"
+    (source / "Image_03L.jpg").write_text(postscript)
+    with Image.open(source / "Image_03L.jpg") as picture:
+        assert picture.format == "EPS" and picture.size == SIZE, "Pillow would start Ghostscript to load it"
+    with pytest.raises(DriveSegError, match=r"Image_03L\.jpg: cannot be read as a picture"):
+        prepare(SMALL["chase_db1"], source, tmp_path / "out")
+
+
 def test_dark_photograph(source: Path, tmp_path: Path) -> None:
     Image.new("RGB", SIZE).save(source / "Image_03L.jpg")
     with pytest.raises(DriveSegError, match=r"Image_03L\.jpg: no field of view found"):
