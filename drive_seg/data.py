@@ -230,7 +230,8 @@ def _read_drive_section(folder: Path) -> list[Case]:
         return []
     partner_dirs = (p for p in folder.iterdir() if p.is_dir() and p.name != "images" and not p.name.startswith("."))
     for partner_dir in sorted(partner_dirs):
-        partners = by_case(list_images(partner_dir))
+        # also as predict writes them: masks that were corrected by hand, to learn from
+        partners = by_case(list_images(partner_dir), "_fov" if partner_dir.name == "mask" else "_vessels")
         if not partners:
             continue
         for known in (FIRST_MANUAL, SECOND_MANUAL, "mask"):

@@ -78,15 +78,22 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
         raise DriveSegError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from error
 
 
-def by_case(paths: Sequence[Path]) -> dict[str, Path]:
+def by_case(paths: Sequence[Path], ending: str = "") -> dict[str, Path]:
     """Files by case id.
+
+    Args:
+        paths: the files.
+        ending: an end of their names that is not part of the id either, such as ``_vessels`` of masks as ``drive-seg
+            predict`` writes them.
 
     Raises:
         DriveSegError: if two files are of one case.
     """
     found: dict[str, Path] = {}
     for path in paths:
-        key = case_id(path)
+        key, name = case_id(path), picture_name(path)
+        if ending and name.endswith(ending) and name != ending:
+            key = case_id(f"{name.removesuffix(ending)}.png")
         if key in found:
             raise DriveSegError(f"{found[key]} and {path} are both of case {key}, expected one file a case")
         found[key] = path

@@ -85,6 +85,18 @@ def test_without_a_second_observer_there_is_no_such_key(tmp_path: Path) -> None:
     assert all(set(case) == {"case_id", "image", "label", "fov"} for case in load_datalist(tmp_path, "test", OBSERVERS))
 
 
+def test_masks_as_predict_writes_them(tmp_path: Path) -> None:
+    names = ("21_training", "eye.v2")
+    touch(*(tmp_path / "training" / "images" / f"{name}.tif" for name in names))
+    touch(*(tmp_path / "training" / "1st_manual" / f"{name}_vessels.png" for name in names))
+    touch(*(tmp_path / "training" / "mask" / f"{name}_fov.png" for name in names))
+    cases = load_datalist(tmp_path, "training", validation_every=None)
+    assert [(case["case_id"], Path(case["label"]).name, Path(case["fov"]).name) for case in cases] == [
+        ("21", "21_training_vessels.png", "21_training_fov.png"),
+        ("eye.v2", "eye.v2_vessels.png", "eye.v2_fov.png"),
+    ]
+
+
 def test_an_empty_folder_is_as_good_as_none(small: Path) -> None:
     shutil.rmtree(small / "test" / "2nd_manual")
     (small / "test" / "2nd_manual").mkdir()
