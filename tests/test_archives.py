@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import shutil
 import stat
@@ -181,3 +182,13 @@ def test_archives_depend_on_contents_only(tmp_path: Path) -> None:
     (tmp_path / "file").chmod(0o600)
     write_archive(tmp_path / "b.zip", {"a": b"one", "b": b"two"})
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+def test_a_file_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drive_seg.archives, "MAX_FILE_BYTES", 1000)
+    for size in (1000, 1001):
+        (tmp_path / "im0001.ppm.gz").write_bytes(gzip.compress(bytes(size)))
+        if size == 1000:
+            assert drive_seg.archives.read_file(tmp_path / "im0001.ppm.gz") == bytes(size)
+    with pytest.raises(DriveSegError, match=r"im0001\.ppm\.gz: refused, it unpacks to more than 1000 bytes"):
+        drive_seg.archives.read_file(tmp_path / "im0001.ppm.gz")

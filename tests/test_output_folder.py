@@ -261,6 +261,17 @@ def test_times_of_photographs_that_a_share_rounds(tmp_path: Path) -> None:
     assert known() == (False, False), "its field of view is estimated now"
 
 
+def test_a_success_counts_whichever_process_failed(tmp_path: Path) -> None:
+    """Journals have no common order, and a later run may give a photograph to another process."""
+    touch(tmp_path / "0.png", tmp_path / "0_vessels.png")
+    case, folder = {"case_id": "0", "image": str(tmp_path / "0.png")}, OutputFolder(tmp_path, "settings")
+    status = (tmp_path / "0_vessels.png").stat()
+    done = {"saved": {"vessels": "0_vessels.png"}, "stamps": {"0_vessels.png": [status.st_size, status.st_mtime_ns]}}
+    folder.journal(0).add({**folder.identity(case), **done})
+    folder.journal(1).add({**folder.identity(case), "failed": "why"})
+    assert "failed" not in OutputFolder(tmp_path, "settings").latest([case])["0"]
+
+
 def test_photographs_on_a_share_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path / "share" / "1.png", tmp_path / "2.png", tmp_path / "out" / "1_vessels.png")
     case = {"case_id": "1", "image": str(tmp_path / "share" / "1.png")}
