@@ -44,11 +44,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             must not be replaced.
     """
     path = Path(path)
-    # /dev/stdout is a link, which may lead to a file
-    if (path.exists() and not (path.is_file() or path.is_dir())) or path.absolute().parent == Path("/dev"):
-        raise DriveSegError(f"{path}: is a device or a pipe, expected a file")
     temporary: Path | None = None
     try:
+        # /dev/stdout is a link, which may lead to a file
+        if (path.exists() and not (path.is_file() or path.is_dir())) or path.absolute().parent == Path("/dev"):
+            raise DriveSegError(f"{path}: is a device or a pipe, expected a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         candidate = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
         candidate.touch(mode=0o666, exist_ok=False)  # minus the user's umask

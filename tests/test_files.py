@@ -105,6 +105,12 @@ def test_a_device_or_a_pipe_stays_what_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "pipe").is_fifo() and names(tmp_path) == ["link", "pipe"]
 
 
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(DriveSegError, match=r"x\.txt: cannot be written \("):
+        write_text(tmp_path / f"{'x' * 300}.txt", "")
+    assert names(tmp_path) == []
+
+
 def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "file.txt").mkdir()
     with pytest.raises(DriveSegError, match=r"file\.txt: cannot be written \("):
